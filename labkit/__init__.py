@@ -1,0 +1,1 @@
+"""What runs the labs: the board, check, trace, fetch and the tour."""

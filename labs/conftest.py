@@ -1,0 +1,38 @@
+"""Which file the tests grade: LAB_IMPL is ``solution`` (the default), ``starter`` or the path of a .py file."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+
+from labkit.labs import Lab, LabError, chosen_implementation, load_implementation
+
+
+def graded_file(folder: object) -> str:
+    """How the report names the file that is graded."""
+    return f"{folder}/{chosen_implementation()}.py" if chosen_implementation() in ("solution", "starter") else chosen_implementation()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    choice = chosen_implementation()
+    if choice not in ("solution", "starter"):
+        try:
+            Lab.read(next(config.rootpath.glob("labs/*/lab.toml")).parent).implementation(choice)
+        except LabError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header() -> list[str]:
+    against = "the real vLLM, live" if importlib.util.find_spec("vllm") else "traces recorded earlier (vLLM is not installed here)"
+    return [f"grading: {graded_file('labs/*')}  (LAB_IMPL={chosen_implementation()})", f"lab 02 is held against: {against}"]
+
+
+@pytest.fixture(scope="module")
+def lab(request: pytest.FixtureRequest) -> ModuleType:
+    """The implementation under test, as a module."""
+    try:
+        return load_implementation(Lab.read(request.path.parent).implementation(chosen_implementation()))
+    except LabError as error:
+        pytest.fail(str(error), pytrace=False)

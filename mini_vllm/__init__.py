@@ -1,0 +1,1 @@
+"""A small real LLM engine, made to be read: one contract, paged KV, continuous batching."""
