@@ -57,9 +57,7 @@ class Lab:
     def read(cls, folder: Path) -> Lab:
         """The lab that ``folder``/lab.toml describes."""
         data = tomllib.loads((folder / "lab.toml").read_text())
-        tasks = tuple(
-            Task(t["name"], t["title"], t["points"], tuple(t["tests"]), tuple(t["hints"])) for t in data.pop("tasks")
-        )
+        tasks = tuple(Task(t["name"], t["title"], t["points"], tuple(t["tests"]), tuple(t["hints"])) for t in data.pop("tasks"))
         return cls(folder, data["number"], data["title"], data["order"], tuple(data["tags"]), tasks)
 
     @property
@@ -131,7 +129,9 @@ def load_implementation(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise LabError(f"{path.name} line {error.lineno} is not Python yet: {error.msg}; mend that line, then check again") from error
+        raise LabError(
+            f"{path.name} line {error.lineno} is not Python yet: {error.msg}; mend that line, then check again"
+        ) from error
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         raise LabError(

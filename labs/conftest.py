@@ -12,7 +12,11 @@ from labkit.labs import Lab, LabError, chosen_implementation, load_implementatio
 
 def graded_file(folder: object) -> str:
     """How the report names the file that is graded."""
-    return f"{folder}/{chosen_implementation()}.py" if chosen_implementation() in ("solution", "starter") else chosen_implementation()
+    return (
+        f"{folder}/{chosen_implementation()}.py"
+        if chosen_implementation() in ("solution", "starter")
+        else chosen_implementation()
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,7 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    against = "the real vLLM, live" if importlib.util.find_spec("vllm") else "traces recorded earlier (vLLM is not installed here)"
+    against = (
+        "the real vLLM, live" if importlib.util.find_spec("vllm") else "traces recorded earlier (vLLM is not installed here)"
+    )
     return [f"grading: {graded_file('labs/*')}  (LAB_IMPL={chosen_implementation()})", f"lab 02 is held against: {against}"]
 
 

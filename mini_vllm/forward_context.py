@@ -1,0 +1,96 @@
+"""What a step needs to know beside its tokens: which slots hold whose keys and values. Models without attention never meet it.
+
+request      a, 3 tokens so far in this step's chunk    b, one decode
+tokens       a5  a6  a7                                 b9
+row            0   1   2                                  3
+query_start    0                                          3     4 (the end)
+last_tokens            2                                  3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """The KV tensors of one engine, a pair per attention layer, made when the layer first asks for them.
+
+    A block id times the block size, plus the offset inside the block, is a slot; every layer's tensors have the same slots.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._layers: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def layer(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The key and the value tensor of one layer.
+
+        Args:
+            name: the layer's name, unique in its model.
+            like: (T, K, D), keys as the layer makes them: heads, head size, dtype and device are taken from it.
+
+        Returns:
+            Two tensors of shape (num_slots, K, D). Memory that no token was written to is never touched.
+        """
+        if name not in self._layers:
+            shape = (self.num_slots, *like.shape[1:])
+            self._layers[name] = (like.new_empty(shape), like.new_empty(shape))
+        return self._layers[name]
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """One step, as attention and the LM head see it.
+
+    Attributes:
+        kv_cache: the engine's KV tensors.
+        query_start: S + 1 numbers: the tokens of request s are rows query_start[s] to query_start[s + 1].
+        write_slots: int64 of shape (T,): where each token's key and value are written.
+        read_slots: S tensors, int64 of shape (L,): where all of a request's keys and values live, by position, those of this
+            step included.
+        last_tokens: int64 of shape (S,): the row of each request's last token.
+    """
+
+    kv_cache: KVCache
+    query_start: tuple[int, ...]
+    write_slots: Tensor
+    read_slots: tuple[Tensor, ...]
+    last_tokens: Tensor
+
+
+_current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)
+
+
+@contextmanager
+def set_forward_context(context: ForwardContext) -> Iterator[None]:
+    """Makes ``context`` what the layers see, for one model call.
+
+    Raises:
+        RuntimeError: a step is already under way; one step runs at a time.
+    """
+    if _current.get() is not None:
+        raise RuntimeError("a forward context is already set: one step must end before the next begins")
+    token = _current.set(context)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        _current.reset(token)
+
+
+def get_forward_context() -> ForwardContext:
+    """The step under way.
+
+    Raises:
+        RuntimeError: there is none: the model was called outside the engine.
+    """
+    context = _current.get()
+    if context is None:
+        raise RuntimeError("no forward context: attention needs the engine's KV slots, so run the model through LLM or LLMEngine")
+    return context

@@ -1,0 +1,29 @@
+"""The two ends of a model: tokens to vectors, vectors to logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mini_vllm.forward_context import get_forward_context
+
+
+class VocabParallelEmbedding(nn.Module):
+    """A row of ``weight`` (V, H) per token; named after the dimension vLLM cuts for tensor parallelism."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size), requires_grad=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 of shape (T,) to (T, H)."""
+        return F.embedding(tokens, self.weight)
+
+
+class ParallelLMHead(VocabParallelEmbedding):
+    """Hidden states to logits, for the rows that will be sampled only: a prefill never pays the vocabulary for every token."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(T, H) to (S, V): the last token of each request of the step."""
+        return F.linear(hidden[get_forward_context().last_tokens], self.weight)

@@ -1,0 +1,113 @@
+"""A Hugging Face directory, read lazily: config.json and safetensors, in one file or many. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class CheckpointError(Exception):
+    """A directory that cannot be served; the message names the file and what to do next."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"there is no {path.name} in {path.parent}; give a directory with config.json and safetensors"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); fetch the checkpoint again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, not an object; fetch the checkpoint again")
+    return data
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of a directory by name; a tensor's bytes are read when it is asked for.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or not safetensors; raised when the checkpoint is opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open = {file: self._open_file(file) for file in sorted(set(self._files.values()) or {SINGLE})}
+        if not self._files:
+            self._files.update(dict.fromkeys(self._open[SINGLE].keys(), SINGLE))
+        for name, file in self._files.items():
+            if name not in self._names_in[file]:
+                raise CheckpointError(f"{INDEX} places {name} in {file}, which does not hold it; fetch the checkpoint again")
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._open[self._files[name]].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the file's header alone."""
+        return tuple(self._open[self._files[name]].get_slice(name).get_shape())
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """Tensor name -> file name, from the index; empty when there is none."""
+        if not (self.folder / INDEX).exists():
+            return {}
+        files = read_json(self.folder / INDEX).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
+            raise CheckpointError(f"{self.folder / INDEX} has no weight_map of tensor names to file names in this folder")
+        return files
+
+    @cached_property
+    def _names_in(self) -> dict[str, set[str]]:
+        return {file: set(handle.keys()) for file, handle in self._open.items()}
+
+    def _open_file(self, file: str) -> Any:
+        path = self.folder / file
+        try:
+            return safe_open(path, framework="pt")
+        except FileNotFoundError:
+            named = f"{INDEX} names {file}" if (self.folder / INDEX).exists() else f"there is no {INDEX} and no {SINGLE}"
+            raise CheckpointError(f"{path} is missing ({named}); fetch the checkpoint again") from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is no whole safetensors file: {damage(path) or error}; fetch the checkpoint again"
+            ) from error
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a safetensors file's length, in words; None when that is not what is wrong.
+
+    The format: 8 bytes, the header's length N; N bytes of JSON with every tensor's data_offsets; the data.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if 8 + header_size > size:
+            return f"it has {size} bytes, and its header alone would take {8 + header_size}"
+        try:
+            header = json.loads(file.read(header_size))
+            end = 8 + header_size + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+    return f"it has {size} bytes, and its header promises {end}" if size != end else None

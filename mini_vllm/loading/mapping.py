@@ -1,0 +1,23 @@
+"""Which fused parameter a checkpoint tensor goes to: the rows that vLLM calls stacked_params_mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+StackedRow = tuple[str, str, str | int]
+"""(fused module, checkpoint module, shard id), as in vLLM's stacked_params_mapping: ("qkv_proj", "q_proj", "q")."""
+
+
+def translate(name: str, rows: Sequence[StackedRow]) -> tuple[str, str | int | None]:
+    """The parameter a checkpoint tensor belongs to, and which shard of it the tensor is.
+
+    A row matches the whole name of the module that owns the tensor, never a part of it: ``backup_proj`` is no ``up_proj``.
+
+    Returns:
+        (parameter name, shard id); the name itself and None when no row matches.
+    """
+    *path, module, kind = ("", *name.split("."))
+    for fused, original, shard_id in rows:
+        if module == original:
+            return ".".join((*path[1:], fused, kind)), shard_id
+    return name, None

@@ -1,0 +1,1 @@
+"""The architectures that come with the engine, and the place to add one."""

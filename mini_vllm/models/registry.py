@@ -1,0 +1,51 @@
+"""Which architecture is built by whom: the only door through which a model comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from mini_vllm.contract import Model
+from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError
+from mini_vllm.models.llama import LlamaForCausalLM
+
+Factory = Callable[[Mapping[str, Any], Checkpoint], Model]
+"""Takes config.json's object and the checkpoint, returns an object with ``forward``. It runs with torch's default dtype set
+to the one that the model is to be served in."""
+
+PLUGINS = "mini_vllm.general_plugins"
+"""The entry-point group of packages that bring an architecture; the same shape as vLLM's ``vllm.general_plugins``."""
+
+_factories: dict[str, Factory] = {"LlamaForCausalLM": LlamaForCausalLM.from_checkpoint}
+
+
+def register_model(architecture: str, factory: Factory) -> None:
+    """Makes ``architecture``, as config.json's "architectures" names it, servable; a later registration replaces an earlier."""
+    _factories[architecture] = factory
+
+
+def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
+    """The model that a checkpoint's config.json asks for.
+
+    Raises:
+        CheckpointError: no architecture is named, or none of the named is known; the message lists those that are.
+    """
+    load_plugins()
+    architectures = config.get("architectures") or []
+    for architecture in architectures:
+        if architecture in _factories:
+            return _factories[architecture](config, checkpoint)
+    named = " or ".join(map(repr, architectures)) or "no architecture"
+    raise CheckpointError(
+        f"{checkpoint.folder}/config.json names {named}, and the engine knows {', '.join(sorted(_factories))}; "
+        "register_model(name, factory) adds one"
+    )
+
+
+@cache
+def load_plugins() -> None:
+    """Runs every installed plugin's registration function, once."""
+    for plugin in entry_points(group=PLUGINS):
+        plugin.load()()

@@ -1,0 +1,87 @@
+"""Text to tokens and back: tokenizer.json and the chat template of a Hugging Face directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as Encoding
+
+from mini_vllm.loading.checkpoint import CheckpointError, read_json
+
+Message = Mapping[str, str]
+"""{"role": "user", "content": "..."}"""
+
+
+class Tokenizer:
+    """A directory's tokenizer.
+
+    Raises:
+        CheckpointError: tokenizer.json cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self._encoding = Encoding.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"{folder / 'tokenizer.json'} cannot be read ({error}); fetch the checkpoint again") from error
+        config_file = folder / "tokenizer_config.json"
+        self._config = read_json(config_file) if config_file.exists() else {}
+
+    @classmethod
+    def find(cls, folder: Path) -> Tokenizer | None:
+        """The directory's tokenizer, None when it has no tokenizer.json."""
+        return cls(folder) if (folder / "tokenizer.json").exists() else None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return list(self._encoding.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return self._encoding.decode(list(token_ids), skip_special_tokens=True)
+
+    def apply_chat_template(self, messages: Sequence[Message]) -> str:
+        """The prompt of a conversation, up to where the assistant's answer begins.
+
+        The template is the checkpoint's, so it comes from outside: it runs in jinja's sandbox.
+
+        Raises:
+            CheckpointError: there is no template, or it refuses the messages.
+        """
+        try:
+            template = _environment().from_string(self._chat_template())
+            return template.render(messages=list(messages), add_generation_prompt=True, **self._special_tokens())
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template of {self.folder} fails: {error}; see its tokenizer_config.json") from error
+
+    def _chat_template(self) -> str:
+        """From chat_template.jinja, or from tokenizer_config.json, where it may be one of several with names."""
+        own_file = self.folder / "chat_template.jinja"
+        template = own_file.read_text(encoding="utf-8") if own_file.exists() else self._config.get("chat_template")
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if not isinstance(template, str):
+            raise CheckpointError(f"{self.folder} has no chat template; use generate() with a prompt instead of chat()")
+        return template
+
+    def _special_tokens(self) -> dict[str, Any]:
+        tokens = {key: self._config.get(key) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        return {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items() if token}
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """jinja as chat templates expect it (transformers' chat_template_utils)."""
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
