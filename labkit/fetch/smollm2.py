@@ -96,7 +96,7 @@ def fetch_smollm2(to: Path | None = None, *, verify: bool = False) -> Path:
     except OSError as error:
         raise FetchError(
             f"{folder} could not be written: {error.strerror or error}; {_free(folder.parent)}. "
-            f"Make room for {ROOM // 10**6} MB, or name a folder you may write to with --to or MINI_VLLM_LABS_CACHE, then try again; "
+            f"Make room for {ROOM // 10**6} MB, or name another folder with --to or MINI_VLLM_LABS_CACHE, then try again; "
             "nothing half-written was kept"
         ) from error
     return folder
