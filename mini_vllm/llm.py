@@ -95,7 +95,7 @@ class LLM:
         self, prompts: list[tuple[str | None, list[int]]], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[RequestOutput]:
         """Adds all, steps until all are done; whatever goes wrong, the engine is left without any of them."""
-        params = params or SamplingParams()
+        params = SamplingParams() if params is None else params
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"there are {len(prompts)} prompts and {len(each)} sampling_params; give one for all, or as many")
@@ -104,7 +104,7 @@ class LLM:
         try:
             for request_id, (_, token_ids), own_params in zip(ids, prompts, each, strict=True):
                 self.llm_engine.add_request(request_id, token_ids, own_params)
-            while len(finished) < len(ids):
+            while not finished.keys() >= set(ids):
                 finished |= {request.request_id: request for request in self.llm_engine.step()}
         except BaseException:
             self.llm_engine.abort_requests(ids)
