@@ -1,0 +1,186 @@
+"""Lab 03, solution: from the tensors of a checkpoint to the fused parameters of a serving engine.
+
+A checkpoint stores q_proj, k_proj and v_proj apart. An engine multiplies once, so it stacks them. With grouped-query
+attention k and v are shorter than q. Llama-3-8B has 32 query heads, 8 kv heads, 128 rows per head:
+
+    qkv_proj.weight, one rank        row 0              4096     5120     6144
+                                         |------ q ------|-- k --|-- v --|
+    the same, rank 1 of 2            row 0      2048 2560 3072
+                                         |-- q --|-k-|-v-|
+                                             |     |   `--- v_proj rows  512:1024
+                                             |     `------- k_proj rows  512:1024
+                                             `------------- q_proj rows 2048:4096
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+ShardId = str | int
+"""What vLLM calls the parts of a fused parameter: "q", "k", "v", 0 (gate) and 1 (up)."""
+
+STACKED_PARAMS_MAPPING: tuple[tuple[str, str, ShardId], ...] = (
+    # (fused module, checkpoint module, shard id)
+    ("qkv_proj", "q_proj", "q"),
+    ("qkv_proj", "k_proj", "k"),
+    ("qkv_proj", "v_proj", "v"),
+    ("gate_up_proj", "gate_proj", 0),
+    ("gate_up_proj", "up_proj", 1),
+)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What config.json says of a model's sizes.
+
+    Attributes:
+        hidden_size: H, the input of every projection here.
+        num_heads: N, query heads in the whole model.
+        num_kv_heads: K, key and value heads in the whole model; N is a multiple of it.
+        head_dim: D, rows per head.
+        intermediate_size: I, rows of gate_proj and of up_proj.
+    """
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+
+
+def translate(name: str) -> tuple[str, ShardId | None]:
+    """The parameter a checkpoint tensor belongs to, and which shard of it the tensor is.
+
+    Returns:
+        (parameter name, shard id); ``(name, None)`` when no mapping row matches the module that owns the tensor.
+    """
+    *path, module, kind = ("", *name.split("."))
+    for fused, original, shard_id in STACKED_PARAMS_MAPPING:
+        if module == original:
+            return ".".join((*path[1:], fused, kind)), shard_id
+    return name, None
+
+
+def shard_slices(shard_id: ShardId, shape: ModelShape, tp_rank: int = 0, tp_size: int = 1) -> tuple[slice, slice]:
+    """Which rows of a rank's fused parameter a shard fills, and which rows of the checkpoint tensor they come from.
+
+    Returns:
+        (destination, source).
+
+    Raises:
+        ValueError: the heads or the intermediate size cannot be shared evenly.
+    """
+    if shard_id in (0, 1):
+        rows = share(shape.intermediate_size, tp_size, "rows of gate_proj cannot be shared by {} ranks")
+        return block(int(shard_id), rows), block(tp_rank, rows)
+    heads = share(shape.num_heads, tp_size, "query heads cannot be shared by {} ranks")
+    if tp_size <= shape.num_kv_heads:
+        kv_heads, replicas = share(shape.num_kv_heads, tp_size, "kv heads cannot be shared by {} ranks"), 1
+    else:
+        kv_heads, replicas = 1, share(tp_size, shape.num_kv_heads, "ranks cannot hold copies of {} kv heads")
+    first_head, num_heads, source = {
+        "q": (0, heads, tp_rank),
+        "k": (heads, kv_heads, tp_rank // replicas),
+        "v": (heads + kv_heads, kv_heads, tp_rank // replicas),
+    }[str(shard_id)]
+    start, rows = first_head * shape.head_dim, num_heads * shape.head_dim
+    return slice(start, start + rows), block(source, rows)
+
+
+def share(total: int, parts: int, fault: str) -> int:
+    """``total / parts``, refused when it does not come out even."""
+    if total % parts:
+        raise ValueError(f"{total} {fault.format(parts)} evenly; choose another tp_size")
+    return total // parts
+
+
+def block(index: int, rows: int) -> slice:
+    """The ``index``-th of equal blocks of ``rows`` rows."""
+    return slice(index * rows, (index + 1) * rows)
+
+
+def checkpoint_rows(shard_id: ShardId, shape: ModelShape) -> int:
+    """How tall the whole checkpoint tensor of a shard must be."""
+    kv_rows = shape.num_kv_heads * shape.head_dim
+    return {"q": shape.num_heads * shape.head_dim, "k": kv_rows, "v": kv_rows}.get(str(shard_id), shape.intermediate_size)
+
+
+def fused_rows(shard_id: ShardId, shape: ModelShape, tp_rank: int, tp_size: int) -> int:
+    """How tall a rank's fused parameter is: where its last shard ends."""
+    return shard_slices(1 if shard_id in (0, 1) else "v", shape, tp_rank, tp_size)[0].stop
+
+
+def load_shard(
+    param: Tensor, loaded: Tensor, shard_id: ShardId | None, shape: ModelShape, tp_rank: int = 0, tp_size: int = 1
+) -> None:
+    """Copies this rank's part of one checkpoint tensor into its parameter, in place.
+
+    Raises:
+        ValueError: a shape is not the one that the config asks for; not a byte was copied.
+    """
+    if shard_id is None:
+        param.data.copy_(loaded[unfused_source(param, loaded, tp_rank, tp_size)])
+        return
+    destination, source = shard_slices(shard_id, shape, tp_rank, tp_size)
+    inputs = (shape.hidden_size,)[: param.dim() - 1]  # a bias has rows only
+    wanted = (checkpoint_rows(shard_id, shape), *inputs)
+    if loaded.shape != wanted:
+        raise ValueError(
+            f"shard {shard_id!r} of the checkpoint is {tuple(loaded.shape)} and the config asks for {wanted}; "
+            "compare num_key_value_heads, head_dim and intermediate_size in config.json with the checkpoint's"
+        )
+    wanted = (fused_rows(shard_id, shape, tp_rank, tp_size), *inputs)
+    if param.shape != wanted:
+        raise ValueError(f"the fused parameter is {tuple(param.shape)} and rank {tp_rank} of {tp_size} needs {wanted}")
+    param.data[destination].copy_(loaded[source])
+
+
+def unfused_source(param: Tensor, loaded: Tensor, tp_rank: int, tp_size: int) -> tuple[slice, ...]:
+    """This rank's part of a tensor that is not fused: its block of every dimension in which the parameter is smaller."""
+    if loaded.dim() != param.dim() or any(
+        big not in (own, own * tp_size) for own, big in zip(param.shape, loaded.shape, strict=True)
+    ):
+        raise ValueError(
+            f"the checkpoint tensor is {tuple(loaded.shape)} and the parameter of rank {tp_rank} of {tp_size} is "
+            f"{tuple(param.shape)}; each dimension must be the same, or {tp_size} times the parameter's"
+        )
+    return tuple(block(tp_rank if big != own else 0, own) for own, big in zip(param.shape, loaded.shape, strict=True))
+
+
+def load_weights(
+    params: Mapping[str, Tensor],
+    weights: Iterable[tuple[str, Tensor]],
+    shape: ModelShape,
+    tp_rank: int = 0,
+    tp_size: int = 1,
+) -> set[str]:
+    """Loads a whole checkpoint, strictly: every shard of every parameter exactly once.
+
+    Returns:
+        The names of the parameters that were filled: all of them.
+
+    Raises:
+        ValueError: naming what is unknown, what came twice and what never came.
+    """
+    expected = {(name, shard_id) for name in params for shard_id in shards_of(name)}
+    missing, problems = set(expected), []
+    for name, loaded in weights:
+        target = parameter, shard_id = translate(name)
+        if target in missing:
+            load_shard(params[parameter], loaded, shard_id, shape, tp_rank, tp_size)
+            missing.remove(target)
+        else:
+            problems.append(f"{name} came twice" if target in expected else f"{name} has no parameter {parameter} to go to")
+    problems += [f"{name}{'' if shard is None else f' [{shard}]'} was never filled" for name, shard in sorted(missing, key=str)]
+    if problems:
+        raise ValueError("the checkpoint does not fit the model: " + "; ".join(problems))
+    return set(params)
+
+
+def shards_of(parameter: str) -> tuple[ShardId | None, ...]:
+    """The shards that fill a parameter, by the mapping rows; (None,) when it is not fused."""
+    module = parameter.split(".")[-2] if "." in parameter else ""
+    return tuple(shard_id for fused, _, shard_id in STACKED_PARAMS_MAPPING if fused == module) or (None,)
