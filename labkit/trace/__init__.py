@@ -1,0 +1,85 @@
+"""Traces a real load: which part of which checkpoint tensor vLLM copies into which part of which parameter.
+
+>>> from labkit.trace import trace_load
+>>> trace_load("llama-3-8b", tp_size=2, ranks=(0, 1)).records[0]  # doctest: +SKIP
+
+Importing this costs neither torch nor vLLM; the first trace does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from labkit.trace.known import check_ranks, known_names, resolve
+from labkit.trace.quiet import quiet
+from labkit.trace.records import MappingRow, Record, Trace, TraceError
+from labkit.trace.table import show
+
+__all__ = ["FIVE", "MappingRow", "Record", "Trace", "TraceError", "known_names", "select", "show", "trace_load"]
+
+FIVE = tuple(
+    f"model.layers.0.{name}.weight"
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj")
+)
+"""Five tensors that show all there is to see: three into one parameter, the first of two into one, and a cut along columns."""
+
+
+def trace_load(
+    model: str | Path,
+    tp_size: int = 1,
+    ranks: Iterable[int] = (0,),
+    device: str | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Trace:
+    """Loads a Llama through the real vLLM's ``LlamaForCausalLM.load_weights`` and returns what was copied where.
+
+    With safetensors beside config.json the tensors and the parameters are real, and every record is checked by value: the
+    parameter's part equals the tensor's part to the bit. With config.json alone, both are shapes on torch's meta device.
+
+    Args:
+        model: a directory with config.json, or a known name (``smollm2``, ``llama-3-8b``); a known name goes first.
+        tp_size: over how many tensor-parallel ranks the model is split.
+        ranks: which of them load, one after the other in this process.
+        device: what holds real parameters, ``cpu`` or ``cuda``; by default CUDA where there is a device, else the CPU.
+        progress: is told in a few words what takes time, before it starts.
+
+    Raises:
+        TraceError: the model, the ranks or the device will not do, vLLM is not installed, or vLLM refuses the load.
+    """
+    found, chosen = resolve(model), tuple(ranks)
+    check_ranks(found.config, tp_size, chosen)
+    if importlib.util.find_spec("vllm") is None:
+        raise TraceError("vLLM is not installed in this environment; run ./lab trace, which installs the pinned version first")
+    progress("importing vLLM")
+    with quiet():
+        from labkit.trace import live
+
+        return live.trace(found, tp_size, chosen, device, progress)
+
+
+def select(trace: Trace, tensors: Sequence[str]) -> Trace:
+    """The part of a trace that concerns these checkpoint tensors, in this order, rank after rank.
+
+    The shapes are cut down to these tensors and the parameters that they were copied into.
+
+    Raises:
+        TraceError: the checkpoint has no tensor of that name; names the nearest ones.
+    """
+    for name in tensors:
+        if name not in trace.checkpoint_shapes:
+            near = difflib.get_close_matches(name, trace.checkpoint_shapes, n=3, cutoff=0.5)
+            known = f"nearest: {', '.join(near)}" if near else f"its names look like {next(iter(trace.checkpoint_shapes))}"
+            raise TraceError(f"{trace.model} has no tensor {name!r}; {known}")
+    order = {name: place for place, name in enumerate(tensors)}
+    records = sorted((r for r in trace.records if r.tensor in order), key=lambda r: (r.tp_rank, order[r.tensor]))
+    parameters = {record.parameter for record in records}
+    return replace(
+        trace,
+        records=tuple(records),
+        checkpoint_shapes={name: trace.checkpoint_shapes[name] for name in order},
+        parameter_shapes={name: shape for name, shape in trace.parameter_shapes.items() if name in parameters},
+    )
