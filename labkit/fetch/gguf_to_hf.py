@@ -76,7 +76,7 @@ def convert(gguf: Path, to: Path) -> None:
     try:
         save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
     except Exception as error:
-        raise OSError(f"model.safetensors could not be written: {error}") from error
+        raise OSError(f"model.safetensors: {error}") from error
     (to / "model.safetensors").chmod(0o644)
     _write_json(to / "config.json", config)
     _write_json(to / "generation_config.json", {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")})

@@ -81,6 +81,10 @@ _REASONS = (
         "pip does not trust the certificate that the package index shows; where a proxy signs with its own, set PIP_CERT to it",
     ),
     (
+        "not a trusted or secure host",
+        "pip refuses a package index that is not https; set PIP_INDEX_URL to one that is, or PIP_TRUSTED_HOST to its name",
+    ),
+    (
         "Retrying|connection-failed|connection-timeout|proxy-connection|Temporary failure|timed out|Max retries",
         "the package index cannot be reached; look at the network and the proxy, or set PIP_INDEX_URL to an index that can, or "
         "PIP_FIND_LINKS to a folder that holds the wheel of {package}, then try again",
@@ -94,9 +98,9 @@ _REASONS = (
 
 
 def _why(said: list[str], requirement: Path) -> str:
-    package = requirement.read_text().split()[0]
+    package = next(word for word in requirement.read_text().split() if "==" in word)
     for sign, sentence in _REASONS:
         if re.search(sign, "\n".join(said)):
             return sentence.format(package=package, file=requirement.name, python=sys.executable)
-    last = next((line for line in reversed(said) if line.lower().startswith("error")), said[-1] if said else "nothing")
-    return f"pip could not download {package}; its last words were: {last}"
+    errors = [line for line in said if re.match(r"ERROR: (?!Exception)|\w*Error\b", line)] or said or ["(nothing)"]
+    return f"pip could not download {package}; its last words were: {errors[-1]}"
