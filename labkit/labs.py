@@ -44,12 +44,23 @@ class Task:
 
 @dataclass(frozen=True)
 class Lab:
-    """One lab: a folder under labs/ with README.md, lab.toml, starter.py, solution.py and test_lab.py."""
+    """One lab: a folder under labs/ with README.md, lab.toml, starter.py, solution.py and test_lab.py.
+
+    Attributes:
+        folder: where it is.
+        number: "01".
+        title: what is done in it.
+        order: its place in the course.
+        time_limit: seconds a test may take before it is called endless.
+        tags: what it needs, "CPU-OK" or "GPU-OPT".
+        tasks: its steps.
+    """
 
     folder: Path
     number: str
     title: str
     order: int
+    time_limit: int
     tags: tuple[str, ...]
     tasks: tuple[Task, ...]
 
@@ -58,7 +69,7 @@ class Lab:
         """The lab that ``folder``/lab.toml describes."""
         data = tomllib.loads((folder / "lab.toml").read_text())
         tasks = tuple(Task(t["name"], t["title"], t["points"], tuple(t["tests"]), tuple(t["hints"])) for t in data.pop("tasks"))
-        return cls(folder, data["number"], data["title"], data["order"], tuple(data["tags"]), tasks)
+        return cls(folder, data["number"], data["title"], data["order"], data.get("time_limit", 10), tuple(data["tags"]), tasks)
 
     @property
     def points(self) -> int:

@@ -1,0 +1,5 @@
+"""``python -m labkit``: what ./lab hands over to."""
+
+from labkit.cli import main
+
+main()

