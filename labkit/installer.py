@@ -73,8 +73,8 @@ def offered(prefix: Path, pins: Path, options: Iterable[str] = (), patience: flo
         prefix: the environment that holds uv.
         pins: a requirements file.
         options: which index, as uv's options; none for the configured one.
-        patience: seconds to wait for a connection and for each part of the answer, and three times as long for all of it; after that
-            the answer is no. Without it, uv's own patience and retries.
+        patience: seconds to wait for a connection and for each part of the answer, and three times as long for all of it; after
+            that the answer is no. Without it, uv's own patience and retries.
     """
     import subprocess
 

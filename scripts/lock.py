@@ -2,9 +2,9 @@
 
     .venv/bin/python scripts/lock.py
 
-Run it from any directory, then read the diff and run ``./lab test``. It needs the package index and, for torch-cpu.txt, the PyTorch
-project's CPU index or a folder with the CPU wheels of torch, named by ``PIP_FIND_LINKS``. From a folder, torch-cpu.txt gets the
-platforms whose wheels are in it; on the others a learner is given torch-cuda.txt.
+Run it from any directory, then read the diff and run ``./lab test``. It needs the package index and, for torch-cpu.txt, the
+PyTorch project's CPU index or a folder with CPU wheels of torch, named by ``PIP_FIND_LINKS``. From a folder, torch-cpu.txt gets
+the platforms whose wheels are in it; on the others a learner is given torch-cuda.txt.
 
 Everything is resolved together first and each file is made from that, so a package has one version in all of them. torch is left
 out of all but its own two files: which of the two is installed is decided on the learner's machine (labkit/environment.py).
