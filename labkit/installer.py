@@ -112,14 +112,14 @@ def fetch_uv(prefix: Path, pins: Path) -> None:
     import subprocess
 
     python = str(prefix / "bin" / "python")
-    pip = [str(getattr(sys, "_base_executable", sys.executable)), "-m", "pip", "--python", python]
+    pip = [str(getattr(sys, "_base_executable", sys.executable)), "-P", "-m", "pip", "--python", python]
     if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode:
-        if subprocess.run([python, "-m", "ensurepip"], capture_output=True, check=False).returncode:
+        if subprocess.run([python, "-P", "-m", "ensurepip"], capture_output=True, check=False).returncode:
             raise SetupError(
                 "this Python has neither pip nor ensurepip, so nothing can be installed with it; on Debian and Ubuntu run "
                 "sudo apt-get install python3-venv (or python3.11-venv), then the same command again"
             )
-        pip = [python, "-m", "pip"]
+        pip = [python, "-P", "-m", "pip"]
     say("uv: the installer, 20 MB")
     options = [
         "--require-hashes",
