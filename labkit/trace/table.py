@@ -63,7 +63,15 @@ def _narrow(records: Iterable[Record], title: str) -> Table:
 
 
 def _table(title: str, *columns: str, leading: int = 0) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, leading=leading)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        leading=leading,
+    )
     for column in columns:
         table.add_column(column, no_wrap=True, header_style="bold", overflow="fold")
     return table
