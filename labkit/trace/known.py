@@ -73,6 +73,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise TraceError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(config, dict):
+        raise TraceError(f"{path} holds no JSON object; fetch it again")
     architectures = config.get("architectures") or ["no architecture"]
     if ARCHITECTURE not in architectures:
         raise TraceError(f"{path} names {architectures[0]}; the architecture traced here is {ARCHITECTURE}")
@@ -81,7 +83,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     missing = [key for key in _SIZES if not isinstance(config.get(key), int)]
     if missing:
         raise TraceError(f"{path} does not say {', '.join(missing)}; a {ARCHITECTURE} needs a whole number for each")
-    return dict(config)
+    return config
 
 
 def _weight_files(directory: Path) -> tuple[Path, ...]:

@@ -19,7 +19,8 @@ from labkit.trace.records import Shape
 
 
 def _known(name: str, **changes: object) -> dict[str, Any]:
-    return json.loads((KNOWN / name / "config.json").read_text()) | changes
+    config: dict[str, Any] = json.loads((KNOWN / name / "config.json").read_text())
+    return config | changes
 
 
 TINY: dict[str, Any] = _known(

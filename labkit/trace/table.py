@@ -14,7 +14,7 @@ from labkit.trace.records import Record, Shape, Span, Trace
 
 
 def show(trace: Trace, console: Console | None = None) -> None:
-    """Prints the trace, a table for each rank.
+    """Prints the trace, a table for each rank, and which tensors of the checkpoint were not read at all.
 
     Args:
         console: where to; its width decides between one line per copy and three.
@@ -30,6 +30,10 @@ def show(trace: Trace, console: Console | None = None) -> None:
             table = _narrow(mine, title)
         console.print()
         console.print(table)
+    read = {record.tensor for record in trace.records}
+    for name, shape in trace.checkpoint_shapes.items():
+        if name not in read:
+            console.print(f"\nnot read by vLLM: {name} {_shape(shape)}", markup=False)
 
 
 def _held(device: str) -> str:
@@ -70,6 +74,7 @@ def _table(title: str, *columns: str, leading: int = 0) -> Table:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
         leading=leading,
     )
     for column in columns:
