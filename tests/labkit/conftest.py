@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
+import zipfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +17,27 @@ def file_size_limit() -> Iterator[Callable[[int], None]]:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def make_wheel() -> Callable[..., str]:
+    """Writes a small real wheel into a folder, and returns the line of a requirements file that pins it by hash.
+
+    Called with the folder, the name, the version and the files; a file's path may start with ``NAME-VERSION.data/scripts/``.
+    """
+
+    def make(folder: Path, name: str, version: str, files: dict[str, str]) -> str:
+        info = f"{name.replace('-', '_')}-{version}.dist-info"
+        about = {
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        record = "".join(f"{path},,\n" for path in [*files, *about, f"{info}/RECORD"])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
+            for member, text in {**files, **about, f"{info}/RECORD": record}.items():
+                wheel.writestr(member, text)
+        return f"{name}=={version} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+
+    return make
