@@ -15,8 +15,9 @@ import typer
 from labkit import board
 from labkit.check import check as check_lab
 from labkit.console import console, working
-from labkit.environment import SetupError, ensure
+from labkit.environment import ensure
 from labkit.fetch import FetchError, fetch_smollm2
+from labkit.installer import SetupError
 from labkit.labs import ROOT, LabError, all_labs, find_lab
 from labkit.trace import FIVE, TraceError, known_names, select, show, trace_load
 

@@ -1,0 +1,165 @@
+"""The strict loader and the files it reads: every fault in one error, and nothing copied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM as Reference
+
+from mini_vllm import LLM
+from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
+from mini_vllm.loading.loader import LoadError
+from mini_vllm.loading.mapping import translate
+from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaConfig, LlamaForCausalLM
+
+TinyLlama = Callable[..., tuple[Path, Reference]]
+ATTENTION = "model.layers.1.self_attn"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def load(folder: Path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_checkpoint(read_json(folder / "config.json"), Checkpoint(folder))
+
+
+def test_every_parameter_holds_the_checkpoint(tiny_llama: TinyLlama) -> None:
+    folder, _ = tiny_llama(attention_bias=True)
+    tensors, model = load_file(folder / "model.safetensors"), dict(load(folder).named_parameters())
+    qkv = [tensors[f"{ATTENTION}.{name}_proj.weight"] for name in "qkv"]
+    assert torch.equal(model[f"{ATTENTION}.qkv_proj.weight"], torch.cat(qkv))
+    assert torch.equal(
+        model[f"{ATTENTION}.qkv_proj.bias"], torch.cat([tensors[f"{ATTENTION}.{name}_proj.bias"] for name in "qkv"])
+    )
+    assert torch.equal(model["lm_head.weight"], tensors["lm_head.weight"])
+    assert len(model) == len(tensors) - 2 * (2 + 2 + 1), "three weights and three biases became one of each, and two weights one"
+
+
+def test_all_faults_are_told_at_once_and_nothing_is_loaded(tiny_llama: TinyLlama) -> None:
+    folder, _ = tiny_llama()
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["model.norm.weight"]
+        del tensors[f"{ATTENTION}.k_proj.weight"]
+        tensors[f"{ATTENTION}.v_proj.weight"] = torch.zeros(48, 48)  # a multi-head checkpoint's
+        tensors["model.layers.7.mlp.up_proj.weight"] = torch.zeros(80, 48)
+
+    rewrite(folder, spoil)
+    config = LlamaConfig.from_hf(read_json(folder / "config.json"))
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data.fill_(7.0)
+    from mini_vllm.loading.loader import load_weights
+
+    with pytest.raises(LoadError) as error:
+        load_weights(model, Checkpoint(folder), STACKED_PARAMS_MAPPING)
+    said = str(error.value)
+    assert "4 faults" in said
+    assert "model.norm.weight is in no tensor" in said
+    assert f"{ATTENTION}.qkv_proj.weight [k] is in no tensor" in said
+    assert f"{ATTENTION}.v_proj.weight is (48, 48), and rows 64:80 of {ATTENTION}.qkv_proj.weight are (16, 48)" in said
+    assert (
+        "model.layers.7.mlp.up_proj.weight goes to model.layers.7.mlp.gate_up_proj.weight [1], which the model does not have"
+        in said
+    )
+    assert all(bool((parameter == 7.0).all()) for parameter in model.parameters()), "not a byte was copied"
+
+
+def test_what_may_be_left_over(tiny_llama: TinyLlama) -> None:
+    folder, _ = tiny_llama(tie_word_embeddings=True)
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": torch.ones(101, 48)}))
+    rewrite(folder, lambda tensors: tensors.update({f"{ATTENTION}.rotary_emb.inv_freq": torch.ones(4)}))
+    model = load(folder)
+    assert model.lm_head.weight is model.model.embed_tokens.weight, "a tied head saved to disk all the same is not another head"
+    assert not bool((model.lm_head.weight == 1).all())
+
+
+def test_a_name_must_match_as_a_whole() -> None:
+    assert translate("model.layers.0.mlp.up_proj.weight", STACKED_PARAMS_MAPPING) == ("model.layers.0.mlp.gate_up_proj.weight", 1)
+    assert translate("model.layers.0.mlp.backup_proj.weight", STACKED_PARAMS_MAPPING)[1] is None
+    assert translate("weight", STACKED_PARAMS_MAPPING) == ("weight", None)
+
+
+def test_a_file_that_is_cut_short(tiny_llama: TinyLlama) -> None:
+    folder, _ = tiny_llama()
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
+    with pytest.raises(CheckpointError, match=rf"has {len(whole) - 1000} bytes, and its header promises {len(whole)}; fetch"):
+        LLM(folder)
+    path.write_bytes(whole[:100])
+    with pytest.raises(CheckpointError, match="its header alone would take"):
+        LLM(folder)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no whole safetensors file"):
+        LLM(folder)
+
+
+def test_a_file_that_is_missing(tiny_llama: TinyLlama) -> None:
+    folder, _ = tiny_llama(shard_size="40KB")
+    gone = sorted(folder.glob("model-*.safetensors"))[2]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=rf"{gone.name} is missing \(model.safetensors.index.json names {gone.name}\)"):
+        LLM(folder)
+    for file in folder.glob("model*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        LLM(folder)
+
+
+def test_an_index_that_leads_out_of_the_folder(tiny_llama: TinyLlama) -> None:
+    folder, _ = tiny_llama(shard_size="40KB")
+    index = folder / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    data["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
+    index.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="no weight_map of tensor names to file names in this folder"):
+        LLM(folder)
+
+
+def test_an_index_that_names_a_tensor_the_file_does_not_hold(tiny_llama: TinyLlama) -> None:
+    folder, _ = tiny_llama(shard_size="40KB")
+    index = folder / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    data["weight_map"]["model.extra.weight"] = data["weight_map"]["lm_head.weight"]
+    index.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=r"places model\.extra\.weight in model-.*, which does not hold it"):
+        LLM(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"architectures": ["NoSuchForCausalLM"]}, r"names 'NoSuchForCausalLM', and the engine knows .*LlamaForCausalLM"),
+        ({"architectures": None}, "names no architecture"),
+        ({"hidden_size": None}, "has no hidden_size"),
+        ({"num_key_value_heads": 4}, "6 query heads cannot share 4 kv heads"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope scaling 'yarn'"),
+        ({"intermediate_size": 81}, "does not fit the model, 6 faults"),
+    ],
+)
+def test_a_config_that_cannot_be_served(tiny_llama: TinyLlama, changes: dict[str, Any], sentence: str) -> None:
+    folder, _ = tiny_llama()
+    config = read_json(folder / "config.json") | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    with pytest.raises(CheckpointError, match=sentence):
+        LLM(folder)
+
+
+def test_a_directory_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no directory"):
+        LLM(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"there is no config\.json in"):
+        LLM(tmp_path)
+    (tmp_path / "config.json").write_text("[1")
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        LLM(tmp_path)
