@@ -245,8 +245,8 @@ def _locked(prefix: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SetupError(
-            f"{prefix} cannot be written ({error.strerror}: {error.filename}); everything is installed in that folder, so make "
-            "room there, make it writable, or copy the work tree to a place that is yours"
+            f"{prefix} cannot be set up ({error.strerror}: {error.filename}); everything is installed in that folder and run "
+            "from it, so make room there, make it writable, or copy the work tree to a place that is yours"
         ) from error
     finally:
         if lock >= 0:

@@ -104,33 +104,27 @@ def _uv_pip(prefix: Path, verb: str) -> list[str]:
 
 
 def fetch_uv(prefix: Path, pins: Path) -> None:
-    """Puts uv into the environment at ``prefix`` with pip: that of the Python which runs this, or one that ensurepip brings.
+    """Puts uv into the environment at ``prefix`` with pip: that of the Python which runs this, else one that ensurepip brings.
 
     Raises:
         SetupError: there is no pip, or it could not fetch uv.
     """
     import subprocess
+    from importlib.util import find_spec
 
     python = str(prefix / "bin" / "python")
-    pip = [str(getattr(sys, "_base_executable", sys.executable)), "-P", "-m", "pip", "--python", python]
-    if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode:
-        if subprocess.run([python, "-P", "-m", "ensurepip"], capture_output=True, check=False).returncode:
-            raise SetupError(
-                "this Python has neither pip nor ensurepip, so nothing can be installed with it; on Debian and Ubuntu run "
-                "sudo apt-get install python3-venv (or python3.11-venv), then the same command again"
-            )
+    found = find_spec("pip")
+    if found and found.origin:
+        pip = [python, str(Path(found.origin).parent)]  # our pip, run by the environment's Python, so that it installs there
+    elif subprocess.run([python, "-P", "-m", "ensurepip"], capture_output=True, check=False).returncode == 0:
         pip = [python, "-P", "-m", "pip"]
-    say("uv: the installer, 20 MB")
-    options = [
-        "--require-hashes",
-        "--only-binary",
-        ":all:",
-        "--no-user",
-        "--disable-pip-version-check",
-        "--no-warn-script-location",
-    ]
-    command = [*pip, "install", *options, "--requirement", str(pins)]
-    if subprocess.run(command, stdout=sys.stderr, close_fds=False, check=False).returncode:
+    else:
         raise SetupError(
-            f"pip could not fetch uv; its reason is above. When that is mended, run the same command again ({ELSEWHERE})"
+            "this Python has neither pip nor ensurepip, so nothing can be installed with it; on Debian and Ubuntu run "
+            "sudo apt-get install python3-venv (or python3.11-venv), then the same command again"
         )
+    say("uv: the installer, 20 MB")
+    command = [*pip, "install", "--require-hashes", "--requirement", str(pins), "--only-binary", ":all:", "--no-user"]
+    command += ["--disable-pip-version-check", "--no-warn-script-location"]
+    if subprocess.run(command, stdout=sys.stderr, close_fds=False, check=False).returncode:
+        raise SetupError(f"pip could not fetch uv; its reason is above. When that is mended, run the command again ({ELSEWHERE})")

@@ -37,7 +37,9 @@ def make_wheel() -> Callable[..., str]:
         path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
         with zipfile.ZipFile(path, "w") as wheel:
             for member, text in {**files, **about, f"{info}/RECORD": record}.items():
-                wheel.writestr(member, text)
+                entry = zipfile.ZipInfo(member)
+                entry.external_attr = (0o100755 if "/scripts/" in member else 0o100644) << 16
+                wheel.writestr(entry, text)
         return f"{name}=={version} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
     return make
