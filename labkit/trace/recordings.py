@@ -125,5 +125,10 @@ RECORDINGS: dict[str, Recording] = {
     "smollm2-tp1": Recording("smollm2", _known("smollm2")),
     "smollm2-tp3": Recording("smollm2, layer 0 alone", _known("smollm2", num_hidden_layers=1), tp_size=3),
     "tiny-tp2": Recording("tiny Llama, TP 2, nothing wrong", TINY, tp_size=2, checkpoint=implied_shapes(TINY)),
+    "tiny-old-habits": Recording(
+        "tiny Llama, tied, saved with a copy of its head and with inv_freq",
+        TINY | {"tie_word_embeddings": True},
+        checkpoint=implied_shapes(TINY) | {"model.layers.0.self_attn.rotary_emb.inv_freq": (16,)},
+    ),
 } | FAULTS
 """Every load by the name of its recording."""

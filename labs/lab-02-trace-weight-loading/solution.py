@@ -244,7 +244,7 @@ def diagnose(
             findings += [Finding("twice", name, part, rank) for part in _parts(shape, written, lambda count: count > 1)]
     if len(ranks) == tp_size:
         for name, shape in checkpoint_shapes.items():
-            if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and name not in parameter_shapes):
+            if name.endswith("rotary_emb.inv_freq"):
                 continue
             read = [row["source"] for row in rows if row["tensor"] == name]
             findings += [Finding("cut off", name, part, None) for part in _parts(shape, read, lambda count: count == 0)]

@@ -140,8 +140,7 @@ def diagnose(
 
         * ``missing`` and ``twice`` are told for each rank that is among the rows. Padding is not missing: of the V rows of
           embed_tokens (or lm_head) in the checkpoint, rank r holds those from r*P on in its P rows; what lies below is padding.
-        * ``cut off`` is told only when every rank is among the rows: what one rank leaves, another may read. Two things are not
-          cut off, though nobody reads them: ``rotary_emb.inv_freq`` (vLLM computes it), and an lm_head when the model has no
-          such parameter (it is tied).
+        * ``cut off`` is told only when every rank is among the rows: what one rank leaves, another may read. One thing that
+          nobody reads is not cut off: ``rotary_emb.inv_freq``, which old checkpoints store and vLLM computes.
     """
     raise NotImplementedError("task diagnose: count how often each part was written, and how often it was read")

@@ -387,14 +387,15 @@ def test_one_rank_alone_is_judged_for_what_it_wrote(lab: ModuleType, reference: 
     assert findings_of(lab, reference("fault-k-proj-missing"), 1) == {("missing", QKV, ((64, 96), (0, 64)), 1)}
 
 
-def test_what_is_left_unread_by_design_is_no_finding(lab: ModuleType) -> None:
-    rows = [row_of("model.embed_tokens.weight", [[0, 64]], "model.embed_tokens.weight", [[0, 64]])]
-    stored = {"model.embed_tokens.weight": (64,), "lm_head.weight": (64,), "model.layers.0.self_attn.rotary_emb.inv_freq": (32,)}
-    assert findings(lab, rows, stored, {"model.embed_tokens.weight": (64,)}) == set()
-    untied = {"model.embed_tokens.weight": (64,), "lm_head.weight": (64,)}
-    assert findings(lab, rows, stored, untied) == {
-        ("missing", "lm_head.weight", ((0, 64),), 0),
-        ("cut off", "lm_head.weight", ((0, 64),), None),
+def test_what_is_left_unread_by_design_is_no_finding(lab: ModuleType, reference: Reference) -> None:
+    """rotary_emb.inv_freq is computed. A head stored beside a tied embedding is read: vLLM compares the two afterwards."""
+    lab.diagnose([], {}, {})
+    trace = reference("tiny-old-habits")
+    assert findings_of(lab, trace) == set()
+    without_head = [record.as_dict() for record in trace.records if record.tensor != "lm_head.weight"]
+    assert findings(lab, without_head, trace.checkpoint_shapes, trace.parameter_shapes) == {
+        ("missing", "lm_head.weight", ((0, 131), (0, 64)), 0),
+        ("cut off", "lm_head.weight", ((0, 131), (0, 64)), None),
     }
 
 
