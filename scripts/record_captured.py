@@ -1,22 +1,29 @@
 """Records every load that lab 02's tests are held against where vLLM is not installed, through the real vLLM.
 
-Run it in an environment that has the pinned vLLM, and look at what git says has changed:
+The tables in the lab's README are printed from these recordings and put between its markers. Run it in an environment that
+has the pinned vLLM, and look at what git says has changed:
 
     python scripts/record_captured.py
-    git diff --stat labs/lab-02-trace-weight-loading/captured
+    git diff --stat labs/lab-02-trace-weight-loading
 """
 
 from __future__ import annotations
 
+import io
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 ROOT = Path(__file__).resolve().parent.parent
-CAPTURED = ROOT / "labs" / "lab-02-trace-weight-loading" / "captured"
+LAB = ROOT / "labs" / "lab-02-trace-weight-loading"
+CAPTURED = LAB / "captured"
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.trace import TraceError  # noqa: E402  # found only with the line above
+from labkit.trace import FIVE, Trace, TraceError, select, show  # noqa: E402  # found only with the line above
 from labkit.trace.recordings import RECORDINGS  # noqa: E402
 
 
@@ -34,7 +41,26 @@ def main() -> int:
     for stale in {path for path in CAPTURED.glob("*.json") if path.stem not in RECORDINGS}:
         stale.unlink()
         print(f"{stale.name}: removed, no recording has this name")
+    readme = LAB / "README.md"
+    readme.write_text(with_tables(readme.read_text()))
     return 0
+
+
+def with_tables(text: str) -> str:
+    """The README with the table of a recording in each block below a marker ``<!-- captured: NAME rank R -->``."""
+    block = r"(<!-- captured: (\S+) rank (\d+) -->\n```text\n).*?(```)"
+    return re.sub(block, lambda found: f"{found[1]}{_table(found[2], int(found[3]))}{found[4]}", text, flags=re.DOTALL)
+
+
+def _table(name: str, rank: int) -> str:
+    """What ``./lab trace`` prints of this recording and rank in 80 columns, without the blanks at the ends of lines."""
+    trace = select(Trace.read(CAPTURED / f"{name}.json"), FIVE)
+    printed = io.StringIO()
+    show(
+        replace(trace, records=tuple(record for record in trace.records if record.tp_rank == rank)),
+        Console(file=printed, width=80),
+    )
+    return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def trace_load(
     progress("importing vLLM")
     with quiet():
         from labkit.trace import live
-
+    with quiet():  # again, for the loggers that their libraries have set up meanwhile
         return live.trace(found, tp_size, chosen, device, progress)
 
 

@@ -129,14 +129,18 @@ def record_load(llama: LlamaForCausalLM, model: Model, dtype: torch.dtype, who: 
         TraceError: vLLM refuses the load, or a parameter does not hold what was copied into it.
     """
     recorder = CopyRecorder(dict(llama.named_parameters()))
+    refused = f"vLLM {vllm.__version__} refused the load as {who}"
     try:
         with recorder:
             loaded = llama.load_weights(recorder.watch(_tensors(model, dtype)))
-        DefaultModelLoader(LoadConfig()).track_weights_loading(llama, loaded)
     except TraceError:
         raise
     except Exception as error:
-        raise TraceError(f"vLLM {vllm.__version__} refused the load as {who}: {_words(error)}; {_at(recorder, llama)}") from error
+        raise TraceError(f"{refused}: {_words(error)}; {_at(recorder, llama)}") from error
+    try:
+        DefaultModelLoader(LoadConfig()).track_weights_loading(llama, loaded)
+    except Exception as error:
+        raise TraceError(f"{refused}: {_words(error)}; is a file of the checkpoint missing?") from error
     if model.files:
         recorder.check_values()
     return recorder

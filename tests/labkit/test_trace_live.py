@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from labkit.labs import load_implementation
 from labkit.trace import FIVE, Record, Trace, TraceError, select, trace_load
 from labkit.trace.known import implied_shapes
 from labkit.trace.recordings import RECORDINGS, TINY, Recording, write_checkpoint
@@ -97,6 +99,30 @@ def test_the_recordings_are_what_the_tool_records_now(name: str) -> None:
     recorded = Trace.read(CAPTURED / f"{name}.json")
     assert RECORDINGS[name].run("cpu") == replace(recorded, torch=torch.__version__)
     assert recorded.torch.split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_the_readmes_tables_are_printed_from_the_recordings() -> None:
+    script = load_implementation(ROOT / "scripts" / "record_captured.py")
+    readme = (CAPTURED.parent / "README.md").read_text()
+    assert readme.count("<!-- captured: ") == 2
+    assert script.with_tables(readme) == readme
+    assert script.with_tables(readme.replace("rows 2048:2560", "rows 2048:2561")) == readme
+
+
+CLAIM = re.compile(r"`?([\w.]+)`?\s+\(`?(vllm/[\w/]+\.py):(\d+)`?\)")
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "labs").glob("*/README.md")) + sorted((ROOT / "labs").glob("*/lab.toml")), ids=str
+)
+def test_the_lines_of_vllm_that_the_labs_point_to_are_there(file: Path) -> None:
+    """A claim is a name and, in parentheses, a file and a line: the last part of the name must stand in that line."""
+    claims = CLAIM.findall(file.read_text())
+    if "lab-02" in str(file):
+        assert len(claims) == len(re.findall(r"vllm/[\w/]+\.py:\d+", file.read_text()))
+    for name, path, line in claims:
+        text = (Path(vllm.__file__).parent.parent / path).read_text().splitlines()[int(line) - 1]
+        assert name.split(".")[-1] in text, f"{path}:{line} is {text!r}, which has no {name}"
 
 
 # --- real values ---------------------------------------------------------------------------------------------------------
@@ -192,6 +218,7 @@ def test_where_vllm_says_nothing_the_tensor_and_both_shapes_are_named(
 def test_a_missing_norm_is_refused_as_the_engine_refuses_it(tmp_path: Path) -> None:
     said = refusal(tmp_path, lambda shapes: shapes.pop("model.norm.weight"))
     assert "ValueError: Following weights were not initialized from checkpoint: {'model.norm.weight'}" in said
+    assert said.endswith("is a file of the checkpoint missing?")
 
 
 def test_a_config_that_vllm_refuses(tmp_path: Path) -> None:
@@ -223,9 +250,10 @@ def test_nothing_is_said_and_nothing_left_behind(tmp_path: Path) -> None:
     code = (
         "import os, logging, torch.distributed\n"
         "from labkit.trace import trace_load\n"
-        "for tp in (1, 2):\n"
-        "    trace_load('smollm2' if tp == 1 else 'llama-3-8b', tp)\n"
-        "    assert not torch.distributed.is_initialized()\n"
+        "from labkit.trace.recordings import RECORDINGS\n"
+        "RECORDINGS['tiny-tp2'].run('cpu')\n"
+        "assert not torch.distributed.is_initialized()\n"
+        "trace_load('llama-3-8b', 2)\n"
         "assert logging.getLogger('vllm').level == logging.NOTSET\n"
     )
     environment = os.environ | {"HOME": str(home), "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(home), "PYTHONPATH": str(ROOT)}
