@@ -394,9 +394,10 @@ def test_else_from_the_configured_index_where_that_has_the_cpu_build(
 
 
 def test_or_from_a_folder_of_wheels_and_no_index_is_asked_where_none_may_be(
-    prefix: Path, wheels: Path, torch_pins: Path, index: Index, tmp_path: Path
+    prefix: Path, wheels: Path, torch_pins: Path, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "made" / CPU).rename(wheels / CPU)
+    monkeypatch.setenv("PIP_INDEX_URL", index.url)
     assert choose_torch(prefix, torch_pins, BOTH, index.url) == ("torch-cpu.txt", [])
     assert index.requests == 0
 
