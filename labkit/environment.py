@@ -177,7 +177,7 @@ def _install(prefix: Path, names: tuple[str, ...], requirements: Path) -> None:
             pins = requirements / file
             options = ["--require-hashes", "--requirements", str(pins), *index]
             if step in SETS:
-                say(f"{step}: {SETS[step]}, {pins.read_text().count('==')} packages")
+                say(f"{step}: {SETS[step]}, {sum(line[0].isalnum() for line in pins.read_text().splitlines())} packages")
         stamp = _stamp(prefix, step)
         if _read(stamp) == INSTALLING:
             options.append("--reinstall")
@@ -217,9 +217,9 @@ def choose_torch(
     say(
         f"torch: {cpu_index} cannot be reached, and your\n"
         "  package index has no CPU build, so this is the CUDA build: it runs without a\n"
-        "  GPU too, but it is a download of several gigabytes. To avoid it, press Ctrl-C,\n"
-        "  put the CPU wheel of torch 2.13.0 for Python 3.11 in a folder, and run the\n"
-        "  same command with PIP_FIND_LINKS=FOLDER in front."
+        "  GPU too, but it is a download of 2.7 GB and takes 5 GB of disk. To avoid it,\n"
+        "  press Ctrl-C, put the CPU wheel of torch 2.13.0 for Python 3.11 in a folder,\n"
+        "  and run the same command with PIP_FIND_LINKS=FOLDER in front."
     )
     return "torch-cuda.txt", []
 

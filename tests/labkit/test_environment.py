@@ -416,7 +416,7 @@ def test_else_it_is_the_cuda_build_and_that_is_said(
     assert choose_torch(prefix, torch_pins, BOTH, "https://127.0.0.1:9/pytorch.org/whl") == ("torch-cuda.txt", [])
     said = capfd.readouterr().err
     assert "CUDA build" in said
-    assert "several gigabytes" in said
+    assert "2.7 GB" in said
     assert "PIP_FIND_LINKS=FOLDER" in said
     assert max(map(len, said.splitlines())) <= 80
 
