@@ -115,6 +115,8 @@ def test_head_dim_and_kv_heads_may_be_left_out(lab: ModuleType) -> None:
     assert row["destination"] == [[8192, 12288], [0, 4096]]
     del config["num_key_value_heads"]
     assert lab.trace_row(f"{LAYER}.self_attn.v_proj.weight", config) == row
+    half = config | {"hidden_size": 2048, "head_dim": None}
+    assert lab.trace_row(f"{LAYER}.self_attn.v_proj.weight", half)["parameter_shape"] == [6144, 2048]
 
 
 def test_every_tensor_of_llama_3_8b(lab: ModuleType, reference: Reference) -> None:

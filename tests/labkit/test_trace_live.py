@@ -164,6 +164,23 @@ def test_parameters_take_the_checkpoints_element_type(tmp_path: Path, dtype: tor
     assert len(trace_load(tmp_path, device="cpu").records) == 21
 
 
+def test_a_loader_that_changes_values_after_copying_them_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real class with a fault put in: it loads, then adds one to a single weight."""
+    from labkit.trace import live
+
+    class Tampering(live.LlamaForCausalLM):  # type: ignore[misc]
+        def load_weights(self, weights: Any) -> set[str]:
+            loaded: set[str] = super().load_weights(weights)
+            self.model.layers[1].mlp.down_proj.weight.data[5, 7:8].add_(1)
+            return loaded
+
+    monkeypatch.setattr(live, "LlamaForCausalLM", Tampering)
+    with pytest.raises(
+        TraceError, match=r"model\.layers\.1\.mlp\.down_proj\.weight does not hold model\.layers\.1\.mlp\.down_proj"
+    ):
+        RECORDINGS["tiny-tp2"].run("cpu")
+
+
 def test_a_tied_head_that_is_stored_anyway_gets_a_parameter_of_its_own(tmp_path: Path) -> None:
     """vLLM looks into the files, unties the two, loads both, and only the engine ties them again if they are equal."""
     write_checkpoint(tmp_path, TINY | {"tie_word_embeddings": True}, implied_shapes(TINY))

@@ -64,14 +64,14 @@ def test_copies_are_told_apart_by_storage() -> None:
 
 
 def test_tensors_that_share_one_storage_are_told_apart() -> None:
+    """Two views of one memory-mapped file, both handed over before the first is copied."""
     everything = torch.rand(6)
-    parameter = torch.zeros(2)
+    parameter = torch.zeros(6)
     recorder = CopyRecorder({"p": parameter})
     with recorder:
-        for name, tensor in recorder.watch([("a", everything[:4]), ("b", everything[4:])]):
-            if name == "b":
-                parameter.copy_(tensor)
-    assert recorder.copies == [Copy("b", "p", ((0, 2),), ((0, 2),), None)]
+        for (_, tensor), place in zip(list(recorder.watch([("a", everything[:4]), ("b", everything[4:])])), (2, 0), strict=True):
+            parameter[place : place + len(tensor)].copy_(tensor)
+    assert recorder.copies == [Copy("a", "p", ((2, 6),), ((0, 4),), None), Copy("b", "p", ((0, 2),), ((0, 2),), None)]
     recorder.check_values()
 
 
