@@ -20,8 +20,8 @@ def show(trace: Trace, console: Console | None = None) -> None:
         console: where to; its width decides between one line per copy and three.
     """
     console = console or Console(highlight=False)
-    console.print(f"{trace.model}, loaded by vLLM {trace.vllm} (torch {trace.torch})", markup=False)
-    console.print(f"parameters: {_held(trace.device)}", markup=False)
+    console.print(f"{trace.model}, loaded by vLLM {trace.vllm} (torch {trace.torch})", markup=False, soft_wrap=True)
+    console.print(f"parameters: {_held(trace.device)}", markup=False, soft_wrap=True)
     for (rank, size), records in groupby(trace.records, key=lambda record: (record.tp_rank, record.tp_size)):
         title = f"TP {size}, rank {rank}"
         mine = list(records)
@@ -33,7 +33,7 @@ def show(trace: Trace, console: Console | None = None) -> None:
     read = {record.tensor for record in trace.records}
     for name, shape in trace.checkpoint_shapes.items():
         if name not in read:
-            console.print(f"\nnot read by vLLM: {name} {_shape(shape)}", markup=False)
+            console.print(f"\nnot read by vLLM: {name} {_shape(shape)}", markup=False, soft_wrap=True)
 
 
 def _held(device: str) -> str:
