@@ -131,6 +131,7 @@ def _run_tests(lab: Lab, graded: Path, report: Path) -> _Ended:
     # Two endless tests are enough to know; the session then ends, and what has not run by then is said to be not run.
     command += [f"--timeout={lab.time_limit}", f"--session-timeout={2 * lab.time_limit}", f"--junitxml={report}"]
     environment = os.environ | {"LAB_IMPL": str(graded)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # pytest would rewrite and compile every plugin on every run
     seconds = 3 * lab.time_limit + 30  # torch has to be imported too
     with tempfile.TemporaryFile() as output:
         # A session of its own, so that whatever the learner's code started is ended with it.

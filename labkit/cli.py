@@ -17,7 +17,7 @@ from labkit.check import check as check_lab
 from labkit.console import console, working
 from labkit.environment import ensure
 from labkit.fetch import FetchError, fetch_smollm2
-from labkit.installer import SetupError
+from labkit.installer import SetupError, uv_variables
 from labkit.labs import ROOT, LabError, all_labs, find_lab
 from labkit.trace import FIVE, TraceError, known_names, select, show, trace_load
 
@@ -93,7 +93,9 @@ def fetch(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(context: typer.Context) -> None:
     """Run every test that needs no GPU (tox; what follows goes to tox, for instance: -e lab01)."""
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "tox", "-c", str(ROOT / "tox.ini"), *context.args]))
+    raise typer.Exit(
+        subprocess.call([sys.executable, "-m", "tox", "-c", str(ROOT / "tox.ini"), *context.args], env=uv_variables())
+    )
 
 
 def main() -> None:

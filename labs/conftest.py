@@ -35,6 +35,13 @@ def pytest_report_header() -> list[str]:
     return [f"grading: {graded_file('labs/*')}  (LAB_IMPL={chosen_implementation()})", f"lab 02 is held against: {against}"]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = (report for found in terminalreporter.stats.values() for report in found)
+    held = {value for report in reports for key, value in getattr(report, "user_properties", []) if key == "against"}
+    for value in sorted(held):
+        terminalreporter.write_line(f"lab 02 was held against {value}")
+
+
 @pytest.fixture(scope="module")
 def lab(request: pytest.FixtureRequest) -> ModuleType:
     """The implementation under test, as a module."""
