@@ -2,18 +2,20 @@
 
 The floors, top to bottom; imports only go down:
 
-    5  llm.py                                     the front door: LLM.generate(), LLM.chat()
-    4  engine/   request  scheduler  block_pool  runner  sampler  engine
-    3  models/   registry  llama                  loading/  checkpoint  mapping  loader
-    2  layers/   attention  linear  embedding  norm  rotary  activation
+    5  llm.py  async_llm.py  build.py             the front doors: LLM.generate(), LLM.chat(), AsyncLLM.generate()
+       inputs.py  tokenizer.py                    prompts and text
+    4  engine/   request  scheduler  block_pool  runner  sampler  detokenizer  step_trace  engine
+    3  models/   registry  llama  qwen2  qwen3  mistral          loading/  checkpoint  mapping  loader
+    2  layers/   attention  linear  embedding  norm  rotary  activation  quantization
     1  forward_context.py
     0  contract.py  config.py  sampling_params.py  outputs.py
 """
 
+from mini_vllm.async_llm import AsyncLLM
 from mini_vllm.contract import ContractError, Model
 from mini_vllm.engine.engine import LLMEngine
-from mini_vllm.llm import LLM
+from mini_vllm.llm import LLM, RequestError
 from mini_vllm.models.registry import register_model
 from mini_vllm.sampling_params import SamplingParams
 
-__all__ = ["LLM", "ContractError", "LLMEngine", "Model", "SamplingParams", "register_model"]
+__all__ = ["LLM", "AsyncLLM", "ContractError", "LLMEngine", "Model", "RequestError", "SamplingParams", "register_model"]

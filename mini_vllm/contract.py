@@ -35,18 +35,18 @@ class Model(Protocol):
 
         Returns:
             floating point of shape (T, V), or (S, V) when the model has already kept only the last token of each of the
-            step's S requests (``ForwardContext.last_tokens`` says which rows those are).
+            step's S requests (``ForwardContext.logits_indices`` says which rows those are).
         """
         ...
 
 
-def last_logits(logits: object, num_tokens: int, last_tokens: Tensor) -> Tensor:
+def last_logits(logits: object, num_tokens: int, logits_indices: Tensor) -> Tensor:
     """The one row of each request that a token can be sampled from.
 
     Args:
         logits: what the model returned.
         num_tokens: T.
-        last_tokens: int64 of shape (S,): the row of each request's last token.
+        logits_indices: int64 of shape (S,): the row of each request's last token.
 
     Returns:
         Floating point of shape (S, V).
@@ -54,7 +54,7 @@ def last_logits(logits: object, num_tokens: int, last_tokens: Tensor) -> Tensor:
     Raises:
         ContractError: ``logits`` is no floating point tensor of shape (T, V) or (S, V); the message says both shapes.
     """
-    num_requests = last_tokens.numel()
+    num_requests = logits_indices.numel()
     wanted = f"(T, V) = ({num_tokens}, V) or (S, V) = ({num_requests}, V)"
     if not isinstance(logits, Tensor):
         raise ContractError(f"forward() returned a {type(logits).__name__}; return logits, a tensor of shape {wanted}")
@@ -63,4 +63,4 @@ def last_logits(logits: object, num_tokens: int, last_tokens: Tensor) -> Tensor:
             f"forward() was given {num_tokens} tokens of {num_requests} requests and returned {logits.dtype} of shape "
             f"{tuple(logits.shape)}; return floating point logits of shape {wanted}"
         )
-    return logits[last_tokens] if logits.shape[0] == num_tokens else logits
+    return logits[logits_indices] if logits.shape[0] == num_tokens else logits

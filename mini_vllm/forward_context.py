@@ -4,7 +4,7 @@ request      a, 3 tokens so far in this step's chunk    b, one decode
 tokens       a5  a6  a7                                 b9
 row            0   1   2                                  3
 query_start    0                                          3     4 (the end)
-last_tokens            2                                  3
+logits_indices            2                                  3
 """
 
 from __future__ import annotations
@@ -54,14 +54,15 @@ class ForwardContext:
         write_slots: int64 of shape (T,): where each token's key and value are written.
         read_slots: S tensors, int64 of shape (L,): where all of a request's keys and values live, by position, those of this
             step included.
-        last_tokens: int64 of shape (S,): the row of each request's last token.
+        logits_indices: int64 of shape (S,): the rows whose logits are asked for: each request's last token, and every token of
+            a chunk while its prompt's logprobs are asked for.
     """
 
     kv_cache: KVCache
     query_start: tuple[int, ...]
     write_slots: Tensor
     read_slots: tuple[Tensor, ...]
-    last_tokens: Tensor
+    logits_indices: Tensor
 
 
 _current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)

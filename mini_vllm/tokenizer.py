@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as Encoding
+from tokenizers.decoders import DecodeStream
 
 from mini_vllm.loading.checkpoint import CheckpointError, read_json
 
@@ -42,9 +43,15 @@ class Tokenizer:
         """Token ids of a text."""
         return list(self._encoding.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return self._encoding.decode(list(token_ids), skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        return self._encoding.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def decode_stream(self, skip_special_tokens: bool = True) -> Callable[[int], str]:
+        """A function that takes one token after the other and returns the text each adds: nothing while a character, which may
+        take several tokens, is not whole."""
+        stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        return lambda token: stream.step(self._encoding, token) or ""
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
         """The prompt of a conversation, up to where the assistant's answer begins.

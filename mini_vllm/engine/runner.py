@@ -36,10 +36,12 @@ class Runner:
             query_start=tuple(query_start),
             write_slots=torch.cat([slots[c.start :] for slots, c in zip(read_slots, chunks, strict=True)]),
             read_slots=read_slots,
-            last_tokens=torch.tensor(query_start[1:]) - 1,
+            logits_indices=torch.tensor(
+                [row for c, stop in zip(chunks, query_start[1:], strict=True) for row in range(stop - c.num_logits, stop)]
+            ),
         )
         with set_forward_context(context):
-            return last_logits(self.model.forward(tokens, positions), tokens.numel(), context.last_tokens)
+            return last_logits(self.model.forward(tokens, positions), tokens.numel(), context.logits_indices)
 
     def _slots(self, chunk: Chunk) -> Tensor:
         """Where positions 0 .. chunk.stop live, int64 of shape (L,):

@@ -1,24 +1,152 @@
-"""From a row of logits to a token, each request with its own dice."""
+"""From rows of logits to tokens, each request with its own parameters and its own dice.
+
+What is done to a row, in vLLM's order (vllm/v1/sample/sampler.py:20):
+
+    model's logits -> logit_bias, min_tokens -> penalties -> greedy: argmax
+                   \\-> logprobs                            -> else: / temperature -> min_p -> top_k -> top_p -> dice
+"""
 
 from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from mini_vllm.contract import ContractError
 from mini_vllm.engine.request import Request
+from mini_vllm.engine.scheduler import Chunk
+from mini_vllm.outputs import Logprob, PositionLogprobs
+
+DecodeToken = Callable[[int], str]
+"""One token as text."""
 
 
-def sample(logits: Tensor, request: Request) -> int:
-    """The request's next token.
+@dataclass(frozen=True)
+class Sample:
+    """What a chunk's logits came to.
 
-    The dice are the request's own and are thrown once per token, so that a seeded request does not depend on who shares its
-    batch, on the chunks its prompt was cut into, or on having been preempted.
+    Attributes:
+        token: the request's next token; None when the chunk has not reached its newest one.
+        logprobs: of that token and the top ones, if they were asked for.
+        prompt_logprobs: of the prompt tokens after each of the chunk's, if they were asked for.
+    """
+
+    token: int | None = None
+    logprobs: PositionLogprobs | None = None
+    prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
+
+
+def sample(chunks: Sequence[Chunk], logits: Tensor, decode_token: DecodeToken | None = None) -> list[Sample | Exception]:
+    """The next token of every chunk's request, or what keeps it from having one.
+
+    A request's dice are thrown once per token, so that a seeded request does not depend on who shares its batch, on the chunks
+    its prompt was cut into, or on having been preempted.
 
     Args:
-        logits: (V,).
-        request: whose parameters and generator are used.
+        chunks: what ran.
+        logits: (S, V), ``chunk.num_logits`` rows of each.
+        decode_token: how a token reads, for logprobs.
     """
-    if request.params.temperature == 0:
+    best, argmax = (column.tolist() for column in logits.max(dim=-1))  # a NaN counts as the largest
+    outcomes: list[Sample | Exception] = []
+    stop = 0
+    for chunk in chunks:
+        start, stop = stop, stop + chunk.num_logits
+        try:
+            for row, value in enumerate(best[start:stop], start=chunk.stop - chunk.num_logits):
+                _refuse_unless_finite(value, chunk.request, row)
+            outcomes.append(_sample(chunk, logits[start:stop], argmax[stop - 1], decode_token))
+        except Exception as error:  # whatever a request's parameters lead to is that request's own fault
+            outcomes.append(error)
+    return outcomes
+
+
+def _sample(chunk: Chunk, logits: Tensor, argmax: int, decode_token: DecodeToken | None) -> Sample:
+    request, params = chunk.request, chunk.request.params
+    prompt_logprobs: list[PositionLogprobs] = []
+    if params.prompt_logprobs is not None:
+        following = request.prompt_token_ids[chunk.start + 1 : chunk.stop + 1]
+        prompt_logprobs = [
+            top_logprobs(row, token, params.prompt_logprobs, decode_token) for row, token in zip(logits, following, strict=False)
+        ]
+    if not chunk.samples:
+        return Sample(prompt_logprobs=prompt_logprobs)
+    row = logits[-1]
+    token = argmax if params.is_plain_greedy else next_token(row, request)
+    logprobs = None if params.logprobs is None else top_logprobs(row, token, params.logprobs, decode_token)
+    return Sample(token, logprobs, prompt_logprobs)
+
+
+def next_token(logits: Tensor, request: Request) -> int:
+    """The argmax of what the request's parameters make of the logits (V,), or a throw of its dice."""
+    params = request.params
+    logits = biased(logits.float().clone(), request)
+    if params.is_greedy:
         return int(logits.argmax())
-    probabilities = torch.softmax(logits.float() / request.params.temperature, dim=-1)
-    return int(torch.multinomial(probabilities, 1, generator=request.generator))
+    # From the largest one down, so that the smallest temperature gives infinities below it and no NaN.
+    logits = (logits - logits.max()) / params.temperature
+    probabilities = truncated(logits, params.min_p, params.top_k, params.top_p).softmax(dim=-1)
+    # The largest of p / e with e drawn from Exp(1) is a draw from p; one number per token of the vocabulary.
+    return int((probabilities / torch.empty_like(probabilities).exponential_(generator=request.generator)).argmax())
+
+
+def biased(logits: Tensor, request: Request) -> Tensor:
+    """logit_bias, min_tokens and the penalties, which change which token is the most likely; written into ``logits`` (V,).
+
+    Raises:
+        ValueError: a token is outside the vocabulary, or min_tokens leaves none to take.
+    """
+    params, vocab_size = request.params, logits.numel()
+    for token, bias in (params.logit_bias or {}).items():
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"logit_bias names token {token}; ids go from 0 to {vocab_size - 1}")
+        logits[token] += bias
+    if request.must_go_on:
+        logits[[token for token in request.stop_token_ids if token < vocab_size]] = -math.inf
+        if logits.max() == -math.inf:
+            raise ValueError(f"request {request.request_id}: min_tokens is {params.min_tokens}, and every token would stop it")
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(request.token_ids)))
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if params.frequency_penalty or params.presence_penalty:
+        for token, times in Counter(request.output_token_ids).items():
+            logits[token] -= params.frequency_penalty * times + params.presence_penalty
+    return logits
+
+
+def truncated(logits: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
+    """Minus infinity for every token that min_p, top_k and then top_p leave out; the most likely one always stays."""
+    if min_p:
+        logits = logits.masked_fill(logits < logits.max() + math.log(min_p), -math.inf)
+    if 0 < top_k < logits.numel():
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
+    if top_p < 1:
+        values, order = logits.sort(descending=True)
+        probabilities = values.softmax(dim=-1)
+        before = probabilities.cumsum(dim=-1) - probabilities
+        logits = logits.index_fill(0, order[before >= top_p], -math.inf)
+    return logits
+
+
+def top_logprobs(logits: Tensor, token: int, count: int, decode_token: DecodeToken | None = None) -> PositionLogprobs:
+    """The log probability of ``token``, then of the ``count`` most likely ones (-1: of all), by the model's own logits (V,)."""
+    logprobs = logits.float().log_softmax(dim=-1)
+    own = logprobs[token]
+    ranked = {token: (float(own), int((logprobs > own).sum()) + 1)}
+    top = logprobs.topk(logits.numel() if count == -1 else min(count, logits.numel()))
+    for rank, (value, index) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), start=1):
+        ranked.setdefault(index, (value, rank))
+    return {index: Logprob(value, rank, decode_token(index) if decode_token else None) for index, (value, rank) in ranked.items()}
+
+
+def _refuse_unless_finite(best: float, request: Request, position: int) -> None:
+    if not math.isfinite(best):
+        raise ContractError(
+            f"request {request.request_id}: the largest logit after its token at position {position} is {best}, so no token is "
+            "the most likely one; look for a division by zero, an overflow or an unloaded weight in forward()"
+        )

@@ -26,4 +26,4 @@ class ParallelLMHead(VocabParallelEmbedding):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(T, H) to (S, V): the last token of each request of the step."""
-        return F.linear(hidden[get_forward_context().last_tokens], self.weight)
+        return F.linear(hidden[get_forward_context().logits_indices], self.weight)

@@ -18,9 +18,13 @@ from mini_vllm.layers.rotary import RotaryEmbedding
 from mini_vllm.sampling_params import SamplingParams
 
 
+def request(num_tokens: int) -> Request:
+    return Request("r", [0] * num_tokens, SamplingParams(), EngineConfig(max_model_len=64, block_size=4))
+
+
 def test_slots_follow_the_drawing() -> None:
     runner = Runner(model=None, num_blocks=16, block_size=4)  # type: ignore[arg-type]
-    chunk = Chunk(Request("r", [0] * 9, SamplingParams()), start=0, num_tokens=9, blocks=(7, 2, 9))
+    chunk = Chunk(request(9), start=0, num_tokens=9, blocks=(7, 2, 9))
     assert runner._slots(chunk).tolist() == [28, 29, 30, 31, 8, 9, 10, 11, 36]
 
 
@@ -33,14 +37,14 @@ def test_a_chunk_writes_behind_what_is_there() -> None:
             return torch.zeros(len(tokens), 2)
 
     runner = Runner(Watching(), num_blocks=16, block_size=4)
-    first = Chunk(Request("a", [0] * 9, SamplingParams()), start=3, num_tokens=4, blocks=(7, 2))
-    second = Chunk(Request("b", [0] * 2, SamplingParams()), start=0, num_tokens=2, blocks=(5,))
+    first = Chunk(request(9), start=3, num_tokens=4, blocks=(7, 2))
+    second = Chunk(request(2), start=0, num_tokens=2, blocks=(5,))
     runner.run(Step((first, second), ()))
     context = contexts[0]
     assert context.write_slots.tolist() == [31, 8, 9, 10, 20, 21]
     assert [slots.tolist() for slots in context.read_slots] == [[28, 29, 30, 31, 8, 9, 10], [20, 21]]
     assert context.query_start == (0, 4, 6)
-    assert context.last_tokens.tolist() == [3, 5]
+    assert context.logits_indices.tolist() == [3, 5]
 
 
 def test_paged_attention_equals_attention_written_out() -> None:

@@ -1,0 +1,91 @@
+"""From a Hugging Face directory to an engine that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mini_vllm.config import EngineConfig
+from mini_vllm.engine.engine import LLMEngine
+from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
+from mini_vllm.models.registry import build_model
+from mini_vllm.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build_engine(
+    model: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    max_model_len: int | None = None,
+    step_trace: str | Path | None = None,
+    **sizes: Any,
+) -> tuple[LLMEngine, Tokenizer | None]:
+    """An engine, and the directory's tokenizer if it has one.
+
+    Args:
+        model: a directory with config.json and safetensors; tokenizer.json too, for prompts and answers that are text.
+        dtype: "float32", "bfloat16", "float16" or torch's own, or "auto" for what config.json says.
+        max_model_len: the most tokens of a request, prompt and output; config.json's max_position_embeddings unless told.
+        step_trace: a file to write what ran in each step to, for ``./lab timeline``.
+        sizes: what else :class:`EngineConfig` takes: block_size, num_blocks, max_num_batched_tokens, max_num_seqs,
+            enable_prefix_caching.
+
+    Raises:
+        CheckpointError: the directory cannot be served; the message says why.
+        ValueError: a size or the dtype is not possible.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no directory {folder}; give one with config.json and safetensors")
+    config = read_json(folder / "config.json")
+    engine_config = EngineConfig(
+        max_model_len=_max_model_len(config, max_model_len),
+        eos_token_ids=_eos_token_ids(folder, config),
+        vocab_size=config.get("vocab_size"),
+        **sizes,
+    )
+    with default_dtype(_dtype(dtype, config)):
+        served = build_model(config, Checkpoint(folder))
+    tokenizer = Tokenizer.find(folder)
+    return LLMEngine(served, engine_config, tokenizer, Path(step_trace) if step_trace else None), tokenizer
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters made inside have this dtype, unless they ask for another."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _dtype(dtype: str | torch.dtype, config: Mapping[str, Any]) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = config.get("dtype") or config.get("torch_dtype") or "float32" if dtype == "auto" else dtype
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; it must be auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _max_model_len(config: Mapping[str, Any], asked: int | None) -> int:
+    positions: int | None = config.get("max_position_embeddings")
+    if asked is not None and positions is not None and asked > positions:
+        raise ValueError(f"max_model_len is {asked}, above config.json's max_position_embeddings, {positions}; ask for no more")
+    return positions or 2048 if asked is None else asked
+
+
+def _eos_token_ids(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
+    """generation_config.json has the last word, as in vLLM; one id or a list of them."""
+    own_file = folder / "generation_config.json"
+    generation = read_json(own_file) if own_file.exists() else {}
+    ids = generation.get("eos_token_id", config.get("eos_token_id"))
+    return frozenset([ids] if isinstance(ids, int) else ids or [])

@@ -1,0 +1,68 @@
+"""From tokens to text, one at a time, and the stop texts that may be in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from mini_vllm.sampling_params import SamplingParams
+
+
+class TokenDecoder(Protocol):
+    """What the engine asks of a tokenizer."""
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        ...
+
+    def decode_stream(self, skip_special_tokens: bool = True) -> Callable[[int], str]:
+        """A function that takes one token after the other and returns the text each adds: nothing while a character, which may
+        take several tokens, is not whole."""
+        ...
+
+
+class Detokenizer:
+    """The text of one answer as it grows.
+
+    Attributes:
+        text: all of it so far; cut at the stop text once that has come.
+    """
+
+    def __init__(self, tokenizer: TokenDecoder, params: SamplingParams) -> None:
+        self.text = ""
+        self._stops = params.stop_strings
+        self._include_stop = params.include_stop_str_in_output
+        self._token_ids: list[int] = []
+        self._next = tokenizer.decode_stream(params.skip_special_tokens)
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = params.skip_special_tokens
+
+    def append(self, token: int, may_stop: bool) -> str | None:
+        """Adds a token's text and returns the stop text that has come with it, the one that begins first."""
+        self._token_ids.append(token)
+        before = len(self.text)
+        self.text += self._next(token)
+        if not may_stop:
+            return None
+        # A stop text may begin in what was there before, but it ends in what is new.
+        begins = {stop: self.text.find(stop, max(0, before + 1 - len(stop))) for stop in self._stops}
+        found = min((stop for stop in self._stops if begins[stop] >= 0), key=lambda stop: begins[stop], default=None)
+        if found is not None:
+            self.text = self.text[: begins[found] + (len(found) if self._include_stop else 0)]
+        return found
+
+    def flush(self) -> None:
+        """Adds what was kept because its last character is not whole; it will not become so any more."""
+        whole = self._tokenizer.decode(self._token_ids, self._skip_special_tokens)
+        if whole.startswith(self.text):
+            self.text = whole
+
+    @property
+    def safe_text(self) -> str:
+        """The text without what may turn out to be the beginning of a stop text."""
+        if self._include_stop:
+            return self.text
+        held_back = max(
+            (size for stop in self._stops for size in range(1, len(stop)) if self.text.endswith(stop[:size])), default=0
+        )
+        return self.text[: len(self.text) - held_back]
