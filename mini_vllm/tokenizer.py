@@ -51,7 +51,16 @@ class Tokenizer:
         """A function that takes one token after the other and returns the text each adds: nothing while a character, which may
         take several tokens, is not whole."""
         stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        return lambda token: stream.step(self._encoding, token) or ""
+
+        def step(token: int) -> str:
+            nonlocal stream
+            try:
+                return stream.step(self._encoding, token) or ""
+            except Exception:  # plain Exception: bytes that are no UTF-8 have changed how earlier ones read; go on from here
+                stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+                return stream.step(self._encoding, token) or ""
+
+        return step
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
         """The prompt of a conversation, up to where the assistant's answer begins.

@@ -51,8 +51,10 @@ def test_anything_else_is_an_error_with_both_shapes(answer: Callable[[Tensor], o
     engine.add_request("a", [1, 2, 3], GREEDY)
     engine.add_request("b", [4], GREEDY)
     with pytest.raises(ContractError, match=said):
-        engine.step()
-    engine.abort_requests(["a", "b"])
+        engine.runner.run(engine.scheduler.schedule())
+    failed = engine.step()
+    assert [(output.request_id, output.outputs[0].finish_reason) for output in failed] == [("a", "error"), ("b", "error")]
+    assert isinstance(failed[0].outputs[0].error, ContractError)
     assert not engine.has_unfinished_requests()
     assert engine.scheduler.pool.num_free == 8, "no block is lost with the failed step"
 

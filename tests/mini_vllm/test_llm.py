@@ -10,9 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from mini_vllm import LLM, SamplingParams
-from mini_vllm.engine.request import Request
-from mini_vllm.engine.sampler import sample
+from mini_vllm import LLM, RequestError, SamplingParams
 from mini_vllm.loading.checkpoint import CheckpointError
 
 TinyLlama = Callable[..., tuple[Path, LlamaForCausalLM]]
@@ -49,33 +47,7 @@ def test_a_seed_repeats_and_does_not_depend_on_neighbours(tiny_llama: TinyLlama)
     other = SamplingParams(temperature=1.0, seed=5, max_tokens=10, ignore_eos=True)
     crowd = llm.generate(ids([9, 9], [1, 2, 3], [4]), [other, seeded, other])
     assert crowd[1].outputs[0].token_ids == alone
-    assert len({tuple(first(llm, SamplingParams(temperature=5.0, max_tokens=10, ignore_eos=True))) for _ in range(3)}) > 1
-
-
-def test_sampling_follows_the_softmax() -> None:
-    logits, temperature, throws = torch.tensor([1.0, 3.0, 2.0, -4.0]), 2.0, 20_000
-    request = Request("r", [0], SamplingParams(temperature=temperature, seed=0))
-    counts = torch.bincount(torch.tensor([sample(logits, request) for _ in range(throws)]), minlength=4)
-    expected = torch.softmax(logits / temperature, dim=0) * throws
-    chi_squared = float(((counts - expected) ** 2 / expected).sum())
-    assert chi_squared < 16.27, "0.1 % point of chi squared with 3 degrees of freedom"
-
-
-def test_greedy_takes_the_highest() -> None:
-    assert sample(torch.tensor([0.1, 0.9, 0.3]), Request("r", [0], SamplingParams(temperature=0))) == 1
-
-
-@pytest.mark.parametrize(
-    ("params", "sentence"),
-    [
-        ({"temperature": -1}, "temperature is -1"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"max_tokens": 0}, "max_tokens is 0"),
-    ],
-)
-def test_sampling_params_out_of_range(params: dict[str, float], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        SamplingParams(**params)  # type: ignore[arg-type]
+    assert len({tuple(first(llm, SamplingParams(temperature=2.0, max_tokens=10, ignore_eos=True))) for _ in range(3)}) > 1
 
 
 def test_what_is_refused_leaves_the_engine_whole(tiny_llama: TinyLlama) -> None:
@@ -84,10 +56,13 @@ def test_what_is_refused_leaves_the_engine_whole(tiny_llama: TinyLlama) -> None:
     good = [1, 2, 3]
     for prompts, sentence in (
         (ids(good, list(range(96))), "96 tokens, and the model takes 96"),
-        (ids(good, [101]), "token id 101 is outside the vocabulary; ids go from 0 to 100"),
+        (ids(good, [101]), "token id 101 in its prompt, outside the vocabulary; ids go from 0 to 100"),
         (ids(good, [-1]), "token id -1"),
         (ids(good, []), "empty prompt"),
         (["text"], "no tokenizer.json"),
+        ([{"tokens": good}], "a prompt is {'tokens': .*}; it must be a text"),
+        ([{"prompt": "a", "prompt_token_ids": good}], "it must be a text"),
+        ([{"prompt_token_ids": [1.5]}], r"prompt_token_ids is \[1.5\]; it must be a list of whole numbers"),
     ):
         with pytest.raises(ValueError, match=sentence):
             llm.generate(prompts, SamplingParams(temperature=0))
@@ -96,6 +71,38 @@ def test_what_is_refused_leaves_the_engine_whole(tiny_llama: TinyLlama) -> None:
     with pytest.raises(ValueError, match="there are 1 prompts and 2 sampling_params"):
         llm.generate(ids(good), [SamplingParams(), SamplingParams()])
     assert len(first(llm, SamplingParams(max_tokens=5, ignore_eos=True))) == 5, "and it goes on serving"
+
+
+def test_a_failing_request_is_named_and_the_others_answers_are_kept(tiny_llama: TinyLlama) -> None:
+    llm = LLM(tiny_llama()[0], dtype="float32")
+    model = llm.llm_engine.runner.model
+
+    class Broken:
+        def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            if (tokens == 77).any():
+                raise ZeroDivisionError("by zero")
+            return model.forward(tokens, positions)
+
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    expected = first(llm, params)
+    llm.llm_engine.runner.model = Broken()
+    said = r"1 of 3 requests failed; request 2 \(the prompt at index 1\): ZeroDivisionError: by zero"
+    with pytest.raises(RequestError, match=said) as caught:
+        llm.generate(ids([1, 2, 3], [5, 77], [1, 2, 3]), params)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert [output.outputs[0].finish_reason for output in caught.value.outputs] == ["length", "error", "length"]
+    assert caught.value.outputs[2].outputs[0].token_ids == expected
+    assert first(llm, params) == expected, "and it goes on serving"
+
+
+def test_a_cache_salt_keeps_prefixes_apart(tiny_llama: TinyLlama) -> None:
+    llm = LLM(tiny_llama()[0], dtype="float32", block_size=2)
+    prompt = list(range(9))
+    cached = [
+        llm.generate({"prompt_token_ids": prompt} | salt, SamplingParams(max_tokens=1))[0].num_cached_tokens
+        for salt in ({}, {}, {"cache_salt": "tenant 1"}, {"cache_salt": "tenant 1"})
+    ]
+    assert cached == [0, 8, 0, 8]
 
 
 def test_dtype_and_length(tiny_llama: TinyLlama) -> None:
