@@ -80,8 +80,8 @@ def _legend(parent: ET.Element) -> None:
         ("decode", 0, -4, lambda cell: glyphs.decode(parent, cell, "decode")),
         ("prefix-cache hit, its tokens", 24, 0, lambda cell: glyphs.hit(parent, replace(cell, y=84), 48, "prefix-cache hit")),
         ("preempted", 0, -2, lambda cell: glyphs.preemption(parent, cell, "preempted")),
-        ("waits after it", -8, 14, lambda cell: glyphs.stretch(parent, cell, cell.next, True, "waits after a preemption")),
-        ("not scheduled", -8, 14, lambda cell: glyphs.stretch(parent, cell, cell.next, False, "in the batch, not scheduled")),
+        ("waits after it", -2, 14, lambda cell: glyphs.stretch(parent, cell, cell.next, True, "waits after a preemption")),
+        ("not scheduled", -4, 14, lambda cell: glyphs.stretch(parent, cell, cell.next, False, "in the batch, not scheduled")),
         (f"finished: {reasons}", -14, 12, lambda cell: glyphs.finish(parent, cell, REASONS[0], "finished")),
     ]
     x = 16.0
@@ -89,7 +89,7 @@ def _legend(parent: ET.Element) -> None:
         cell = Cell(x + left, 70, 22, 32, numbers=True)
         glyph(cell)
         label(parent, text, cell.x + 28 + right, 94)
-        x = cell.x + 28 + right + 5.9 * len(text) + 16
+        x = cell.x + 28 + right + 5.5 * len(text) + 14
 
 
 def _row(root: ET.Element, trace: StepTrace, row: Row, place: int, layout: Layout) -> None:

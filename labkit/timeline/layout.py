@@ -59,8 +59,8 @@ class Layout:
 
     @property
     def width(self) -> float:
-        """Of the picture; the title and the legend need 1000."""
-        return max(1000, self.right + MARGIN)
+        """Of the picture; the title and the legend need 1120."""
+        return max(1120, self.right + MARGIN)
 
     @property
     def charts_foot(self) -> float:

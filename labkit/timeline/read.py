@@ -73,8 +73,8 @@ class Step:
     Attributes:
         step: its number; rises from line to line.
         seconds: how long it took.
-        num_waiting: requests in the queue.
-        num_free_blocks: blocks that nobody holds.
+        num_waiting: requests in the queue after it.
+        num_free_blocks: blocks that nobody holds after it.
         evicted: blocks that the prefix cache gave up to make room.
     """
 

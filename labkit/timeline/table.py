@@ -28,10 +28,10 @@ def show(trace: StepTrace, console: Console) -> None:
         counts = row.num_prefill_tokens, row.num_cached_tokens, row.num_sampled_tokens, row.num_preemptions
         steps = f"{trace.steps[row.first].step} to {trace.steps[row.last(end)].step}"
         ended = row.finish.reason if row.finish else "not yet"
-        table.add_row(Text(words.short(row.request, 16)), *map(str, counts), steps, ended)
+        table.add_row(Text(words.short(row.request, 14)), *map(str, counts), steps, ended)
     console.print(f"recorded by {words.printable(trace.recorded_by)}", markup=False, soft_wrap=True)
     console.print(table)
     if len(found) > MOST:
         console.print(f"and {len(found) - MOST} more")
     console.print(words.totals(trace, found))
-    console.print("prefill: tokens computed before a decode, again after each preemption; cached: found")
+    console.print("prefill: tokens computed before a decode, again after each preemption")
