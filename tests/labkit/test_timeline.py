@@ -227,7 +227,24 @@ def test_the_picture_says_what_it_shows_and_brings_its_own_background(trace: Pat
     assert "Recorded by mini_vllm 0.1.0, torch 2.13.0; 8 blocks of 16 tokens" in str(says[1])
     paper = drawn.find(f"{SVG}rect")
     assert paper is not None
-    assert (paper.attrib["class"], paper.attrib["width"], paper.attrib["height"]) == ("paper", "100%", "100%")
+    assert [paper.attrib[name] for name in ("class", "width", "height", "fill")] == ["paper", "100%", "100%", "#ffffff"]
+
+
+@pytest.mark.parametrize("columns", [None, range(3, 6)])
+def test_everything_is_drawn_between_the_axis_and_the_charts(trace: Path, columns: range | None) -> None:
+    drawn = picture(trace, columns)
+    roof = drawn.findall(f"{SVG}g[@class='tokens']/{SVG}path")[1].attrib["d"]
+    left, upper, right = map(float, re.findall(r"[\d.]+", roof))
+    step_word, *ticks = drawn.findall(f"{SVG}g[@class='axis']/{SVG}text")
+    assert [tick.text for tick in ticks] == (["4"] if columns else ["0", "2", "4", "6"])
+    shapes = [centre(group) for kind in ("prefill", "decode", "hit", "preemption") for group in groups(drawn, kind)]
+    lines = [re.findall(r"[\d.]+", group[1].attrib["d"]) for kind in ("waits", "batch") for group in groups(drawn, kind)]
+    ends = [(float(x), float(y)) for first, y, last in lines for x in (first, last)]
+    assert all(left < x < right <= number(drawn, "width") for x, _ in shapes + ends)
+    band = drawn.find(f"{SVG}g[@class='row']/{SVG}rect[@class='band']")
+    assert band is not None
+    assert 0 < number(band, "y") - number(step_word, "y") < 16, "the first row is under the axis"
+    assert all(number(step_word, "y") < y < upper < number(drawn, "height") for _, y in shapes + ends)
 
 
 def test_the_charts_have_the_tokens_and_the_free_blocks_of_every_step(tmp_path: Path) -> None:
@@ -300,6 +317,8 @@ def test_part_of_a_run_is_drawn_with_who_was_there_before(trace: Path, lab: Lab)
     drawn = ET.parse(trace.with_suffix(".svg")).getroot()
     assert [len(groups(drawn, kind)) for kind in ("prefill", "decode", "preemption", "finish", "waits")] == [1, 1, 0, 1, 1]
     assert [name.findtext(f"{SVG}text") for name in groups(drawn, "name")] == ["a", "b"]
+    later = groups(picture(trace, range(4, 7)), "name")
+    assert [name.findtext(f"{SVG}text") for name in later] == ["b", "c"], "a has ended before"
     assert "Steps 3 to 4 are drawn." in drawn.findtext(f"{SVG}desc", "")
 
 
