@@ -13,15 +13,17 @@ from typing import Annotated
 import typer
 
 from labkit import board
+from labkit import timeline as step_trace
 from labkit.check import check as check_lab
 from labkit.console import console, working
 from labkit.environment import ensure
 from labkit.fetch import FetchError, fetch_smollm2
 from labkit.installer import SetupError, uv_variables
 from labkit.labs import ROOT, LabError, all_labs, find_lab
+from labkit.timeline import TimelineError
 from labkit.trace import FIVE, TraceError, known_names, select, show, trace_load
 
-FAULTS = (LabError, FetchError, TraceError, SetupError)
+FAULTS = (LabError, FetchError, TraceError, TimelineError, SetupError)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
 
@@ -77,6 +79,28 @@ def trace(
     if json:
         select(traced, tensor).write(json) if tensor else traced.write(json)
         console.print(f"written: {json}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def timeline(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a step trace that the engine recorded")],
+    output: Annotated[Path | None, typer.Option(help="the picture to write, instead of FILE with the suffix .svg")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="draw these steps only")] = None,
+) -> None:
+    """Draw a recorded run as one picture: a row per request, a column per step."""
+    recorded = step_trace.read(file)
+    picture = output or file.with_suffix(".svg")
+    if picture.resolve() == file.resolve():
+        raise TimelineError(f"the picture would overwrite the trace {file}; name another place with --output")
+    step_trace.write(step_trace.draw(recorded, file.name, recorded.columns(steps) if steps else None), picture)
+    step_trace.show(recorded, console)
+    if recorded.cut_line:
+        console.print(
+            f"line {recorded.cut_line} of {file} is cut: the run ended while it was written; what came before it is drawn",
+            markup=False,
+            soft_wrap=True,
+        )
+    console.print(f"written: {picture}", markup=False, soft_wrap=True)
 
 
 @app.command()
