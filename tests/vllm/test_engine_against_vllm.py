@@ -1,0 +1,98 @@
+"""mini_vllm's engine against the real vLLM on the same checkpoint: tokens, texts, endings and log probabilities."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twenty_prompts import TEXT, twenty_prompts
+from vllm import SamplingParams as VllmSamplingParams
+
+from labkit.fetch import fetch_smollm2
+from mini_vllm import LLM, SamplingParams
+from mini_vllm.outputs import RequestOutput
+
+GREEDY = {"temperature": 0, "max_tokens": 16}
+PARAMS: dict[str, dict[str, Any]] = {
+    "repetition penalty": GREEDY | {"repetition_penalty": 1.4},
+    "frequency penalty": GREEDY | {"frequency_penalty": 1.1},
+    "presence penalty": GREEDY | {"presence_penalty": 1.9},
+    "negative penalties": GREEDY | {"presence_penalty": -0.5, "frequency_penalty": -0.5},
+    "logit bias": GREEDY | {"logit_bias": {28: -100, 30: -100}},
+    "min tokens": GREEDY | {"min_tokens": 12, "stop_token_ids": [28, 284, 253]},
+    "stop token": GREEDY | {"stop_token_ids": [28, 30]},
+    "stop text": GREEDY | {"stop": [", ", " of"]},
+    "stop text kept": GREEDY | {"stop": [" a", " the"], "include_stop_str_in_output": True},
+    "stop token kept": GREEDY | {"stop_token_ids": [28, 30], "include_stop_str_in_output": True},
+    "logprobs": GREEDY | {"logprobs": 3, "prompt_logprobs": 2},
+    "seed": {"seed": 3, "max_tokens": 16},
+    "seed, cold": {"seed": 4, "max_tokens": 16, "temperature": 0.4},
+    "top k": {"seed": 5, "max_tokens": 16, "top_k": 7},
+    "top p": {"seed": 6, "max_tokens": 16, "top_p": 0.8},
+    "min p": {"seed": 7, "max_tokens": 16, "min_p": 0.05},
+    "all three": {"seed": 8, "max_tokens": 16, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1},
+    "n": {"seed": 9, "max_tokens": 8, "n": 3},
+}
+
+
+def ask(model: Path, requests: list[dict[str, Any]], answers: Path) -> list[dict[str, Any]]:
+    job = json.dumps({"model": str(model), "requests": requests})
+    script = Path(__file__).parent / "serve_with_vllm.py"
+    done = subprocess.run([sys.executable, script, answers], input=job, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(answers.read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[RequestOutput], list[dict[str, Any]]]:
+    """What the two engines say to the twenty prompts, greedily, and then to one prompt with each of PARAMS."""
+    model = fetch_smollm2()
+    llm = LLM(model, dtype="float32")
+    assert llm.tokenizer
+    requests = [{"prompt_token_ids": prompt, "params": GREEDY} for prompt in twenty_prompts(llm.tokenizer)]
+    requests += [{"prompt_token_ids": llm.tokenizer.encode(TEXT)[:40], "params": params} for params in PARAMS.values()]
+    ours = llm.generate(
+        [{"prompt_token_ids": request["prompt_token_ids"]} for request in requests],
+        [SamplingParams(**request["params"]) for request in requests],
+    )
+    return ours, ask(model, requests, tmp_path_factory.mktemp("vllm") / "answers.json")
+
+
+def test_twenty_prompts_get_the_same_greedy_tokens(both: tuple[list[RequestOutput], list[dict[str, Any]]]) -> None:
+    ours, theirs = both
+    assert [output.outputs[0].token_ids for output in ours[:20]] == [answer["token_ids"][0] for answer in theirs[:20]]
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_every_parameter_means_what_it_means_to_vllm(both: tuple[list[RequestOutput], list[dict[str, Any]]], name: str) -> None:
+    ours, theirs = (answers[20 + list(PARAMS).index(name)] for answers in both)
+    assert [answer.token_ids for answer in ours.outputs] == theirs["token_ids"]
+    assert [answer.text for answer in ours.outputs] == theirs["texts"]
+    assert [answer.finish_reason for answer in ours.outputs] == theirs["finish_reasons"]
+    assert [answer.stop_reason for answer in ours.outputs] == theirs["stop_reasons"]
+
+
+def test_log_probabilities_and_ranks_are_vllms(both: tuple[list[RequestOutput], list[dict[str, Any]]]) -> None:
+    ours, theirs = (answers[20 + list(PARAMS).index("logprobs")] for answers in both)
+    for mine, its in ((ours.outputs[0].logprobs, theirs["logprobs"][0]), (ours.prompt_logprobs, theirs["prompt_logprobs"])):
+        assert mine is not None
+        assert len(mine) == len(its)
+        for entry, expected in zip(mine, its, strict=True):
+            assert (entry is None) == (expected is None)
+            if entry is not None:
+                assert {str(token): value.rank for token, value in entry.items()} == {t: rank for t, (_, rank) in expected.items()}
+                found = [value.logprob for value in entry.values()]
+                assert found == pytest.approx([expected[str(token)][0] for token in entry], abs=2e-4)
+
+
+def test_names_and_defaults_are_vllms() -> None:
+    theirs = VllmSamplingParams()
+    for field in fields(SamplingParams):
+        assert field.default is not MISSING
+        default = getattr(theirs, field.name)
+        assert field.default == default or (field.default is None and default == []), field.name
