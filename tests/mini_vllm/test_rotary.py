@@ -36,6 +36,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "yarn, factor below 1": {"rope_type": "yarn", "factor": 0.5, "original_max_position_embeddings": 32768},
     "yarn, betas, not truncated": {"rope_type": "yarn", "factor": 16.0, "beta_fast": 20, "beta_slow": 2, "truncate": False},
     "yarn, a ramp of no width": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 22000, "beta_slow": 22000},
+    "yarn, not even one pair": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 99, "beta_slow": 99, "truncate": False},
     "yarn, attention factor": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7},
     "yarn, mscales": {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.8},
     "longrope, long": {
@@ -140,7 +141,11 @@ LLAMA3 = {key: value for key, value in SCALINGS["llama 3.1"].items() if key != "
         {"rope_parameters": LLAMA3 | {"rope_type": "llama3", "rope_theta": 5e5}},
         {"rope_parameters": LLAMA3 | {"rope_type": "llama3"}, "rope_theta": 5e5},
         {"rope_parameters": None, "rope_scaling": LLAMA3 | {"type": "llama3"}, "rope_theta": 5e5},
-        {"rope_theta": 5e5, "rope_scaling": LLAMA3 | {"type": "llama3"}, "original_max_position_embeddings": 8192},
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": LLAMA3 | {"type": "llama3", "original_max_position_embeddings": 4096},
+            "original_max_position_embeddings": 8192,
+        },
     ],
 )
 def test_config_json_may_spell_it_either_way(spelling: dict[str, Any]) -> None:
