@@ -16,10 +16,11 @@ class Attention(nn.Module):
     grouped queries: Ainslie et al. 2023, "GQA". N query heads share K kv heads, N / K each.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, num_kv_heads: int, name: str) -> None:
+    def __init__(self, num_heads: int, head_dim: int, num_kv_heads: int, name: str, sliding_window: int | None = None) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
         self.name = name
+        self.sliding_window = sliding_window
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of every request in the step.
@@ -45,10 +46,10 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One request: its n newest queries (n, N, D) over its L keys and values (L, K, D), to (n, N, D)."""
         num_queries, length = q.shape[0], k.shape[0]
-        mask = None
-        if num_queries > 1:
-            # The queries are the last n of L positions: query i sees keys 0 .. L - n + i.
-            mask = torch.ones(num_queries, length, dtype=torch.bool, device=q.device).tril(length - num_queries)
+        # The queries are the last n of L positions: query i sees keys 0 .. L - n + i, and of those the last sliding_window.
+        mask = torch.ones(num_queries, length, dtype=torch.bool, device=q.device).tril(length - num_queries)
+        if self.sliding_window is not None:
+            mask = mask.triu(length - num_queries - self.sliding_window + 1)
         q, k, v = (heads.transpose(0, 1).unsqueeze(0) for heads in (q, k, v))
         grouped = self.num_kv_heads != self.num_heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)

@@ -10,6 +10,9 @@ from typing import Any
 from mini_vllm.contract import Model
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError
 from mini_vllm.models.llama import LlamaForCausalLM
+from mini_vllm.models.mistral import MistralForCausalLM
+from mini_vllm.models.qwen2 import Qwen2ForCausalLM
+from mini_vllm.models.qwen3 import Qwen3ForCausalLM
 
 Factory = Callable[[Mapping[str, Any], Checkpoint], Model]
 """Takes config.json's object and the checkpoint, returns an object with ``forward``. It runs with torch's default dtype set
@@ -18,7 +21,9 @@ to the one that the model is to be served in."""
 PLUGINS = "mini_vllm.general_plugins"
 """The entry-point group of packages that bring an architecture; the same shape as vLLM's ``vllm.general_plugins``."""
 
-_factories: dict[str, Factory] = {"LlamaForCausalLM": LlamaForCausalLM.from_checkpoint}
+_factories: dict[str, Factory] = {
+    model.__name__: model.from_checkpoint for model in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+}
 
 
 def register_model(architecture: str, factory: Factory) -> None:

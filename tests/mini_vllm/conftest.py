@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from labkit.fetch import fetch_smollm2
 
@@ -24,20 +25,27 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture
-def tiny_llama(tmp_path: Path) -> Callable[..., tuple[Path, LlamaForCausalLM]]:
-    """Writes a random Llama of two layers; returns its directory and transformers' model of it."""
+def tiny_model(tmp_path: Path) -> Callable[..., tuple[Path, PreTrainedModel]]:
+    """Writes a random model of two layers, of the family that transformers calls so; returns its directory and
+    transformers' model of it."""
 
-    def write(shard_size: str = "1GB", **changes: Any) -> tuple[Path, LlamaForCausalLM]:
+    def write(family: str, shard_size: str = "1GB", **changes: Any) -> tuple[Path, PreTrainedModel]:
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**(TINY | changes))).eval()
-        for parameter in model.parameters():
-            # Larger than the usual initialisation, so that the winning token wins clearly.
-            torch.nn.init.normal_(parameter, std=0.3)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(TINY | changes))).eval()
+        for name, parameter in model.named_parameters():
+            # Larger than the usual initialisation, so that the winning token wins clearly; biases are not 0 and norms not 1.
+            torch.nn.init.normal_(parameter, std=1.5 if name.endswith(("q_norm.weight", "k_norm.weight")) else 0.3)
         folder = tmp_path / "tiny"
         model.save_pretrained(folder, max_shard_size=shard_size)
         return folder, model
 
     return write
+
+
+@pytest.fixture
+def tiny_llama(tiny_model: Callable[..., tuple[Path, PreTrainedModel]]) -> Callable[..., tuple[Path, PreTrainedModel]]:
+    """The same, of a Llama."""
+    return partial(tiny_model, "llama")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from mini_vllm.layers.activation import SiluAndMul
 from mini_vllm.layers.attention import Attention
 from mini_vllm.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
 from mini_vllm.layers.norm import RMSNorm
-from mini_vllm.layers.rotary import RotaryEmbedding
 from mini_vllm.sampling_params import SamplingParams
 
 
@@ -47,14 +46,15 @@ def test_a_chunk_writes_behind_what_is_there() -> None:
     assert context.logits_indices.tolist() == [3, 5]
 
 
-def test_paged_attention_equals_attention_written_out() -> None:
+@pytest.mark.parametrize("window", [None, 1, 4, 11, 50])
+def test_paged_attention_equals_attention_written_out(window: int | None) -> None:
     num_heads, kv_heads, head_dim, length = 6, 2, 8, 11
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(length, heads, head_dim, dtype=torch.float64, generator=generator)
         for heads in (num_heads, kv_heads, kv_heads)
     )
-    attention, cache = Attention(num_heads, head_dim, kv_heads, "layer"), KVCache(64)
+    attention, cache = Attention(num_heads, head_dim, kv_heads, "layer", window), KVCache(64)
     slots = torch.randperm(64, generator=generator)[:length]
     outputs = []
     for start, stop in ((0, 4), (4, 10), (10, 11)):  # two chunks and a decode
@@ -64,7 +64,8 @@ def test_paged_attention_equals_attention_written_out() -> None:
     expected = torch.zeros(length, num_heads, head_dim, dtype=torch.float64)
     for head in range(num_heads):
         for position in range(length):
-            keys, values = k[: position + 1, head // 3], v[: position + 1, head // 3]
+            seen = slice(0 if window is None else max(0, position - window + 1), position + 1)
+            keys, values = k[seen, head // 3], v[seen, head // 3]
             weights = torch.softmax(keys @ q[position, head] / head_dim**0.5, dim=0)
             expected[position, head] = weights @ values
     torch.testing.assert_close(torch.cat(outputs), expected.flatten(1), rtol=1e-12, atol=1e-12)
@@ -83,16 +84,6 @@ def test_two_requests_in_a_step_do_not_see_each_other() -> None:
     together = run(slice(0, 5), [[3, 1], [9, 8, 2]], (0, 2, 5))
     torch.testing.assert_close(together[:2], run(slice(0, 2), [[3, 1]], (0, 2)))
     torch.testing.assert_close(together[2:], run(slice(2, 5), [[9, 8, 2]], (0, 3)))
-
-
-def test_rotary_is_multiplication_by_a_unit_complex_number() -> None:
-    rotary = RotaryEmbedding(head_dim=6, max_position=50, theta=100.0)
-    x, positions = torch.randn(3, 2, 6, dtype=torch.float64), torch.tensor([0, 7, 49])
-    numbers = torch.complex(x[..., :3], x[..., 3:])
-    angles = positions[:, None].double() * 100.0 ** (-torch.arange(0, 6, 2).double() / 6)
-    turned = numbers * torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
-    # The angles are kept in float32, as checkpoints were trained with them.
-    torch.testing.assert_close(rotary(positions, x), torch.cat((turned.real, turned.imag), dim=-1), rtol=1e-4, atol=1e-5)
 
 
 def test_rms_norm_worked_out_by_hand() -> None:

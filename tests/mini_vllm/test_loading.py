@@ -143,7 +143,7 @@ def test_an_index_that_names_a_tensor_the_file_does_not_hold(tiny_llama: TinyLla
         ({"architectures": None}, "names no architecture"),
         ({"hidden_size": None}, "has no hidden_size"),
         ({"num_key_value_heads": 4}, "6 query heads cannot share 4 kv heads"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "stretchy"}}, "rope scaling 'stretchy'"),
         ({"intermediate_size": 81}, "does not fit the model, 6 faults"),
     ],
 )

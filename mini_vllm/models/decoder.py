@@ -1,0 +1,66 @@
+"""The body that Llama and its relatives share: layers of attention and feed-forward. What attends is the family's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from mini_vllm.layers.activation import SiluAndMul
+from mini_vllm.layers.embedding import VocabParallelEmbedding
+from mini_vllm.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from mini_vllm.layers.norm import RMSNorm
+from mini_vllm.layers.rotary import RotaryEmbedding
+from mini_vllm.models.config import DecoderConfig
+
+AttentionOf = Callable[[DecoderConfig, int], nn.Module]
+"""(config, number of the layer) -> the module that turns hidden (T, H), cos and sin (T, 1, D) into (T, H)."""
+
+
+class DecoderMLP(nn.Module):
+    """The feed-forward half of one layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = MergedColumnParallelLinear(config.hidden_size, [config.intermediate_size] * 2, config.mlp_bias)
+        self.act_fn = SiluAndMul()
+        self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, config.mlp_bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(T, H) to (T, H)."""
+        return self.down_proj(self.act_fn(self.gate_up_proj(hidden)))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm and around a residual."""
+
+    def __init__(self, config: DecoderConfig, attention: nn.Module) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = attention
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = DecoderMLP(config)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(T, H) to (T, H)."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+
+
+class DecoderModel(nn.Module):
+    """Everything but the head; parameter names are the checkpoint's, except for the fused ones."""
+
+    def __init__(self, config: DecoderConfig, attention: AttentionOf) -> None:
+        super().__init__()
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
+        self.rotary_emb = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta, config.rope_scaling)
+        self.layers = nn.ModuleList(DecoderLayer(config, attention(config, i)) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """(T,) and (T,) to hidden states (T, H)."""
+        hidden = self.embed_tokens(tokens)
+        cos, sin = self.rotary_emb(positions)
+        for layer in self.layers:
+            hidden = layer(hidden, cos, sin)
+        return self.norm(hidden)  # type: ignore[no-any-return]

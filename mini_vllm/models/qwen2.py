@@ -1,0 +1,29 @@
+"""Qwen2 and Qwen2.5 (Yang et al. 2024): Llama with biases on q, k and v."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mini_vllm.models.config import DecoderConfig
+from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaForCausalLM
+
+
+class Qwen2Config(DecoderConfig):
+    """Biases on q, k and v, none on o; the window from some layer on, if it is in use at all."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "qkv_bias": True,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    }
+
+
+class Qwen2ForCausalLM(LlamaForCausalLM):
+    """Qwen2 against the contract."""
+
+    config_class = Qwen2Config
+    stacked_params_mapping = STACKED_PARAMS_MAPPING

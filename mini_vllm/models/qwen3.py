@@ -1,0 +1,50 @@
+"""Qwen3 (Yang et al. 2025): Llama with a norm over each head of q and k, before they are turned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from mini_vllm.layers.norm import RMSNorm
+from mini_vllm.layers.rotary import apply_rotary
+from mini_vllm.models.config import DecoderConfig
+from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaAttention, LlamaForCausalLM
+
+
+class Qwen3Config(DecoderConfig):
+    """Heads of a size of their own; no biases; the window from some layer on, if it is in use at all."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    }
+
+
+class Qwen3Attention(LlamaAttention):
+    """Self-attention of one layer."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(T, H) to (T, H); cos and sin are (T, 1, D)."""
+        qkv = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim)
+        q, k, v = qkv.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        q, k = apply_rotary(self.q_norm(q), cos, sin), apply_rotary(self.k_norm(k), cos, sin)
+        return self.o_proj(self.attn(q, k, v))  # type: ignore[no-any-return]
+
+
+class Qwen3ForCausalLM(LlamaForCausalLM):
+    """Qwen3 against the contract."""
+
+    config_class = Qwen3Config
+    attention_class = Qwen3Attention
+    stacked_params_mapping = STACKED_PARAMS_MAPPING
