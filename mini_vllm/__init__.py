@@ -5,7 +5,7 @@ The floors, top to bottom; imports only go down:
     5  llm.py  async_llm.py  build.py             the front doors: LLM.generate(), LLM.chat(), AsyncLLM.generate()
        inputs.py  tokenizer.py                    prompts and text
     4  engine/   request  scheduler  block_pool  runner  sampler  detokenizer  step_trace  engine
-    3  models/   registry  llama  qwen2  qwen3  mistral          loading/  checkpoint  mapping  loader
+    3  models/   registry  config  decoder  llama  qwen2  qwen3  mistral       loading/  checkpoint  mapping  loader
     2  layers/   attention  linear  embedding  norm  rotary  activation  quantization
     1  forward_context.py
     0  contract.py  config.py  sampling_params.py  outputs.py

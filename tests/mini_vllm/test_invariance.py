@@ -1,7 +1,7 @@
 """What a request says depends on the request alone: one table of everything that may not matter, for two models.
 
-Every case serves the same six requests, three greedy and three seeded, and must hear from each what it says when it has an engine to
-itself. Only the sizes, the company, the cache and the memory change.
+Every case serves the same six requests, three greedy and three seeded, and must hear from each what it says when it has an engine
+to itself. Only the sizes, the company, the cache and the memory change.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from twenty_prompts import twenty_prompts
 
 from mini_vllm import LLM, SamplingParams
 from mini_vllm.loading.checkpoint import CheckpointError
@@ -253,11 +254,9 @@ def test_rope_keeps_no_table_and_is_no_parameter() -> None:
 
 
 def test_twenty_prompts_of_smollm2_equal_transformers_batched_and_alone(smollm2: Path) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    llm = LLM(smollm2, dtype="float32")
-    tokens = llm._needed_tokenizer().encode(text)
-    prompts = [tokens[7 * i : 7 * i + 1 + 3 * i] for i in range(20)]
-    assert [len(prompt) for prompt in prompts] == list(range(1, 61, 3)), "twenty different lengths"
+    llm = LLM(smollm2, dtype="float32", enable_prefix_caching=False)
+    assert llm.tokenizer
+    prompts = twenty_prompts(llm.tokenizer)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     expected = [transformers_greedy(model, prompt, 8) for prompt in prompts]
     assert greedy(llm, prompts, 8) == expected

@@ -1,4 +1,4 @@
-"""Serves requests with the real vLLM on the CPU, in a process of its own: a JSON job on stdin, its answers as JSON to the file named.
+"""Serves requests with the real vLLM on the CPU, in a process of its own: a JSON job on stdin, JSON answers to the file named.
 
 The job: {"model": directory, "requests": [{"prompt_token_ids": [...], "params": {...}}, ...]}.
 """
