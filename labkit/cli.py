@@ -90,8 +90,8 @@ def timeline(
     """Draw a recorded run as one picture: a row per request, a column per step."""
     recorded = step_trace.read(file)
     picture = output or file.with_suffix(".svg")
-    if picture.resolve() == file.resolve():
-        raise TimelineError(f"the picture would overwrite the trace {file}; name another place with --output")
+    if picture.suffix != ".svg" or picture.resolve() == file.resolve():
+        raise TimelineError(f"the picture is SVG and would be written to {picture}; name a file with the suffix .svg by --output")
     step_trace.write(step_trace.draw(recorded, file.name, recorded.columns(steps) if steps else None), picture)
     step_trace.show(recorded, console)
     if recorded.cut_line:

@@ -1,4 +1,4 @@
-"""How the next token is chosen; names, defaults and ranges as vLLM's SamplingParams (vllm/sampling_params.py:198)."""
+"""How the next token is chosen; names, defaults and ranges as vLLM's SamplingParams (vllm/sampling_params.py:268)."""
 
 from __future__ import annotations
 

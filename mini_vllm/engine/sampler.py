@@ -1,6 +1,6 @@
 """From rows of logits to tokens, each request with its own parameters and its own dice.
 
-What is done to a row, in vLLM's order (vllm/v1/sample/sampler.py:20):
+What is done to a row, in vLLM's order (vllm/v1/sample/sampler.py:22):
 
     model's logits -> logit_bias, min_tokens -> penalties -> greedy: argmax
                    \\-> logprobs                            -> else: / temperature -> min_p -> top_k -> top_p -> dice

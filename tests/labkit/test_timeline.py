@@ -369,7 +369,10 @@ def test_the_picture_goes_where_it_is_told(trace: Path, lab: Lab, tmp_path: Path
 def test_a_trace_is_never_overwritten(tmp_path: Path, lab: Lab) -> None:
     path = write(tmp_path / "run.svg", STEPS)
     before = path.read_bytes()
-    assert lab(path) == (1, f"lab: the picture would overwrite the trace {path}; name another place with --output\n")
+    assert lab(path) == (
+        1,
+        f"lab: the picture is SVG and would be written to {path}; name a file with the suffix .svg by --output\n",
+    )
     assert path.read_bytes() == before
 
 
