@@ -16,7 +16,7 @@ class Logprob:
 
     Attributes:
         logprob: log of the softmax of the model's own logits, before penalties, bias and temperature.
-        rank: 1 for the most likely token.
+        rank: how many tokens are at least as likely: 1 for the most likely one.
         decoded_token: the token as text; None without a tokenizer.
     """
 

@@ -137,7 +137,7 @@ def top_logprobs(logits: Tensor, token: int, count: int, decode_token: DecodeTok
     """The log probability of ``token``, then of the ``count`` most likely ones (-1: of all), by the model's own logits (V,)."""
     logprobs = logits.float().log_softmax(dim=-1)
     own = logprobs[token]
-    ranked = {token: (float(own), int((logprobs > own).sum()) + 1)}
+    ranked = {token: (float(own), int((logprobs >= own).sum()))}
     top = logprobs.topk(logits.numel() if count == -1 else min(count, logits.numel()))
     for rank, (value, index) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), start=1):
         ranked.setdefault(index, (value, rank))

@@ -52,9 +52,8 @@ class Chunk:
 
     @property
     def num_logits(self) -> int:
-        """How many of its tokens, the last ones, need logits: one, or all while the prompt's logprobs are asked for."""
-        asked = self.request.params.prompt_logprobs is not None and self.start < self.request.num_prompt_tokens - 1
-        return self.num_tokens if asked else 1
+        """How many of its tokens, the last ones, need logits: one, or all if the prompt's logprobs are asked for."""
+        return 1 if self.request.params.prompt_logprobs is None else self.num_tokens
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,24 @@ def test_a_stop_text_ends_the_answer_where_it_begins(
     assert detokenizer.text == left
     assert found in ([stop] if isinstance(stop, str) else stop)
     assert all(left.startswith(piece) for piece in seen), "no part of a stop text is ever shown and taken back"
+
+
+class Words:
+    """A tokenizer whose tokens are words."""
+
+    WORDS = ("both END and now", " more")
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return "".join(self.WORDS[token] for token in token_ids)
+
+    def decode_stream(self, skip_special_tokens: bool = True) -> Callable[[int], str]:
+        return self.WORDS.__getitem__
+
+
+def test_of_two_stop_texts_in_one_token_the_first_counts() -> None:
+    detokenizer = Detokenizer(Words(), SamplingParams(stop=["now", "END"]))
+    assert detokenizer.append(0, may_stop=True) == "END"
+    assert detokenizer.text == "both "
 
 
 def test_what_only_looks_like_a_stop_text_is_shown_when_it_is_none(tmp_path: Path) -> None:

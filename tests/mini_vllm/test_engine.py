@@ -150,6 +150,19 @@ def test_n_answers_end_each_in_its_own_time() -> None:
     assert [answer.index for answer in output.outputs] == [0, 1, 2, 3]
 
 
+def test_abort_leaves_an_answer_that_had_ended_as_it_was() -> None:
+    engine = engine_of()
+    engine.add_request("a", [1, 2], SamplingParams(n=4, seed=0, max_tokens=20, stop_token_ids=list(range(0, VOCAB, 3))))
+    while True:
+        [output] = engine.step()
+        ended = [answer.finish_reason for answer in output.outputs]
+        if any(ended):
+            break
+    assert None in ended
+    [aborted] = engine.abort_requests(["a"])
+    assert [answer.finish_reason for answer in aborted.outputs] == [reason or "abort" for reason in ended]
+
+
 def test_stop_tokens_min_tokens_and_their_reasons() -> None:
     def ending(**params: Any) -> tuple[list[int], str | None, int | str | None]:
         engine = engine_of(CountingUp(raises, fatal=-1), eos_token_ids=frozenset({13}))
@@ -186,6 +199,25 @@ def test_stop_texts_cut_the_text_and_keep_the_tokens(tmp_path: Path) -> None:
     assert tokenizer.decode(answer.token_ids) == "bcdef"
     with pytest.raises(ValueError, match="stop texts and there is no tokenizer"):
         engine_of().add_request("a", [1], SamplingParams(stop="x"))
+
+
+def test_an_answer_that_ends_inside_a_character_shows_that_it_does(tmp_path: Path) -> None:
+    byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    after = dict(zip(b"a" + "日".encode(), "日".encode(), strict=False))
+
+    class Spelling:
+        def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+            following = torch.tensor([after.get(token, 0) for token in tokens.tolist()])
+            return torch.nn.functional.one_hot(following, 256).float()
+
+    engine = engine_of(Spelling(), tokenizer=tokenizer)
+    engine.add_request("whole", [ord("a")], SamplingParams(temperature=0, max_tokens=3))
+    engine.add_request("cut", [ord("a")], SamplingParams(temperature=0, max_tokens=2))
+    assert [output.outputs[0].text for output in engine.step()] == ["", ""]
+    outputs = run(engine)
+    assert outputs["whole"].outputs[0].text == "日"
+    assert outputs["cut"].outputs[0].text == tokenizer.decode(list("日".encode())[:2]) != ""
 
 
 def test_logprobs_add_up_and_survive_chunks_and_preemption() -> None:
@@ -235,6 +267,8 @@ def test_the_step_trace_is_what_happened(tmp_path: Path) -> None:
     for number in range(30):
         if number == 1:
             engine.abort_requests(["gone"])
+        if number == 20:
+            engine.add_request("short", [9], SamplingParams(temperature=0, max_tokens=2))
         engine.step()
     header, *steps = [json.loads(line) for line in path.read_text().splitlines()]
     assert (header["format"], header["version"], header["num_blocks"]) == ("mini_vllm step trace", 1, 6)
@@ -267,11 +301,9 @@ def test_the_step_trace_is_what_happened(tmp_path: Path) -> None:
     assert [gone["request"] for step in steps for gone in step["preempted"]] == ["b"] * engine.stats.preemptions
     again = [chunk for step in steps for chunk in step["chunks"] if chunk["request"] == "b" and chunk["cached_tokens"]]
     assert again, "when it starts over it finds blocks that it shares with a"
-    assert {gone["request"]: gone["reason"] for step in steps for gone in step["finished"]} == {
-        "a": "length",
-        "b": "length",
-        "gone": "abort",
-    }
+    ends = [(gone["request"], gone["reason"]) for step in steps for gone in step["finished"]]
+    assert sorted(ends) == [("a", "length"), ("b", "length"), ("gone", "abort"), ("short", "length")], "each once"
+    assert [c["kind"] for step in steps for c in step["chunks"] if c["request"] == "short"] == ["prefill", "decode"]
     # The books of the trace itself: whatever was taken or found again is freed, and what is left over is free.
     assert steps[-1]["num_free_blocks"] == 6
     assert sum(step["evicted"] for step in steps) == engine.stats.evictions

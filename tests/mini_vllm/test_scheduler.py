@@ -67,6 +67,26 @@ def test_the_youngest_gives_its_blocks_up_and_starts_over() -> None:
     assert desk.scheduler.stats.preemptions == 1
 
 
+def test_a_preempted_request_goes_before_those_that_never_ran() -> None:
+    desk = Desk(block_size=2, num_blocks=4, enable_prefix_caching=False)
+    for name in ("old", "young", "later"):
+        desk.add(name, [0] * 4, 2)
+    order = [next(iter(lengths(desk.run()))) for _ in range(5)]
+    assert order == ["old", "old", "young", "later", "later"]
+
+
+def test_who_gives_way_is_not_let_in_again_in_the_same_step() -> None:
+    desk = Desk(block_size=1, num_blocks=8, max_num_batched_tokens=3, enable_prefix_caching=False)
+    desk.add("old", [0, 0], 6)
+    desk.add("young", [0] * 4, 4)
+    steps = []
+    while desk.scheduler.running or desk.scheduler.waiting:
+        steps.append(desk.run())
+    preemptions = [step for step in steps if step.preempted]
+    assert preemptions
+    assert all(list(lengths(step)) == ["old"] for step in preemptions)
+
+
 def test_the_oldest_is_never_preempted() -> None:
     desk = Desk(block_size=1, num_blocks=12)
     oldest = desk.add("oldest", [0] * 4, 8)
