@@ -92,18 +92,21 @@ def spread(values: Sequence[float], form: str = ".1f") -> str:
     return f"{median(values):{form}} ({min(values):{form}}..{max(values):{form}})"
 
 
+def show_machine(results: dict[str, list[Result]]) -> None:
+    """What ran, on what, and the best rates of all rounds."""
+    limits = results["limits"]
+    versions = dict.fromkeys(found[0]["version"] for engine, found in results.items() if engine in ENGINES)
+    (weights, read), (int8_weights, int8_read) = (max(found[key] for found in limits) for key in ("read", "read_int8"))
+    gemm = max(found["gemm"] for found in limits)
+    print("\n" + "; ".join([f"on {limits[0]['machine']}", *versions]))
+    print(f"reads {weights / 1e6:.0f} MB, the weights in fp32, at {read / 1e9:.1f} GB/s", end="; ")
+    print(f"{int8_weights / 1e6:.0f} MB, in int8, at {int8_read / 1e9:.1f} GB/s; fp32 gemm {gemm / 1e9:.0f} GFLOP/s")
+
+
 def show_engines(results: dict[str, list[Result]]) -> None:
     """One line for each engine, one column for each work."""
     limits = results["limits"]
     best = {key: [max(values) for values in zip(*(found[key] for found in limits), strict=True)] for key in ("fp32", "int8")}
-    (weights, read), (int8_weights, int8_read) = (max(found[key] for found in limits) for key in ("read", "read_int8"))
-    print(
-        "\n" + "; ".join([f"on {limits[0]['machine']}", *(found[0]["version"] for e, found in results.items() if e in ENGINES)])
-    )
-    print(
-        f"reads {weights / 1e6:.0f} MB of fp32 weights at {read / 1e9:.1f} GB/s, {int8_weights / 1e6:.0f} MB of int8 at ", end=""
-    )
-    print(f"{int8_read / 1e9:.1f} GB/s; fp32 gemm {max(found['gemm'] for found in limits) / 1e9:.0f} GFLOP/s")
     print(f"\ntokens out per second, median of {len(limits)} rounds (least..most), and that median as a share of the limit\n")
     print(row("", [f"{requests} x {out} out" for requests, out in WORKS], "ready after", "peak memory"))
     print(row("limit, fp32 weights", [f"{limit:.1f}" for limit in best["fp32"]]))
@@ -184,6 +187,7 @@ def main() -> None:
     except (SetupError, FetchError, RunError) as error:
         sys.exit(f"nothing to compare: {error}")
     del scheduling["memory"]
+    show_machine(results)
     show_engines(results)
     show_ratios(results, scheduling)
 

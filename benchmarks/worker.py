@@ -94,14 +94,13 @@ def llama_cpp(_: str) -> tuple[Generate, str]:
 
     cores = len(os.sched_getaffinity(0))
     llm = llama_cpp.Llama(str(gguf), n_ctx=MAX_MODEL_LEN, n_threads=cores, n_threads_batch=cores, verbose=False)
-    said = bytearray(100)
-    llama_cpp.llama_model_desc(llm.model, (llama_cpp.ctypes.c_char * len(said)).from_buffer(said), len(said))
-    description = said.split(b"\0")[0].decode()
+    kinds = {value: name for name, value in vars(llama_cpp).items() if name.startswith("LLAMA_FTYPE_")}
+    kind = kinds[int(llm.metadata["general.file_type"])].removeprefix("LLAMA_FTYPE_")
 
     def generate(prompts: list[list[int]], out: int) -> list[list[int]]:
         return [[token for _, token in zip(range(out), llm.generate(prompt, temp=0), strict=False)] for prompt in prompts]
 
-    return generate, f"llama-cpp-python {llama_cpp.__version__} with {gguf.name}, by its own words {description!r}"
+    return generate, f"llama-cpp-python {llama_cpp.__version__} with weights {kind}"
 
 
 ENGINES = {
