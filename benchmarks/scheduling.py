@@ -53,11 +53,11 @@ class WholeStep:
 
     def step(self) -> int:
         """One step; how many requests ended with it."""
-        return len(self.engine.step())
+        return sum(output.finished for output in self.engine.step())
 
 
 class SchedulerAlone:
-    """What ``schedule`` and ``update`` cost, with token 0 for every request that samples."""
+    """What planning and book-keeping cost, with token 0 for every request that samples."""
 
     def __init__(self, waiting: int) -> None:
         self.scheduler, self._ids = Scheduler(CONFIG), count()
@@ -66,12 +66,17 @@ class SchedulerAlone:
     def add(self, requests: int) -> None:
         """Puts so many new requests at the end of the queue."""
         for _ in range(requests):
-            self.scheduler.add(Request(str(next(self._ids)), [1, 2, 3], PARAMS))
+            self.scheduler.add(Request(str(next(self._ids)), [1, 2, 3], PARAMS, CONFIG))
 
     def step(self) -> int:
         """One step; how many requests ended with it."""
-        step = self.scheduler.schedule()
-        return len(self.scheduler.update(step, {chunk.request.request_id: 0 for chunk in step.chunks if chunk.samples}))
+        chunks = self.scheduler.schedule().chunks
+        sampling = [chunk.request for chunk in chunks if chunk.samples]
+        for chunk in chunks:
+            self.scheduler.computed(chunk)
+        for request in sampling:
+            request.append(0)
+        return len(self.scheduler.release_finished())
 
 
 def seconds(side: WholeStep | SchedulerAlone) -> float:
