@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class RotaryEmbedding(nn.Module):
-    """Turns pairs (x[i], x[i + D/2]) of each head by position * theta^(-2i/D).
+    """The angles, position * theta^(-2i/D), as cosines and sines.
 
     Su et al. 2021, "RoFormer", section 3.4.2; the halves are paired as Hugging Face checkpoints store them ("neox style"
     in vLLM), not neighbours as the paper and llama.cpp do.
@@ -18,19 +18,29 @@ class RotaryEmbedding(nn.Module):
         inverse_frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         angles = torch.outer(torch.arange(max_position, dtype=torch.float32), inverse_frequency)
         self.cos = angles.cos().repeat(1, 2)
-        self.sin = angles.sin().repeat(1, 2)
+        self.sin = torch.cat((-angles.sin(), angles.sin()), dim=1)
 
-    def forward(self, positions: Tensor, x: Tensor) -> Tensor:
-        """Turns every head of x.
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What :func:`apply_rotary` takes, once per step for all layers.
 
         Args:
             positions: int64 of shape (T,).
-            x: (T, heads, D).
 
         Returns:
-            (T, heads, D), in x's dtype.
+            cos and sin, each (T, 1, D) in float32; the first half of sin has its sign turned.
         """
-        cos = self.cos[positions].unsqueeze(1).to(x.dtype)
-        sin = self.sin[positions].unsqueeze(1).to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-second, first), dim=-1) * sin
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the pairs (x[i], x[i + D/2]) of every head.
+
+    Args:
+        x: (T, heads, D).
+        cos: (T, 1, D).
+        sin: (T, 1, D), negative in the first half.
+
+    Returns:
+        (T, heads, D), in x's dtype.
+    """
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
