@@ -13,6 +13,7 @@ import torch
 from mini_vllm.config import EngineConfig
 from mini_vllm.engine.engine import LLMEngine
 from mini_vllm.engine.request import Request
+from mini_vllm.layers.quantization import process_weights_after_loading
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
 from mini_vllm.models.registry import build_model
 from mini_vllm.outputs import CompletionOutput, RequestOutput
@@ -31,6 +32,7 @@ class LLM:
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts that are text.
         dtype: "float32", "bfloat16", "float16" or torch's own, or "auto" for what config.json says.
+        quantization: "int8" keeps the weights of linear layers in 8 bits (layers/quantization.py); None keeps them as they are.
         max_model_len: the most tokens of a request, prompt and output; config.json's max_position_embeddings unless told.
         sizes: what else :class:`EngineConfig` takes: block_size, num_blocks, max_num_batched_tokens, max_num_seqs.
 
@@ -40,7 +42,13 @@ class LLM:
     """
 
     def __init__(
-        self, model: str | Path, *, dtype: str | torch.dtype = "auto", max_model_len: int | None = None, **sizes: int
+        self,
+        model: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        quantization: str | None = None,
+        max_model_len: int | None = None,
+        **sizes: int,
     ) -> None:
         folder = Path(model)
         if not folder.is_dir():
@@ -48,6 +56,7 @@ class LLM:
         config = read_json(folder / "config.json")
         with default_dtype(_dtype(dtype, config)):
             served = build_model(config, Checkpoint(folder))
+        process_weights_after_loading(served, quantization)
         self.tokenizer = Tokenizer.find(folder)
         self.vocab_size: int | None = config.get("vocab_size")
         self.llm_engine = LLMEngine(

@@ -41,6 +41,11 @@ class Chunk:
         return self.start + self.num_tokens
 
     @property
+    def num_logits(self) -> int:
+        """How many of its last rows' logits are asked for."""
+        return 1
+
+    @property
     def samples(self) -> bool:
         """Whether the chunk reaches the request's newest token, so that the next one can be sampled."""
         return self.stop == self.request.num_tokens

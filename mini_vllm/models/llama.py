@@ -13,7 +13,7 @@ from mini_vllm.layers.attention import Attention
 from mini_vllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from mini_vllm.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from mini_vllm.layers.norm import RMSNorm
-from mini_vllm.layers.rotary import RotaryEmbedding
+from mini_vllm.layers.rotary import RotaryEmbedding, apply_rotary
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError
 from mini_vllm.loading.loader import load_weights
 from mini_vllm.loading.mapping import StackedRow
@@ -83,18 +83,18 @@ class LlamaConfig:
 class LlamaAttention(nn.Module):
     """Self-attention of one layer."""
 
-    def __init__(self, config: LlamaConfig, rotary: RotaryEmbedding, name: str) -> None:
+    def __init__(self, config: LlamaConfig, name: str) -> None:
         super().__init__()
         heads, kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.head_counts = [heads, kv_heads, kv_heads]
         self.qkv_proj = QKVParallelLinear(config.hidden_size, self.head_dim, heads, kv_heads, config.attention_bias)
         self.o_proj = RowParallelLinear(heads * self.head_dim, config.hidden_size, config.attention_bias)
-        self.rotary = rotary
         self.attn = Attention(heads, self.head_dim, kv_heads, name)
 
-    def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """(T, H) to (T, H)."""
-        q, k, v = (x.view(len(x), -1, self.head_dim) for x in self.qkv_proj.forward_split(hidden))
-        return self.o_proj(self.attn(self.rotary(positions, q), self.rotary(positions, k), v))  # type: ignore[no-any-return]
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(T, H) to (T, H); cos and sin are the rotary embedding's."""
+        q, k, v = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim).split(self.head_counts, dim=1)
+        return self.o_proj(self.attn(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v))  # type: ignore[no-any-return]
 
 
 class LlamaMLP(nn.Module):
@@ -114,17 +114,18 @@ class LlamaMLP(nn.Module):
 class LlamaDecoderLayer(nn.Module):
     """One layer: attention and feed-forward, each behind a norm and around a residual."""
 
-    def __init__(self, config: LlamaConfig, rotary: RotaryEmbedding, name: str) -> None:
+    def __init__(self, config: LlamaConfig, name: str) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config, rotary, name)
+        self.self_attn = LlamaAttention(config, name)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """(T, H) to (T, H)."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), positions)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(T, H) to (T, H), the same memory."""
+        hidden += self.self_attn(self.input_layernorm(hidden), cos, sin)
+        hidden += self.mlp(self.post_attention_layernorm(hidden))
+        return hidden
 
 
 class LlamaModel(nn.Module):
@@ -132,16 +133,17 @@ class LlamaModel(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta)
+        self.rotary = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta)
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LlamaDecoderLayer(config, rotary, f"layers.{i}") for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(LlamaDecoderLayer(config, f"layers.{i}") for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """(T,) and (T,) to hidden states (T, H)."""
         hidden = self.embed_tokens(tokens)
+        cos, sin = self.rotary(positions)
         for layer in self.layers:
-            hidden = layer(hidden, positions)
+            hidden = layer(hidden, cos, sin)
         return self.norm(hidden)  # type: ignore[no-any-return]
 
 
