@@ -11,6 +11,7 @@ import torch
 
 from mini_vllm.config import EngineConfig
 from mini_vllm.engine.engine import LLMEngine
+from mini_vllm.layers.quantization import process_weights_after_loading
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
 from mini_vllm.models.registry import build_model
 from mini_vllm.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ def build_engine(
     model: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
+    quantization: str | None = None,
     max_model_len: int | None = None,
     step_trace: str | Path | None = None,
     **sizes: Any,
@@ -31,6 +33,7 @@ def build_engine(
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts and answers that are text.
         dtype: "float32", "bfloat16", "float16" or torch's own, or "auto" for what config.json says.
+        quantization: "int8" keeps the weights of linear layers in 8 bits (layers/quantization.py); None keeps them as they are.
         max_model_len: the most tokens of a request, prompt and output; config.json's max_position_embeddings unless told.
         step_trace: a file to write what ran in each step to, for ``./lab timeline``.
         sizes: what else :class:`EngineConfig` takes: block_size, num_blocks, max_num_batched_tokens, max_num_seqs,
@@ -52,6 +55,7 @@ def build_engine(
     )
     with default_dtype(_dtype(dtype, config)):
         served = build_model(config, Checkpoint(folder))
+    process_weights_after_loading(served, quantization)
     tokenizer = Tokenizer.find(folder)
     return LLMEngine(served, engine_config, tokenizer, Path(step_trace) if step_trace else None), tokenizer
 

@@ -4,9 +4,9 @@ The letters of every docstring in mini_vllm:
 
     T  tokens in a step, of every request, end to end       H  hidden size
     S  requests in a step                                   N  query heads
-    V  vocabulary                                           K  key/value heads
+    R  rows of a step whose logits are asked for            K  key/value heads
     L  tokens of one request so far                         D  head size
-    B  blocks
+    V  vocabulary                                           B  blocks
 
 vLLM splits the same duty in two, ``forward(input_ids, positions, ...)`` -> hidden states and ``compute_logits(hidden)``
 -> logits (vllm/model_executor/models/interfaces_base.py); here one method does both.
@@ -34,33 +34,33 @@ class Model(Protocol):
             positions: int64 of shape (T,): where each token stands in its own request, from 0.
 
         Returns:
-            floating point of shape (T, V), or (S, V) when the model has already kept only the last token of each of the
-            step's S requests (``ForwardContext.logits_indices`` says which rows those are).
+            floating point of shape (T, V), or (R, V) when the model has already kept only the R rows that were asked for
+            (``ForwardContext.logits_indices`` says which, and in what order): at least the last token of each request.
         """
         ...
 
 
 def last_logits(logits: object, num_tokens: int, logits_indices: Tensor) -> Tensor:
-    """The one row of each request that a token can be sampled from.
+    """The rows that were asked for.
 
     Args:
         logits: what the model returned.
         num_tokens: T.
-        logits_indices: int64 of shape (S,): the row of each request's last token.
+        logits_indices: int64 of shape (R,): the rows.
 
     Returns:
-        Floating point of shape (S, V).
+        Floating point of shape (R, V).
 
     Raises:
-        ContractError: ``logits`` is no floating point tensor of shape (T, V) or (S, V); the message says both shapes.
+        ContractError: ``logits`` is no floating point tensor of shape (T, V) or (R, V); the message says both shapes.
     """
-    num_requests = logits_indices.numel()
-    wanted = f"(T, V) = ({num_tokens}, V) or (S, V) = ({num_requests}, V)"
+    num_rows = logits_indices.numel()
+    wanted = f"(T, V) = ({num_tokens}, V) or (R, V) = ({num_rows}, V)"
     if not isinstance(logits, Tensor):
         raise ContractError(f"forward() returned a {type(logits).__name__}; return logits, a tensor of shape {wanted}")
-    if logits.dim() != 2 or logits.shape[0] not in (num_tokens, num_requests) or not logits.is_floating_point():
+    if logits.dim() != 2 or logits.shape[0] not in (num_tokens, num_rows) or not logits.is_floating_point():
         raise ContractError(
-            f"forward() was given {num_tokens} tokens of {num_requests} requests and returned {logits.dtype} of shape "
+            f"forward() was given {num_tokens} tokens, asked for the logits of {num_rows}, and returned {logits.dtype} of shape "
             f"{tuple(logits.shape)}; return floating point logits of shape {wanted}"
         )
     return logits[logits_indices] if logits.shape[0] == num_tokens else logits

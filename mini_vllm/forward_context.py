@@ -1,9 +1,9 @@
-"""What a step needs to know beside its tokens: which slots hold whose keys and values. Models without attention never meet it.
+"""What a step needs to know beside its tokens: which blocks hold whose keys and values. Models without attention never meet it.
 
-request      a, 3 tokens so far in this step's chunk    b, one decode
-tokens       a5  a6  a7                                 b9
-row            0   1   2                                  3
-query_start    0                                          3     4 (the end)
+request         a, 3 tokens so far in this step's chunk    b, one decode
+tokens          a5  a6  a7                                 b9
+row               0   1   2                                  3
+query_start       0                                          3     4 (the end)
 logits_indices            2                                  3
 """
 
@@ -12,7 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
+from mmap import mmap
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +27,8 @@ class KVCache:
     A block id times the block size, plus the offset inside the block, is a slot; every layer's tensors have the same slots.
     """
 
-    def __init__(self, num_slots: int) -> None:
-        self.num_slots = num_slots
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
         self._layers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def layer(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,14 +36,17 @@ class KVCache:
 
         Args:
             name: the layer's name, unique in its model.
-            like: (T, K, D), keys as the layer makes them: heads, head size, dtype and device are taken from it.
+            like: (T, K, D), keys as the layer makes them: heads, head size and dtype are taken from it.
 
         Returns:
-            Two tensors of shape (num_slots, K, D). Memory that no token was written to is never touched.
+            Two tensors of shape (B, block_size, K, D), zero where no token was written to. They take memory as they fill:
+            the system hands out a page of zeros when it is first written.
         """
         if name not in self._layers:
-            shape = (self.num_slots, *like.shape[1:])
-            self._layers[name] = (like.new_empty(shape), like.new_empty(shape))
+            shape = (self.num_blocks, self.block_size, *like.shape[1:])
+            num_bytes = prod(shape) * like.element_size()
+            keys, values = (torch.frombuffer(mmap(-1, num_bytes), dtype=like.dtype).view(shape) for _ in "kv")
+            self._layers[name] = (keys, values)
         return self._layers[name]
 
 
@@ -51,18 +57,20 @@ class ForwardContext:
     Attributes:
         kv_cache: the engine's KV tensors.
         query_start: S + 1 numbers: the tokens of request s are rows query_start[s] to query_start[s + 1].
+        lengths: S numbers: how many tokens request s has in the cache when the step is done.
+        block_tables: S tuples: the blocks where they live, in the order of positions; several requests may share some.
         write_slots: int64 of shape (T,): where each token's key and value are written.
-        read_slots: S tensors, int64 of shape (L,): where all of a request's keys and values live, by position, those of this
-            step included.
-        logits_indices: int64 of shape (S,): the rows whose logits are asked for: each request's last token, and every token of
-            a chunk while its prompt's logprobs are asked for.
+        logits_indices: int64 of shape (R,), ascending: the rows whose logits are asked for.
+        attention_metadata: what attention layers work out of all this once per step, by sliding window.
     """
 
     kv_cache: KVCache
     query_start: tuple[int, ...]
+    lengths: tuple[int, ...]
+    block_tables: tuple[tuple[int, ...], ...]
     write_slots: Tensor
-    read_slots: tuple[Tensor, ...]
     logits_indices: Tensor
+    attention_metadata: dict[int | None, Any] = field(default_factory=dict)
 
 
 _current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)

@@ -48,7 +48,7 @@ def sample(chunks: Sequence[Chunk], logits: Tensor, decode_token: DecodeToken | 
 
     Args:
         chunks: what ran.
-        logits: (S, V), ``chunk.num_logits`` rows of each.
+        logits: (R, V), ``chunk.num_logits`` rows of each.
         decode_token: how a token reads, for logprobs.
     """
     best, argmax = (column.tolist() for column in logits.max(dim=-1))  # a NaN counts as the largest

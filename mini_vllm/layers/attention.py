@@ -1,19 +1,25 @@
-"""Causal attention over keys and values that live in scattered slots."""
+"""Causal attention over keys and values that live in scattered blocks."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mini_vllm.forward_context import get_forward_context
+from mini_vllm.forward_context import ForwardContext, get_forward_context
 
 
 class Attention(nn.Module):
     """Writes this step's keys and values to their slots, then lets each request's queries see all of its own.
 
     Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention", section 4.1;
-    grouped queries: Ainslie et al. 2023, "GQA". N query heads share K kv heads, N / K each.
+    grouped queries: Ainslie et al. 2023, "GQA". N query heads share K kv heads, G = N / K each.
+
+    Args:
+        sliding_window: how many keys a query sees, its own the last of them; None for all.
     """
 
     def __init__(self, num_heads: int, head_dim: int, num_kv_heads: int, name: str, sliding_window: int | None = None) -> None:
@@ -35,22 +41,107 @@ class Attention(nn.Module):
         """
         context = get_forward_context()
         keys, values = context.kv_cache.layer(self.name, k)
-        keys[context.write_slots] = k
-        values[context.write_slots] = v
+        keys.flatten(0, 1).index_copy_(0, context.write_slots, k)
+        values.flatten(0, 1).index_copy_(0, context.write_slots, v)
+        if self.sliding_window not in context.attention_metadata:
+            context.attention_metadata[self.sliding_window] = attention_groups(context, self.sliding_window, q.dtype)
         out = torch.empty_like(q)
-        for request, slots in enumerate(context.read_slots):
-            rows = slice(context.query_start[request], context.query_start[request + 1])
-            out[rows] = self._attend(q[rows], keys[slots], values[slots])
+        for group in context.attention_metadata[self.sliding_window]:
+            attend = self._decode if group.is_decode else self._prefill
+            out[group.rows] = attend(q[group.rows], group.read(keys), group.read(values), group.mask)
         return out.flatten(1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One request: its n newest queries (n, N, D) over its L keys and values (L, K, D), to (n, N, D)."""
-        num_queries, length = q.shape[0], k.shape[0]
-        # The queries are the last n of L positions: query i sees keys 0 .. L - n + i, and of those the last sliding_window.
-        mask = torch.ones(num_queries, length, dtype=torch.bool, device=q.device).tril(length - num_queries)
-        if self.sliding_window is not None:
-            mask = mask.triu(length - num_queries - self.sliding_window + 1)
-        q, k, v = (heads.transpose(0, 1).unsqueeze(0) for heads in (q, k, v))
-        grouped = self.num_kv_heads != self.num_heads
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return out.squeeze(0).transpose(0, 1)
+    def _decode(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """S requests with one query each, (S, N, D), over keys (S, L, K, D). The G queries of a kv head stand where SDPA
+        expects the queries of a sequence, so that its keys are read once for all of them."""
+        grouped = q.view(len(q), self.num_kv_heads, -1, self.head_dim)
+        out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        return out.reshape(q.shape)
+
+    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """n queries of one request, (n, N, D), over keys (1, L, K, D). The kv heads stand where SDPA expects the batch, and
+        each is given to its G queries by a stride of zero."""
+        grouped = q.view(len(q), self.num_kv_heads, -1, self.head_dim).permute(1, 2, 0, 3)
+        k, v = (heads.permute(2, 0, 1, 3).expand(-1, grouped.shape[1], -1, -1) for heads in (k, v))
+        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, is_causal=mask is None)
+        return out.permute(2, 0, 1, 3).reshape(q.shape)
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Requests whose attention is one call: decodes of about the same length, or a single prefill chunk.
+
+    Attributes:
+        is_decode: one query per request.
+        rows: which rows of the step the queries are.
+        blocks: the blocks to read, as many for each request: ids, or first and last when they follow one another.
+        num_requests: S, of this group.
+        num_keys: how many keys of each request's blocks are read.
+        mask: added to the scores: 0 where a query sees a key, else -inf; (S, 1, 1, L), or (n, L) of a prefill chunk. None: a
+            decode sees every key, a prefill those up to its own.
+    """
+
+    is_decode: bool
+    rows: Tensor | slice
+    blocks: Tensor | slice
+    num_requests: int
+    num_keys: int
+    mask: Tensor | None
+
+    def read(self, cache: Tensor) -> Tensor:
+        """Keys or values of the group out of (B, block_size, K, D), as (S, L, K, D): a view where the blocks allow it."""
+        blocks = cache[self.blocks] if isinstance(self.blocks, slice) else cache.index_select(0, self.blocks)
+        return blocks.view(self.num_requests, -1, *cache.shape[2:])[:, : self.num_keys]
+
+
+def attention_groups(context: ForwardContext, window: int | None, dtype: torch.dtype) -> list[AttentionGroup]:
+    """Cuts a step into calls; every layer with the same window makes the same ones."""
+    decodes, groups = [], []
+    for request, (start, stop) in enumerate(zip(context.query_start, context.query_start[1:], strict=False)):
+        if stop - start == 1:
+            decodes.append(request)
+        else:
+            groups.append(_group(context, [request], window, dtype))
+    # In one call every request is padded to the longest, so a much shorter one goes into another: padding at most doubles.
+    decodes.sort(key=lambda request: context.lengths[request])
+    while decodes:
+        longest = context.lengths[decodes[-1]]
+        together = [request for request in decodes if 2 * context.lengths[request] >= longest]
+        groups.append(_group(context, sorted(together), window, dtype))
+        del decodes[-len(together) :]
+    return groups
+
+
+def _group(context: ForwardContext, requests: Sequence[int], window: int | None, dtype: torch.dtype) -> AttentionGroup:
+    """``requests``: one with any number of queries, or several with one each."""
+    size = context.kv_cache.block_size
+    num_queries = context.query_start[requests[0] + 1] - context.query_start[requests[0]]
+    rows = [row for r in requests for row in range(context.query_start[r], context.query_start[r + 1])]
+    # The first query of a request sees the fewest keys of its past; nobody reads the blocks before those.
+    oldest = [max(0, context.lengths[r] - num_queries + 1 - window) // size if window else 0 for r in requests]
+    tables = [context.block_tables[r][first : -(-context.lengths[r] // size)] for r, first in zip(requests, oldest, strict=True)]
+    num_blocks = max(map(len, tables))
+    blocks = [block for table in tables for block in table + table[-1:] * (num_blocks - len(table))]
+    first_keys = torch.tensor(oldest).view(-1, 1, 1, 1) * size
+    lengths = torch.tensor([context.lengths[r] for r in requests]).view(-1, 1, 1, 1)
+    num_keys = int((lengths - first_keys).max())
+    key = first_keys + torch.arange(num_keys)
+    query = lengths - num_queries + torch.arange(num_queries).unsqueeze(1)
+    seen = key <= query
+    if window:
+        seen &= key > query - window
+    plain = bool(seen.all()) if num_queries == 1 else num_keys == num_queries and not window
+    return AttentionGroup(
+        is_decode=num_queries == 1,
+        rows=_slice(rows) or torch.tensor(rows),
+        blocks=_slice(blocks) or torch.tensor(blocks),
+        num_requests=len(requests),
+        num_keys=num_keys,
+        mask=None if plain else torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")),
+    )
+
+
+def _slice(numbers: list[int]) -> slice | None:
+    """The same numbers as a slice, which indexes without a copy, if each is one more than that before it."""
+    first, count = numbers[0], len(numbers)
+    return slice(first, first + count) if numbers == list(range(first, first + count)) else None

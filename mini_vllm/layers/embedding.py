@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mini_vllm.forward_context import get_forward_context
+from mini_vllm.layers.linear import Linear
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -21,9 +22,15 @@ class VocabParallelEmbedding(nn.Module):
         return F.embedding(tokens, self.weight)
 
 
-class ParallelLMHead(VocabParallelEmbedding):
-    """Hidden states to logits, for the rows that will be sampled only: a prefill never pays the vocabulary for every token."""
+class ParallelLMHead(Linear):
+    """Hidden states to logits, for the rows that were asked for only: a prefill never pays the vocabulary for every token.
+
+    ``weight`` is (V, H), an embedding's shape, so that the two may share it.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__(hidden_size, vocab_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(T, H) to (S, V): the last token of each request of the step."""
-        return F.linear(hidden[get_forward_context().logits_indices], self.weight)
+        """(T, H) to (R, V), R rows of the step having been asked for."""
+        return super().forward(hidden[get_forward_context().logits_indices])

@@ -8,7 +8,7 @@ A fused layer says in ``shards`` which of its rows belong to which checkpoint te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +24,18 @@ class Linear(nn.Module):
     Attributes:
         weight: (out, in), as checkpoints store it.
         bias: (out,) or None.
+        kernel: what computes the product once weights are processed (layers/quantization.py); ``weight`` is empty then.
     """
 
     def __init__(self, input_size: int, output_size: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(output_size, input_size), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(output_size), requires_grad=False) if bias else None
+        self.kernel: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
-        return F.linear(x, self.weight, self.bias)
+        return self.kernel(x) if self.kernel else F.linear(x, self.weight, self.bias)
 
 
 class RowParallelLinear(Linear):

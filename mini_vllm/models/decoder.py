@@ -42,9 +42,10 @@ class DecoderLayer(nn.Module):
         self.mlp = DecoderMLP(config)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(T, H) to (T, H)."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+        """(T, H) to (T, H), the same memory."""
+        hidden += self.self_attn(self.input_layernorm(hidden), cos, sin)
+        hidden += self.mlp(self.post_attention_layernorm(hidden))
+        return hidden
 
 
 class DecoderModel(nn.Module):

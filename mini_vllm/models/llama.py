@@ -67,7 +67,7 @@ class LlamaForCausalLM(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(T,) and (T,) to logits (S, V)."""
+        """(T,) and (T,) to logits (R, V)."""
         return self.lm_head(self.model(tokens, positions))  # type: ignore[no-any-return]
 
     @classmethod

@@ -25,10 +25,10 @@ class Shaped:
         return self.answer(tokens)  # type: ignore[return-value]
 
 
-def test_the_last_row_of_each_request_is_kept() -> None:
+def test_the_rows_asked_for_are_kept() -> None:
     logits = torch.arange(5.0).unsqueeze(1) * torch.ones(1, 3)
     assert last_logits(logits, 5, torch.tensor([2, 4]))[:, 0].tolist() == [2, 4], "of (T, V)"
-    assert last_logits(logits[:2], 5, torch.tensor([2, 4]))[:, 0].tolist() == [0, 1], "(S, V) is taken as it is"
+    assert last_logits(logits[:2], 5, torch.tensor([2, 4]))[:, 0].tolist() == [0, 1], "(R, V) is taken as it is"
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,13 @@ def test_the_last_row_of_each_request_is_kept() -> None:
     [
         (
             lambda tokens: torch.zeros(len(tokens) + 1, 9),
-            r"given 4 tokens of 2 requests and returned torch.float32 of shape \(5, 9\)",
+            r"given 4 tokens, asked for the logits of 2, and returned torch.float32 of shape \(5, 9\)",
         ),
         (lambda tokens: torch.zeros(1, len(tokens), 9), r"\(1, 4, 9\)"),
         (lambda tokens: torch.zeros(len(tokens), 9, dtype=torch.int64), r"torch.int64 of shape \(4, 9\)"),
         (
             lambda tokens: [0.0] * 9,
-            r"returned a list; return logits, a tensor of shape \(T, V\) = \(4, V\) or \(S, V\) = \(2, V\)",
+            r"returned a list; return logits, a tensor of shape \(T, V\) = \(4, V\) or \(R, V\) = \(2, V\)",
         ),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from mini_vllm.engine.runner import Runner
 from mini_vllm.engine.scheduler import Chunk, Step
 from mini_vllm.forward_context import ForwardContext, KVCache, get_forward_context, set_forward_context
 from mini_vllm.layers.activation import SiluAndMul
-from mini_vllm.layers.attention import Attention
+from mini_vllm.layers.attention import Attention, attention_groups
 from mini_vllm.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
 from mini_vllm.layers.norm import RMSNorm
 from mini_vllm.sampling_params import SamplingParams
@@ -21,10 +24,31 @@ def request(num_tokens: int) -> Request:
     return Request("r", [0] * num_tokens, SamplingParams(), EngineConfig(max_model_len=64, block_size=4))
 
 
+def context_of(
+    cache: KVCache, tables: Sequence[tuple[int, ...]], lengths: Sequence[int], num_queries: Sequence[int]
+) -> ForwardContext:
+    """The step in which each request's newest ``num_queries`` of ``lengths`` tokens run."""
+    size = cache.block_size
+    return ForwardContext(
+        kv_cache=cache,
+        query_start=(0, *accumulate(num_queries)),
+        lengths=tuple(lengths),
+        block_tables=tuple(tables),
+        write_slots=torch.tensor(
+            [
+                table[position // size] * size + position % size
+                for table, length, count in zip(tables, lengths, num_queries, strict=True)
+                for position in range(length - count, length)
+            ]
+        ),
+        logits_indices=torch.tensor(list(accumulate(num_queries))) - 1,
+    )
+
+
 def test_slots_follow_the_drawing() -> None:
     runner = Runner(model=None, num_blocks=16, block_size=4)  # type: ignore[arg-type]
     chunk = Chunk(request(9), start=0, num_tokens=9, blocks=(7, 2, 9))
-    assert runner._slots(chunk).tolist() == [28, 29, 30, 31, 8, 9, 10, 11, 36]
+    assert runner._slots(chunk) == [28, 29, 30, 31, 8, 9, 10, 11, 36]
 
 
 def test_a_chunk_writes_behind_what_is_there() -> None:
@@ -33,6 +57,7 @@ def test_a_chunk_writes_behind_what_is_there() -> None:
     class Watching:
         def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             contexts.append(get_forward_context())
+            assert positions.tolist() == [3, 4, 5, 6, 0, 1]
             return torch.zeros(len(tokens), 2)
 
     runner = Runner(Watching(), num_blocks=16, block_size=4)
@@ -41,49 +66,56 @@ def test_a_chunk_writes_behind_what_is_there() -> None:
     runner.run(Step((first, second), ()))
     context = contexts[0]
     assert context.write_slots.tolist() == [31, 8, 9, 10, 20, 21]
-    assert [slots.tolist() for slots in context.read_slots] == [[28, 29, 30, 31, 8, 9, 10], [20, 21]]
+    assert context.block_tables == ((7, 2), (5,))
+    assert context.lengths == (7, 2)
     assert context.query_start == (0, 4, 6)
     assert context.logits_indices.tolist() == [3, 5]
 
 
-@pytest.mark.parametrize("window", [None, 1, 4, 11, 50])
-def test_paged_attention_equals_attention_written_out(window: int | None) -> None:
-    num_heads, kv_heads, head_dim, length = 6, 2, 8, 11
+@pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
+@pytest.mark.parametrize("consecutive", [True, False])
+def test_paged_attention_equals_attention_written_out(window: int | None, consecutive: bool) -> None:
+    """Requests of very different lengths, decoding and prefilling in the same steps, two of them behind a shared prefix."""
+    num_heads, kv_heads, head_dim, size = 6, 2, 8, 3
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(length, heads, head_dim, dtype=torch.float64, generator=generator)
-        for heads in (num_heads, kv_heads, kv_heads)
-    )
-    attention, cache = Attention(num_heads, head_dim, kv_heads, "layer", window), KVCache(64)
-    slots = torch.randperm(64, generator=generator)[:length]
-    outputs = []
-    for start, stop in ((0, 4), (4, 10), (10, 11)):  # two chunks and a decode
-        context = ForwardContext(cache, (0, stop - start), slots[start:stop], (slots[:stop],), torch.tensor([stop - start - 1]))
+    attention, cache = Attention(num_heads, head_dim, kv_heads, "layer", window), KVCache(64, size)
+    order = torch.arange(64) if consecutive else torch.randperm(64, generator=generator)
+    tables = [tuple(blocks) for blocks in order[:60].view(6, 10).tolist()]
+    tables[1] = tables[0][:2] + tables[1][2:]
+    qkv = torch.randn(6, 30, num_heads + 2 * kv_heads, head_dim, dtype=torch.float64, generator=generator)
+    qkv[1, :6] = qkv[0, :6]
+    done, outputs = [0, 6, 0, 0, 0, 0], [[] for _ in tables]
+    for counts in ([7, 0, 1, 20, 4, 0], [5, 9, 1, 1, 4, 0], [1, 1, 1, 1, 6, 1], [1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 0, 0]):
+        who = [request for request, count in enumerate(counts) if count]
+        rows = torch.cat([qkv[r, done[r] : done[r] + counts[r]] for r in who])
+        done = [before + count for before, count in zip(done, counts, strict=True)]
+        context = context_of(cache, [tables[r] for r in who], [done[r] for r in who], [counts[r] for r in who])
         with set_forward_context(context):
-            outputs.append(attention(q[start:stop], k[start:stop], v[start:stop]))
-    expected = torch.zeros(length, num_heads, head_dim, dtype=torch.float64)
-    for head in range(num_heads):
-        for position in range(length):
-            seen = slice(0 if window is None else max(0, position - window + 1), position + 1)
-            keys, values = k[seen, head // 3], v[seen, head // 3]
-            weights = torch.softmax(keys @ q[position, head] / head_dim**0.5, dim=0)
-            expected[position, head] = weights @ values
-    torch.testing.assert_close(torch.cat(outputs), expected.flatten(1), rtol=1e-12, atol=1e-12)
+            out = attention(*rows.split([num_heads, kv_heads, kv_heads], dim=1))
+        for r, part in zip(who, out.split([counts[r] for r in who]), strict=True):
+            outputs[r].append(part)
+    for r, parts in enumerate(outputs):
+        first, q, k, v = done[r] - sum(map(len, parts)), *qkv[r].split([num_heads, kv_heads, kv_heads], dim=1)
+        expected = torch.zeros(done[r], num_heads, head_dim, dtype=torch.float64)
+        for position in range(done[r]):
+            seen = slice(max(0, position + 1 - window) if window else 0, position + 1)
+            for head in range(num_heads):
+                weights = torch.softmax(k[seen, head // 3] @ q[position, head] / head_dim**0.5, dim=0)
+                expected[position, head] = weights @ v[seen, head // 3]
+        torch.testing.assert_close(torch.cat(parts), expected.flatten(1)[first:], rtol=1e-12, atol=1e-12)
 
 
-def test_two_requests_in_a_step_do_not_see_each_other() -> None:
-    attention = Attention(2, 4, 1, "layer")
-    q, k, v = torch.randn(5, 2, 4), torch.randn(5, 1, 4), torch.randn(5, 1, 4)
-
-    def run(rows: slice, slots: list[list[int]], starts: tuple[int, ...]) -> torch.Tensor:
-        write = torch.tensor([slot for each in slots for slot in each])
-        context = ForwardContext(KVCache(16), starts, write, tuple(map(torch.tensor, slots)), torch.tensor(starts[1:]) - 1)
-        with set_forward_context(context):
-            return attention(q[rows], k[rows], v[rows])
-
-    together = run(slice(0, 5), [[3, 1], [9, 8, 2]], (0, 2, 5))
-    torch.testing.assert_close(together[:2], run(slice(0, 2), [[3, 1]], (0, 2)))
-    torch.testing.assert_close(together[2:], run(slice(2, 5), [[9, 8, 2]], (0, 3)))
+def test_decodes_of_very_different_length_are_not_padded_to_one() -> None:
+    context = context_of(KVCache(64, 4), [tuple(range(16))] * 5, [64, 3, 30, 4, 33], [1] * 5)
+    groups = attention_groups(context, None, torch.float32)
+    assert [
+        (group.rows.tolist() if isinstance(group.rows, torch.Tensor) else group.rows, group.num_keys) for group in groups
+    ] == [
+        ([0, 4], 64),
+        (slice(2, 3), 30),
+        ([1, 3], 4),
+    ]
+    assert attention_groups(context, 5, torch.float32)[0].num_keys <= 8, "blocks out of the window are not read"
 
 
 def test_rms_norm_worked_out_by_hand() -> None:
@@ -106,7 +138,7 @@ def test_shards_tile_the_fused_parameters() -> None:
 
 
 def test_one_step_at_a_time() -> None:
-    context = ForwardContext(KVCache(1), (0,), torch.tensor([]), (), torch.tensor([]))
+    context = context_of(KVCache(1, 1), [], [], [])
     with set_forward_context(context), pytest.raises(RuntimeError, match="already set"), set_forward_context(context):
         pass
     with pytest.raises(RuntimeError, match="no forward context"):

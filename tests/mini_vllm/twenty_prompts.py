@@ -16,6 +16,6 @@ he had not. "But it is," returned she; "for Mrs. Long has just been here, and sh
 def twenty_prompts(tokenizer: Tokenizer) -> list[list[int]]:
     """Token ids of 1, 4, 7, ... 58 tokens, each from another place of the text."""
     tokens = tokenizer.encode(TEXT)
-    prompts = [tokens[5 * i : 5 * i + 1 + 3 * i] for i in range(20)]
+    prompts = [tokens[4 * i : 4 * i + 1 + 3 * i] for i in range(20)]
     assert [len(prompt) for prompt in prompts] == list(range(1, 61, 3))
     return prompts
