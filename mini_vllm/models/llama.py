@@ -86,15 +86,16 @@ class LlamaAttention(nn.Module):
     def __init__(self, config: LlamaConfig, name: str) -> None:
         super().__init__()
         heads, kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.head_counts = [heads, kv_heads, kv_heads]
+        self.num_heads, self.num_kv_heads = heads, kv_heads
         self.qkv_proj = QKVParallelLinear(config.hidden_size, self.head_dim, heads, kv_heads, config.attention_bias)
         self.o_proj = RowParallelLinear(heads * self.head_dim, config.hidden_size, config.attention_bias)
         self.attn = Attention(heads, self.head_dim, kv_heads, name)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(T, H) to (T, H); cos and sin are the rotary embedding's."""
-        q, k, v = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim).split(self.head_counts, dim=1)
-        return self.o_proj(self.attn(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v))  # type: ignore[no-any-return]
+        qk, v = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim).tensor_split([-self.num_kv_heads], dim=1)
+        q, k = apply_rotary(qk, cos, sin).tensor_split([self.num_heads], dim=1)
+        return self.o_proj(self.attn(q, k, v))  # type: ignore[no-any-return]
 
 
 class LlamaMLP(nn.Module):
