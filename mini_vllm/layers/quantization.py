@@ -25,15 +25,22 @@ class Kernel(Protocol):
 
 
 class PackedKernel:
-    """float32 weights cut into the blocks that oneDNN's matrix product walks through, instead of at each call."""
+    """float32 weights cut into the blocks that oneDNN's matrix product walks through, instead of at each call.
+
+    For a single row of x nothing but reading counts. Processors with AVX-512 read the plain weight faster (25.9 GB/s against
+    17.5), so they keep it as well; Zen 3 reads the packed one faster (17.9 against 10.9).
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         # The number of rows is a hint; above one it does not change the layout.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+        self.plain = weight if torch.backends.cpu.get_cpu_capability() == "AVX512" else None
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
+        if len(x) == 1 and self.plain is not None:
+            return F.linear(x, self.plain, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
 
 
@@ -48,17 +55,18 @@ class Int8Kernel:
     FEW_TOKENS = 16
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.scale = weight.abs().amax(dim=1).float().clamp(min=1e-30) / 127
-        self.weight = (weight / self.scale.unsqueeze(1)).round().to(torch.int8)
+        # The kernel takes scales in bfloat16. Made a little larger, they are rounded to no less than |weight| / 127.
+        largest = weight.abs().amax(dim=1).float().clamp(min=1e-30)
+        self.scale = (largest / 127 * (1 + 2**-8)).bfloat16()
+        self.weight = (weight / self.scale.float().unsqueeze(1)).round().to(torch.int8)
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
         if len(x) <= self.FEW_TOKENS:
-            out = torch._weight_int8pack_mm(x.bfloat16(), self.weight, self.unit).to(x.dtype)
+            out = torch._weight_int8pack_mm(x.bfloat16(), self.weight, self.scale).to(x.dtype)
         else:
-            out = F.linear(x, self.weight.to(x.dtype))
-        out *= self.scale
+            out = F.linear(x, self.weight.to(x.dtype)).mul_(self.scale)
         return out if self.bias is None else out + self.bias
 
 
@@ -86,4 +94,4 @@ def process_weights_after_loading(model: object, quantization: str | None = None
 
 
 def _packable(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and torch._C._has_mkldnn

@@ -1,0 +1,79 @@
+"""Packed and int8 weights against the plain ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from labkit.tour import QUESTION
+from mini_vllm import LLM, SamplingParams
+from mini_vllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from mini_vllm.layers.linear import Linear
+from mini_vllm.layers.quantization import Int8Kernel, process_weights_after_loading
+
+
+def filled(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 300])
+def test_a_packed_linear_gives_the_plain_product(rows: int, bias: bool) -> None:
+    layer, x = filled(Linear(70, 33, bias)), torch.randn(rows, 70)
+    expected = layer(x)
+    process_weights_after_loading(layer)
+    assert layer.weight.numel() == 0, "the plain weight is no longer a parameter"
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_no_int8_weight_is_off_by_more_than_half_a_scale() -> None:
+    weight = torch.randn(40, 64) * torch.logspace(-6, 6, 40).unsqueeze(1)
+    weight[3] = 0
+    kernel = Int8Kernel(weight, None)
+    scale = kernel.scale.float().unsqueeze(1)
+    assert kernel.weight.abs().max() <= 127
+    assert ((kernel.weight * scale - weight).abs() <= scale * 0.5001).all()
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17])
+def test_int8_products_stay_within_what_rounding_allows(rows: int) -> None:
+    layer, x = filled(Linear(96, 50, bias=True)), torch.randn(rows, 96)
+    expected = layer(x)
+    largest = layer.weight.abs().amax(1)
+    magnitude = x.abs() @ layer.weight.abs().T
+    process_weights_after_loading(layer, "int8")
+    # Half a scale for each weight; and x and the product are rounded to bfloat16, each by 2^-9 at most.
+    allowed = x.abs().sum(1, keepdim=True) * (largest / 127 * 1.01 / 2) + magnitude * 1.1 * 2**-8
+    assert ((layer(x) - expected).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_a_shared_embedding_keeps_its_rows(quantization: str | None) -> None:
+    model = nn.Module()
+    model.embed, model.head = VocabParallelEmbedding(30, 8), ParallelLMHead(30, 8)
+    model.head.weight = filled(model.embed).weight
+    before = model.embed(torch.arange(30)).clone()
+    process_weights_after_loading(model, quantization)
+    process_weights_after_loading(model, quantization)
+    assert torch.equal(model.embed(torch.arange(30)), before)
+    assert model.head.weight.numel() == 0
+
+
+def test_another_quantization_is_refused() -> None:
+    with pytest.raises(ValueError, match="quantization is 'fp3'; it must be None or 'int8'"):
+        process_weights_after_loading(nn.Module(), "fp3")
+
+
+def test_what_is_no_module_passes() -> None:
+    process_weights_after_loading(object(), "int8")
+
+
+def test_smollm2_in_int8_answers_paris(smollm2: Path) -> None:
+    llm = LLM(smollm2, dtype="float32", quantization="int8")
+    answer = llm.chat([{"role": "user", "content": QUESTION}], SamplingParams(temperature=0, max_tokens=12))[0].outputs[0].text
+    assert "Paris" in answer
