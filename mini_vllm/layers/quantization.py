@@ -5,7 +5,7 @@ vLLM gives every linear layer a quant method for this, with the same hook (vllm/
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,7 @@ class Int8Kernel:
         if len(x) <= self.FEW_TOKENS:
             out = torch._weight_int8pack_mm(x.bfloat16(), self.weight, self.scale).to(x.dtype)
         else:
-            out = F.linear(x, self.weight.to(x.dtype)).mul_(self.scale)
+            out = F.linear(x, self.weight.to(x.dtype).mul_(self.scale.unsqueeze(1)))
         return out if self.bias is None else out + self.bias
 
 
@@ -84,7 +84,10 @@ def process_weights_after_loading(model: object, quantization: str | None = None
     """
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization is {quantization!r}; it must be None or 'int8'")
-    for module in model.modules() if isinstance(model, nn.Module) else ():
+    # type(), since isinstance() would read an attribute of a model that is bound to have no more than forward.
+    if not issubclass(type(model), nn.Module):
+        return
+    for module in cast("nn.Module", model).modules():
         if isinstance(module, Linear) and module.kernel is None:
             kernel = Int8Kernel if quantization else PackedKernel
             if quantization or _packable(module.weight):

@@ -73,7 +73,8 @@ def test_what_is_no_module_passes() -> None:
     process_weights_after_loading(object(), "int8")
 
 
-def test_smollm2_in_int8_answers_paris(smollm2: Path) -> None:
-    llm = LLM(smollm2, dtype="float32", quantization="int8")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_smollm2_in_int8_answers_paris(smollm2: Path, dtype: str) -> None:
+    llm = LLM(smollm2, dtype=dtype, quantization="int8")
     answer = llm.chat([{"role": "user", "content": QUESTION}], SamplingParams(temperature=0, max_tokens=12))[0].outputs[0].text
     assert "Paris" in answer
