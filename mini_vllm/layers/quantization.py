@@ -1,82 +1,71 @@
-"""Weights in the layout that their kernel reads fastest, made once when all are loaded; int8 is one such layout.
+"""Weights in the form that they are multiplied in, made once when all are loaded; int8 is one such form.
 
 vLLM gives every linear layer a quant method for this, with the same hook (vllm/model_executor/layers/linear.py).
 """
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from math import prod
+from typing import cast
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mini_vllm.layers.kernels import LANES, pack, packed_matmul, unpack
 from mini_vllm.layers.linear import Linear
 
 QUANTIZATIONS = (None, "int8")
 
 
-class Kernel(Protocol):
-    """A weight that knows how to be multiplied with; it is built from the plain weight (out, in) and bias (out,) or None."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out)."""
-        ...
-
-
 class PackedKernel:
-    """float32 weights cut into the blocks that oneDNN's matrix product walks through, instead of at each call.
+    """A weight laid out for a product with few rows, as decode steps have; for many rows, where arithmetic outweighs reading, it
+    is laid out plainly again and torch multiplies.
 
-    For a single row of x nothing but reading counts. Processors with AVX-512 read the plain weight faster (25.9 GB/s against
-    17.5), so they keep it as well; Zen 3 reads the packed one faster (17.9 against 10.9).
+    Args:
+        weight: (out, in), float32 or int8.
+        scale: float32 (out,): what each output is multiplied with.
+        bias: (out,) or None.
+        packed: memory for the packed form.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        # The number of rows is a hint; above one it does not change the layout.
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
-        self.plain = weight if torch.backends.cpu.get_cpu_capability() == "AVX512" else None
-        self.bias = bias
+    FEW_ROWS = 32
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, packed: Tensor) -> None:
+        self.out_size, self.in_size = weight.shape
+        self.packed, self.scale, self.bias = packed, scale, bias
+        pack(weight, packed)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out)."""
-        if len(x) == 1 and self.plain is not None:
-            return F.linear(x, self.plain, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
-
-
-class Int8Kernel:
-    """Weights as q * scale, q an int8 and one scale per output channel: a quarter of the bytes to read.
-
-    Dettmers et al. 2022, "LLM.int8()", section 2.1 (absmax, row-wise). No weight is off by more than scale / 2. Weight-only:
-    activations are never quantized to int8; torch's kernel for few tokens takes them rounded to bfloat16. For many tokens
-    arithmetic outweighs reading, so the weights are widened again and the product is a plain one.
-    """
-
-    FEW_TOKENS = 16
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        # The kernel takes scales in bfloat16. Made a little larger, they are rounded to no less than |weight| / 127.
-        largest = weight.abs().amax(dim=1).float().clamp(min=1e-30)
-        self.scale = (largest / 127 * (1 + 2**-8)).bfloat16()
-        self.weight = (weight / self.scale.float().unsqueeze(1)).round().to(torch.int8)
-        self.bias = bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out)."""
-        if len(x) <= self.FEW_TOKENS:
-            out = torch._weight_int8pack_mm(x.bfloat16(), self.weight, self.scale).to(x.dtype)
+        """(T, in) to (T, out), in x's dtype."""
+        if len(x) <= self.FEW_ROWS:
+            out = packed_matmul(x.float(), self.packed, self.scale, self.out_size).to(x.dtype)
         else:
-            out = F.linear(x, self.weight.to(x.dtype).mul_(self.scale.unsqueeze(1)))
-        return out if self.bias is None else out + self.bias
+            plain = unpack(self.packed)[: self.in_size, : self.out_size]
+            out = x @ (plain if plain.is_floating_point() else (plain * self.scale).to(x.dtype))
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight as q * scale: Dettmers et al. 2022, "LLM.int8()", section 2.1 (absmax, row-wise).
+
+    Args:
+        weight: (out, in).
+
+    Returns:
+        q, int8 (out, in), and scale, float32 (out,). No weight is off by more than scale / 2. Activations are not quantized.
+    """
+    scale = weight.float().abs().amax(dim=1).clamp(min=1e-30) / 127
+    return (weight.float() / scale.unsqueeze(1)).round().to(torch.int8), scale
 
 
 def process_weights_after_loading(model: object, quantization: str | None = None) -> None:
-    """Swaps the weight of every linear layer for a kernel's own copy and frees the plain one; the hook has vLLM's name.
+    """Gives every linear layer on the CPU its kernel, and frees the weight it was loaded into; the hook has vLLM's name.
 
-    A weight that an embedding shares stays as it is for the embedding.
+    A weight that an embedding shares stays for the embedding. Without quantization only float32 is packed.
 
     Args:
-        model: anything; what is no torch module has nothing to swap.
+        model: anything; what is no torch module has nothing to pack.
         quantization: None, or "int8".
 
     Raises:
@@ -85,16 +74,18 @@ def process_weights_after_loading(model: object, quantization: str | None = None
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization is {quantization!r}; it must be None or 'int8'")
     # type(), since isinstance() would read an attribute of a model that is bound to have no more than forward.
-    if not issubclass(type(model), nn.Module):
-        return
-    for module in cast("nn.Module", model).modules():
-        if isinstance(module, Linear) and module.kernel is None:
-            kernel = Int8Kernel if quantization else PackedKernel
-            if quantization or _packable(module.weight):
-                with torch.inference_mode():
-                    module.kernel = kernel(module.weight, module.bias)
-                module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+    modules = cast("nn.Module", model).modules() if issubclass(type(model), nn.Module) else ()
+    layers = [module for module in modules if isinstance(module, Linear) and _packable(module, quantization)]
+    shapes = [(-(-len(layer.weight) // LANES), -(-layer.weight.shape[1] // 4) * 4, LANES) for layer in layers]
+    # One piece of memory for all: numpy asks the system to back a large one with large pages, which are found faster.
+    arena = torch.from_numpy(np.empty(sum(map(prod, shapes)), np.int8 if quantization else np.float32))
+    parts = torch.split(arena, [prod(shape) for shape in shapes])
+    for layer, shape, part in zip(layers, shapes, parts, strict=True):
+        weight, scale = quantize_int8(layer.weight) if quantization else (layer.weight.data, torch.ones(len(layer.weight)))
+        layer.kernel = PackedKernel(weight, scale, layer.bias, part.view(shape))
+        layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
 
 
-def _packable(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and torch._C._has_mkldnn
+def _packable(layer: Linear, quantization: str | None) -> bool:
+    suits = quantization is not None or layer.weight.dtype == torch.float32
+    return layer.kernel is None and layer.weight.device.type == "cpu" and suits
