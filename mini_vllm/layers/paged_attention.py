@@ -34,8 +34,8 @@ def paged_decode_attention(
         q: (S, N, D), the newest token of each request.
         keys: (B, block_size, K, D), contiguous.
         values: (B, block_size, K, D), contiguous.
-        block_tables: int64 of shape (S, blocks of the longest request), contiguous; what is behind a request's last block is not read.
-        lengths: int64 of shape (S,): the tokens of each request, its query's own the last, at least one.
+        block_tables: int64 of shape (S, blocks of the longest request), contiguous; a row's padding is not read.
+        lengths: int64 of shape (S,): the tokens of each request, its query's own the last, at least one; contiguous.
         window: how many of the newest tokens a query sees; None for all.
 
     Returns:
