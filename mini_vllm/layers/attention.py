@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mini_vllm.forward_context import ForwardContext, get_forward_context
+from mini_vllm.layers.paged_attention import paged_decode_attention
 
 
 class Attention(nn.Module):
@@ -47,8 +48,12 @@ class Attention(nn.Module):
             context.attention_metadata[self.sliding_window] = attention_groups(context, self.sliding_window, q.dtype)
         out = torch.empty_like(q)
         for group in context.attention_metadata[self.sliding_window]:
-            attend = self._decode if group.is_decode else self._prefill
-            out[group.rows] = attend(q[group.rows], group.read(keys), group.read(values), group.mask)
+            if isinstance(group, PagedDecodes):
+                tables, lengths = group.block_tables, group.lengths
+                out[group.rows] = paged_decode_attention(q[group.rows], keys, values, tables, lengths, self.sliding_window)
+            else:
+                attend = self._decode if group.is_decode else self._prefill
+                out[group.rows] = attend(q[group.rows], group.read(keys), group.read(values), group.mask)
         return out.flatten(1)
 
     def _decode(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -68,8 +73,23 @@ class Attention(nn.Module):
 
 
 @dataclass(frozen=True)
+class PagedDecodes:
+    """All decodes of a step in float32: their attention reads the blocks where they lie.
+
+    Attributes:
+        rows: which rows of the step the queries are.
+        block_tables: int64 of shape (S, blocks of the longest request), padded with zeros.
+        lengths: int64 of shape (S,): the tokens of each request in the cache.
+    """
+
+    rows: Tensor | slice
+    block_tables: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
 class AttentionGroup:
-    """Requests whose attention is one call: decodes of about the same length, or a single prefill chunk.
+    """Requests whose keys and values are gathered for one call of SDPA: a prefill chunk, or all decodes in other dtypes.
 
     Attributes:
         is_decode: one query per request.
@@ -94,22 +114,27 @@ class AttentionGroup:
         return blocks.view(self.num_requests, -1, *cache.shape[2:])[:, : self.num_keys]
 
 
-def attention_groups(context: ForwardContext, window: int | None, dtype: torch.dtype) -> list[AttentionGroup]:
+def attention_groups(context: ForwardContext, window: int | None, dtype: torch.dtype) -> list[PagedDecodes | AttentionGroup]:
     """Cuts a step into calls; every layer with the same window makes the same ones."""
-    decodes, groups = [], []
-    for request, (start, stop) in enumerate(zip(context.query_start, context.query_start[1:], strict=False)):
-        if stop - start == 1:
-            decodes.append(request)
-        else:
-            groups.append(_group(context, [request], window, dtype))
-    # In one call every request is padded to the longest, so a much shorter one goes into another: padding at most doubles.
-    decodes.sort(key=lambda request: context.lengths[request])
-    while decodes:
-        longest = context.lengths[decodes[-1]]
-        together = [request for request in decodes if 2 * context.lengths[request] >= longest]
-        groups.append(_group(context, sorted(together), window, dtype))
-        del decodes[-len(together) :]
+    num_queries = [stop - start for start, stop in zip(context.query_start, context.query_start[1:], strict=False)]
+    decodes = [request for request, count in enumerate(num_queries) if count == 1]
+    groups: list[PagedDecodes | AttentionGroup] = [
+        _group(context, [request], window, dtype) for request, count in enumerate(num_queries) if count > 1
+    ]
+    if decodes:
+        groups.append(_paged(context, decodes) if dtype == torch.float32 else _group(context, decodes, window, dtype))
     return groups
+
+
+def _paged(context: ForwardContext, requests: Sequence[int]) -> PagedDecodes:
+    tables = [context.block_tables[r] for r in requests]
+    num_blocks = max(map(len, tables))
+    rows = [context.query_start[r] for r in requests]
+    return PagedDecodes(
+        rows=_slice(rows) or torch.tensor(rows),
+        block_tables=torch.tensor([table + (0,) * (num_blocks - len(table)) for table in tables]),
+        lengths=torch.tensor([context.lengths[r] for r in requests]),
+    )
 
 
 def _group(context: ForwardContext, requests: Sequence[int], window: int | None, dtype: torch.dtype) -> AttentionGroup:
