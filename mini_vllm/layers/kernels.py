@@ -6,6 +6,7 @@ benchmarks/README.md for what torch's own kernels reach of it, and these. numba 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -22,13 +23,14 @@ from torch import Tensor
 config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
 
 LANES = 32
-"""Outputs computed side by side: what one read of packed weights serves."""
+"""Outputs computed side by side."""
 
-AHEAD = 1024
-"""Weights between the one in use and the one asked for from memory in advance; the processor by itself looks less far."""
+_LARGEST_TILE = 8 if llvm.get_host_cpu_features().get("avx512f") else 2
+"""Rows computed side by side: as many as there are registers for their sums."""
 
-LINE = 16
-"""Weights that come from memory together: 64 bytes."""
+
+WORTH_SHARING = 2**15
+"""Numbers from which on it pays to wake the other threads; torch's own grain size."""
 
 
 def pack(weight: Tensor, into: Tensor) -> None:
@@ -46,8 +48,20 @@ def pack(weight: Tensor, into: Tensor) -> None:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """(ceil(out / LANES), in, LANES) to (in, out), both rounded up as they are: a weight's transpose."""
-    return packed.permute(1, 0, 2).reshape(packed.shape[1], -1)
+    """(ceil(out / LANES), in, LANES) to (in, out), both rounded up as they are: a weight's transpose, good until the next call."""
+    num_blocks, num_in, _ = packed.shape
+    plain = _scratch(packed.numel(), packed.dtype)[: packed.numel()].view(num_in, num_blocks, LANES)
+    return plain.copy_(packed.permute(1, 0, 2)).view(num_in, -1)
+
+
+_scratches: dict[torch.dtype, Tensor] = {}
+
+
+def _scratch(size: int, dtype: torch.dtype) -> Tensor:
+    """Memory that is asked for once: the system clears each new page, which takes longer than to write it."""
+    if dtype not in _scratches or len(_scratches[dtype]) < size:
+        _scratches[dtype] = torch.empty(size, dtype=dtype)
+    return _scratches[dtype]
 
 
 def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor, out_size: int) -> Tensor:
@@ -72,66 +86,121 @@ def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor, out_size: int) -> Te
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight in one pass, float32 (..., H)."""
     rows = x.reshape(-1, x.shape[-1])
-    out = torch.empty_like(rows)
-    _rms_norm(rows.numpy(), weight.numpy(), eps, out.numpy())
+    out = torch.empty(rows.shape)
+    (_rms_norm if rows.numel() < WORTH_SHARING else _rms_norm_shared)(rows.numpy(), weight.numpy(), eps, out.numpy())
     return out.view(x.shape)
 
 
-@intrinsic
-def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:
-    """Asks for the cache line of ``array.flat[index]``, which may lie beyond the end: LLVM's llvm.prefetch."""
+def _tile(num_rows: int) -> Callable[..., None]:
+    """The innermost loop, in LLVM's own words, since numba would keep the sums in memory:
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        i8p, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        function_type = ir.FunctionType(ir.VoidType(), [i8p, i32, i32, i32])
-        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0i8")
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), i8p)
-        read, into_l2, data_cache = i32(0), i32(2), i32(1)
-        builder.call(function, [address, read, into_l2, data_cache])
-        return context.get_dummy_value()
+        for k in range(in):  sums[r, lane] += x[row + r, k] * packed[block, k, lane]      for all lanes, and r < num_rows
 
-    return types.void(array, types.intp), generate
+    With each k it asks memory for what lies ``ahead + k * per_k`` bytes behind the block's beginning, and does not wait for it.
+    """
+    i32, i8p, half = ir.IntType(32), ir.IntType(8).as_pointer(), 16
+    vector = ir.VectorType(ir.FloatType(), half)
+
+    @intrinsic
+    def multiply(typing_context: Any, x: Any, row: Any, packed: Any, block: Any, sums: Any, ahead: Any, step: Any) -> Any:
+        width = packed.dtype.bitwidth // 8
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def data(argument: int) -> Any:
+                return context.make_array(signature.args[argument])(context, builder, arguments[argument]).data
+
+            def at(pointer: Any, index: Any, kind: Any) -> Any:
+                return builder.bitcast(builder.gep(pointer, [index]), kind.as_pointer())
+
+            def weights(first: Any) -> Any:
+                stored = builder.load(
+                    at(data(2), first, ir.VectorType(ir.IntType(8), half) if width == 1 else vector), align=width
+                )
+                return builder.sitofp(builder.sext(stored, ir.VectorType(i32, half)), vector) if width == 1 else stored
+
+            shape = context.make_array(signature.args[2])(context, builder, arguments[2]).shape
+            num_in = builder.extract_value(shape, 1)
+            index = num_in.type
+            x_row, first_weight = builder.mul(arguments[1], num_in), builder.mul(arguments[3], num_in)
+            bytes_ = builder.bitcast(data(2), i8p)
+            ahead_from = builder.add(builder.mul(first_weight, index(LANES * width)), arguments[5])
+            multiply_add_type = ir.FunctionType(vector, [vector] * 3)
+            multiply_add = cgutils.get_or_insert_function(builder.module, multiply_add_type, f"llvm.fmuladd.v{half}f32")
+            prefetch_type = ir.FunctionType(ir.VoidType(), [i8p, i32, i32, i32])
+            prefetch = cgutils.get_or_insert_function(builder.module, prefetch_type, "llvm.prefetch.p0i8")
+            before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
+            builder.branch(loop)
+
+            builder.position_at_end(loop)
+            k = builder.phi(index)
+            totals = [[builder.phi(vector) for _ in range(LANES // half)] for _ in range(num_rows)]
+            here = builder.mul(builder.add(first_weight, k), index(LANES))
+            wanted = builder.add(ahead_from, builder.mul(k, arguments[6]))
+            for line in range(0, LANES * width, 64):
+                address = builder.gep(bytes_, [builder.add(wanted, index(line))])
+                builder.call(prefetch, [address, i32(0), i32(2), i32(1)])  # to read, into the second cache, data
+            loaded = [weights(builder.add(here, index(part * half))) for part in range(LANES // half)]
+            after_k = []
+            for r, parts in enumerate(totals):
+                place = builder.add(x_row, builder.add(builder.mul(index(r), num_in), k))
+                one = builder.insert_element(
+                    ir.Constant(vector, ir.Undefined), builder.load(builder.gep(data(0), [place])), i32(0)
+                )
+                splat = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(i32, half), [0] * half))
+                after_k.append([builder.call(multiply_add, [w, splat, part]) for w, part in zip(loaded, parts, strict=True)])
+            next_k = builder.add(k, index(1))
+            builder.cbranch(builder.icmp_signed("<", next_k, num_in), loop, after)
+            k.add_incoming(index(0), before)
+            k.add_incoming(next_k, loop)
+            for parts, new_parts in zip(totals, after_k, strict=True):
+                for part, new_part in zip(parts, new_parts, strict=True):
+                    part.add_incoming(ir.Constant(vector, [0.0] * half), before)
+                    part.add_incoming(new_part, loop)
+
+            builder.position_at_end(after)
+            for r, new_parts in enumerate(after_k):
+                for number, new_part in enumerate(new_parts):
+                    builder.store(new_part, at(data(4), index(r * LANES + number * half), vector), align=4)
+            return context.get_dummy_value()
+
+        return types.void(x, types.intp, packed, types.intp, sums, types.intp, types.intp), generate
+
+    return multiply  # type: ignore[no-any-return]
+
+
+_TILE_8, _TILE_4, _TILE_2, _TILE_1 = (_tile(num_rows) for num_rows in (8, 4, 2, 1))
 
 
 @njit(parallel=True, fastmath=True, error_model="numpy", nogil=True, cache=True)
 def _packed_matmul(x: Any, packed: Any, scale: Any, out: Any) -> None:
-    """Four inputs by two rows of x by LANES outputs at a time, so that each weight that is read is used from a register."""
-    num_blocks, num_in, _ = packed.shape
+    """A block of weights stays in the processor's own cache while all rows go by it, and brings the next block in bit by bit."""
     num_rows, num_out = out.shape
-    for block in prange(num_blocks):
-        sums = np.zeros((num_rows, LANES), np.float32)
-        for k in range(0, num_in, 4):
-            here = (block * num_in + k) * LANES
-            _prefetch(packed, here + AHEAD)
-            _prefetch(packed, here + AHEAD + 1 * LINE)
-            _prefetch(packed, here + AHEAD + 2 * LINE)
-            _prefetch(packed, here + AHEAD + 3 * LINE)
-            _prefetch(packed, here + AHEAD + 4 * LINE)
-            _prefetch(packed, here + AHEAD + 5 * LINE)
-            _prefetch(packed, here + AHEAD + 6 * LINE)
-            _prefetch(packed, here + AHEAD + 7 * LINE)
-            for row in range(0, num_rows - num_rows % 2, 2):
-                a0, a1, a2, a3 = x[row, k], x[row, k + 1], x[row, k + 2], x[row, k + 3]
-                b0, b1, b2, b3 = x[row + 1, k], x[row + 1, k + 1], x[row + 1, k + 2], x[row + 1, k + 3]
-                for lane in range(LANES):
-                    w0, w1 = np.float32(packed[block, k, lane]), np.float32(packed[block, k + 1, lane])
-                    w2, w3 = np.float32(packed[block, k + 2, lane]), np.float32(packed[block, k + 3, lane])
-                    sums[row, lane] += w0 * a0 + w1 * a1 + w2 * a2 + w3 * a3
-                    sums[row + 1, lane] += w0 * b0 + w1 * b1 + w2 * b2 + w3 * b3
-            for row in range(num_rows - num_rows % 2, num_rows):
-                a0, a1, a2, a3 = x[row, k], x[row, k + 1], x[row, k + 2], x[row, k + 3]
-                for lane in range(LANES):
-                    w0, w1 = np.float32(packed[block, k, lane]), np.float32(packed[block, k + 1, lane])
-                    w2, w3 = np.float32(packed[block, k + 2, lane]), np.float32(packed[block, k + 3, lane])
-                    sums[row, lane] += w0 * a0 + w1 * a1 + w2 * a2 + w3 * a3
-        first = block * LANES
-        for row in range(num_rows):
-            for lane in range(min(LANES, num_out - first)):
-                out[row, first + lane] = sums[row, lane] * scale[first + lane]
+    num_in, block_bytes = packed.shape[1], packed.shape[1] * LANES * packed.itemsize
+    for block in prange(len(packed)):
+        sums = np.empty((8, LANES), np.float32)
+        first, row, ahead = block * LANES, 0, block_bytes
+        per_k = LANES * packed.itemsize // -(-num_rows // _LARGEST_TILE)
+        while row < num_rows:
+            left = min(num_rows - row, _LARGEST_TILE)
+            if left == 8:
+                size = 8
+                _TILE_8(x, row, packed, block, sums, ahead, per_k)
+            elif left >= 4:
+                size = 4
+                _TILE_4(x, row, packed, block, sums, ahead, per_k)
+            elif left >= 2:
+                size = 2
+                _TILE_2(x, row, packed, block, sums, ahead, per_k)
+            else:
+                size = 1
+                _TILE_1(x, row, packed, block, sums, ahead, per_k)
+            for r in range(size):
+                for lane in range(min(LANES, num_out - first)):
+                    out[row + r, first + lane] = sums[r, lane] * scale[first + lane]
+            row += size
+            ahead += num_in * per_k
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", nogil=True, cache=True)
 def _rms_norm(x: Any, weight: Any, eps: float, out: Any) -> None:
     num_rows, size = x.shape
     for row in prange(num_rows):
@@ -141,3 +210,7 @@ def _rms_norm(x: Any, weight: Any, eps: float, out: Any) -> None:
         factor = np.float32(1) / np.sqrt(total / np.float32(size) + np.float32(eps))
         for i in range(size):
             out[row, i] = x[row, i] * factor * weight[i]
+
+
+_rms_norm_shared = njit(parallel=True, fastmath=True, error_model="numpy", nogil=True, cache=True)(_rms_norm)
+_rms_norm = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)(_rms_norm)

@@ -57,7 +57,7 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
     # One signature: q may be a view into a wider tensor, all else is contiguous.
     signature = "void(f4[:,:,:], f4[:,:,:,::1], f4[:,:,:,::1], i8[:,::1], i8[::1], i8, f4[:,:,::1])"
 
-    @njit(signature, parallel=True, fastmath=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+    @njit(signature, parallel=True, fastmath=True, cache=True, nogil=True)
     def kernel(q: Any, keys: Any, values: Any, block_tables: Any, lengths: Any, window: int, out: Any) -> None:
         kv_heads = keys.shape[2]
         for task in prange(len(q) * kv_heads):
@@ -116,7 +116,7 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
     return kernel  # type: ignore[no-any-return]
 
 
-@njit(fastmath=True)  # type: ignore[untyped-decorator]
+@njit(fastmath=True)
 def _exp(x: Any) -> Any:
     """e^x of a float32 x <= 0, off by less than 2e-7 of it, and 0 where that falls below 1e-37.
 
@@ -136,14 +136,14 @@ def _exp(x: Any) -> Any:
     return p * power if x > np.float32(-85) else np.float32(0)
 
 
-@njit(fastmath=True)  # type: ignore[untyped-decorator]
+@njit(fastmath=True)
 def _prefetch(cache: Any, block: int, offset: int, head: int, head_dim: int) -> None:
     """Has the row cache[block, offset, head], (D,), fetched from memory without waiting for it."""
     for d in range(0, head_dim, FLOATS_PER_CACHE_LINE):
         _prefetch_line(cache, ((block * cache.shape[1] + offset) * cache.shape[2] + head) * head_dim + d)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _prefetch_line(typing_context: Any, cache: Any, index: Any) -> Any:
     """The processor's prefetch instruction, for the cache line around the float ``index`` of a contiguous array."""
 

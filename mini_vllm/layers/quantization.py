@@ -29,7 +29,7 @@ class PackedKernel:
         packed: memory for the packed form.
     """
 
-    FEW_ROWS = 32
+    FEW_ROWS = 256
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, packed: Tensor) -> None:
         self.out_size, self.in_size = weight.shape
