@@ -22,6 +22,8 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from mini_vllm.layers.compiled import compiled
+
 FLOATS_PER_CACHE_LINE = 16
 
 
@@ -57,7 +59,6 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
     # One signature: q may be a view into a wider tensor, all else is contiguous.
     signature = "void(f4[:,:,:], f4[:,:,:,::1], f4[:,:,:,::1], i8[:,::1], i8[::1], i8, f4[:,:,::1])"
 
-    @njit(signature, parallel=True, fastmath=True, cache=True, nogil=True)
     def kernel(q: Any, keys: Any, values: Any, block_tables: Any, lengths: Any, window: int, out: Any) -> None:
         kv_heads = keys.shape[2]
         for task in prange(len(q) * kv_heads):
@@ -93,7 +94,7 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
                     largest = max(largest, weights[g, position])
                 total = np.float32(0)
                 for position in range(start, stop):
-                    weight = _exp(weights[g, position] - largest)
+                    weight = np.exp(weights[g, position] - largest)
                     weights[g, position] = weight
                     total += weight
                 totals[g] = total
@@ -113,27 +114,7 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
                 for d in range(head_dim):
                     out[request, head * group + g, d] = sums[g, d] / totals[g]
 
-    return kernel  # type: ignore[no-any-return]
-
-
-@njit(fastmath=True)
-def _exp(x: Any) -> Any:
-    """e^x of a float32 x <= 0, off by less than 2e-7 of it, and 0 where that falls below 1e-37.
-
-    Cephes' expf without its branches, so that it is computed for 8 or 16 numbers at once; numba's np.exp is a call for each.
-    x = n ln 2 + r, and e^x = 2^n e^r with a polynomial for e^r; 2^n is made by writing n + 127 where a float32 has its exponent.
-    """
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1)
-    power = np.int32((np.int32(max(n, np.float32(-126))) + 127) << 23).view(np.float32)
-    return p * power if x > np.float32(-85) else np.float32(0)
+    return compiled(kernel, signature)
 
 
 @njit(fastmath=True)

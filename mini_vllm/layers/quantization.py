@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mini_vllm.layers.kernels import LANES, pack, packed_matmul, unpack
 from mini_vllm.layers.linear import Linear
+from mini_vllm.layers.packed_matmul import LANES, pack, packed_matmul, unpack
 
 QUANTIZATIONS = (None, "int8")
 
@@ -32,7 +32,7 @@ class PackedKernel:
     FEW_ROWS = 256
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, packed: Tensor) -> None:
-        self.out_size, self.in_size = weight.shape
+        self.out_size = len(weight)
         self.packed, self.scale, self.bias = packed, scale, bias
         pack(weight, packed)
 
@@ -41,7 +41,7 @@ class PackedKernel:
         if len(x) <= self.FEW_ROWS:
             out = packed_matmul(x.float(), self.packed, self.scale, self.out_size).to(x.dtype)
         else:
-            plain = unpack(self.packed)[: self.in_size, : self.out_size]
+            plain = unpack(self.packed)[:, : self.out_size]
             out = x @ (plain if plain.is_floating_point() else (plain * self.scale).to(x.dtype))
         return out if self.bias is None else out.add_(self.bias)
 
@@ -76,7 +76,7 @@ def process_weights_after_loading(model: object, quantization: str | None = None
     # type(), since isinstance() would read an attribute of a model that is bound to have no more than forward.
     modules = cast("nn.Module", model).modules() if issubclass(type(model), nn.Module) else ()
     layers = [module for module in modules if isinstance(module, Linear) and _packable(module, quantization)]
-    shapes = [(-(-len(layer.weight) // LANES), -(-layer.weight.shape[1] // 4) * 4, LANES) for layer in layers]
+    shapes = [(-(-len(layer.weight) // LANES), layer.weight.shape[1], LANES) for layer in layers]
     # One piece of memory for all: numpy asks the system to back a large one with large pages, which are found faster.
     arena = torch.from_numpy(np.empty(sum(map(prod, shapes)), np.int8 if quantization else np.float32))
     parts = torch.split(arena, [prod(shape) for shape in shapes])

@@ -1,7 +1,8 @@
-"""The few loops that torch has no fast kernel for on a CPU, written out and compiled by numba for the processor at hand.
+"""Matrix products with few rows, at the speed at which memory gives the weights.
 
-A decode step of a few requests reads every weight once and does little with it, so its speed is that of memory: see the ledger in
-benchmarks/README.md for what torch's own kernels reach of it, and these. numba runs them on torch's own OpenMP threads.
+A decode step of a few requests reads every weight once and does little with it. What torch's own kernels reach of memory's speed,
+and what this one does, is in the ledger of benchmarks/README.md. numba compiles it for the processor at hand and runs it on the
+threads of torch's own OpenMP.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import torch
-import torch.nn.functional as F
 from llvmlite import ir
-from numba import config, njit, prange, types
+from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-# LLVM keeps to half of AVX-512's width by default, for the sake of code that is not all arithmetic; this code is.
-config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+from mini_vllm.layers.compiled import compiled
 
 LANES = 32
 """Outputs computed side by side."""
@@ -29,26 +28,22 @@ _LARGEST_TILE = 8 if llvm.get_host_cpu_features().get("avx512f") else 2
 """Rows computed side by side: as many as there are registers for their sums."""
 
 
-WORTH_SHARING = 2**15
-"""Numbers from which on it pays to wake the other threads; torch's own grain size."""
-
-
 def pack(weight: Tensor, into: Tensor) -> None:
     """Lays a weight out in the order in which :func:`packed_matmul` reads it.
 
     Args:
         weight: (out, in).
-        into: (ceil(out / LANES), in rounded up to four, LANES), the same dtype; what the weight does not fill is zero.
+        into: (ceil(out / LANES), in, LANES), the same dtype; what the weight does not fill is zero.
     """
     size, whole = weight.shape[1], len(weight) // LANES
     into.zero_()
-    into[:whole, :size] = weight[: whole * LANES].view(whole, LANES, size).transpose(1, 2)
+    into[:whole] = weight[: whole * LANES].view(whole, LANES, size).transpose(1, 2)
     if rest := len(weight) % LANES:
-        into[whole, :size, :rest] = weight[-rest:].t()
+        into[whole, :, :rest] = weight[-rest:].t()
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """(ceil(out / LANES), in, LANES) to (in, out), both rounded up as they are: a weight's transpose, good until the next call."""
+    """(ceil(out / LANES), in, LANES) to (in, out rounded up): the weight's transpose, good until the next call."""
     num_blocks, num_in, _ = packed.shape
     plain = _scratch(packed.numel(), packed.dtype)[: packed.numel()].view(num_in, num_blocks, LANES)
     return plain.copy_(packed.permute(1, 0, 2)).view(num_in, -1)
@@ -76,19 +71,9 @@ def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor, out_size: int) -> Te
     Returns:
         float32 (T, out).
     """
-    if x.shape[1] != packed.shape[1]:
-        x = F.pad(x, (0, packed.shape[1] - x.shape[1]))
     out = torch.empty(len(x), out_size)
     _packed_matmul(x.contiguous().numpy(), packed.numpy(), scale.numpy(), out.numpy())
     return out
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight in one pass, float32 (..., H)."""
-    rows = x.reshape(-1, x.shape[-1])
-    out = torch.empty(rows.shape)
-    (_rms_norm if rows.numel() < WORTH_SHARING else _rms_norm_shared)(rows.numpy(), weight.numpy(), eps, out.numpy())
-    return out.view(x.shape)
 
 
 def _tile(num_rows: int) -> Callable[..., None]:
@@ -171,7 +156,7 @@ def _tile(num_rows: int) -> Callable[..., None]:
 _TILE_8, _TILE_4, _TILE_2, _TILE_1 = (_tile(num_rows) for num_rows in (8, 4, 2, 1))
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", nogil=True, cache=True)
+@compiled
 def _packed_matmul(x: Any, packed: Any, scale: Any, out: Any) -> None:
     """A block of weights stays in the processor's own cache while all rows go by it, and brings the next block in bit by bit."""
     num_rows, num_out = out.shape
@@ -199,18 +184,3 @@ def _packed_matmul(x: Any, packed: Any, scale: Any, out: Any) -> None:
                     out[row + r, first + lane] = sums[r, lane] * scale[first + lane]
             row += size
             ahead += num_in * per_k
-
-
-def _rms_norm(x: Any, weight: Any, eps: float, out: Any) -> None:
-    num_rows, size = x.shape
-    for row in prange(num_rows):
-        total = np.float32(0)
-        for i in range(size):
-            total += x[row, i] * x[row, i]
-        factor = np.float32(1) / np.sqrt(total / np.float32(size) + np.float32(eps))
-        for i in range(size):
-            out[row, i] = x[row, i] * factor * weight[i]
-
-
-_rms_norm_shared = njit(parallel=True, fastmath=True, error_model="numpy", nogil=True, cache=True)(_rms_norm)
-_rms_norm = njit(fastmath=True, error_model="numpy", nogil=True, cache=True)(_rms_norm)
