@@ -7,6 +7,7 @@ The floors, top to bottom; imports only go down:
     4  engine/   request  scheduler  block_pool  runner  sampler  detokenizer  step_trace  engine
     3  models/   registry  config  decoder  llama  qwen2  qwen3  mistral       loading/  checkpoint  mapping  loader
     2  layers/   attention  linear  embedding  norm  rotary  activation  quantization
+                 paged_attention  packed_matmul  compiled        loops that torch has no fast kernel for
     1  forward_context.py
     0  contract.py  config.py  sampling_params.py  outputs.py
 """

@@ -7,6 +7,7 @@ threads of torch's own OpenMP.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -49,14 +50,22 @@ def unpack(packed: Tensor) -> Tensor:
     return plain.copy_(packed.permute(1, 0, 2)).view(num_in, -1)
 
 
-_scratches: dict[torch.dtype, Tensor] = {}
+class _Kept(threading.local):
+    """One piece of memory of each dtype, for each thread its own."""
+
+    def __init__(self) -> None:
+        self.by_dtype: dict[torch.dtype, Tensor] = {}
+
+
+_kept = _Kept()
 
 
 def _scratch(size: int, dtype: torch.dtype) -> Tensor:
     """Memory that is asked for once: the system clears each new page, which takes longer than to write it."""
-    if dtype not in _scratches or len(_scratches[dtype]) < size:
-        _scratches[dtype] = torch.empty(size, dtype=dtype)
-    return _scratches[dtype]
+    kept = _kept.by_dtype
+    if dtype not in kept or len(kept[dtype]) < size:
+        kept[dtype] = torch.empty(size, dtype=dtype)
+    return kept[dtype]
 
 
 def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor, out_size: int) -> Tensor:
