@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mini_vllm.config import EngineConfig
 from mini_vllm.engine.engine import LLMEngine
-from mini_vllm.layers.quantization import process_weights_after_loading
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
 from mini_vllm.models.registry import build_model
 from mini_vllm.tokenizer import Tokenizer
@@ -55,7 +55,11 @@ def build_engine(
     )
     with default_dtype(_dtype(dtype, config)):
         served = build_model(config, Checkpoint(folder))
-    process_weights_after_loading(served, quantization)
+    if quantization is not None or issubclass(type(served), nn.Module):
+        # Imported here: its compiler takes a third of a second, and a model without layers needs none.
+        from mini_vllm.layers.quantization import process_weights_after_loading
+
+        process_weights_after_loading(served, quantization)
     tokenizer = Tokenizer.find(folder)
     return LLMEngine(served, engine_config, tokenizer, Path(step_trace) if step_trace else None), tokenizer
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
 from mini_vllm.contract import Model
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError
-from mini_vllm.models.llama import LlamaForCausalLM
-from mini_vllm.models.mistral import MistralForCausalLM
-from mini_vllm.models.qwen2 import Qwen2ForCausalLM
-from mini_vllm.models.qwen3 import Qwen3ForCausalLM
 
 Factory = Callable[[Mapping[str, Any], Checkpoint], Model]
 """Takes config.json's object and the checkpoint, returns an object with ``forward``. It runs with torch's default dtype set
@@ -21,9 +18,22 @@ to the one that the model is to be served in."""
 PLUGINS = "mini_vllm.general_plugins"
 """The entry-point group of packages that bring an architecture; the same shape as vLLM's ``vllm.general_plugins``."""
 
-_factories: dict[str, Factory] = {
-    model.__name__: model.from_checkpoint for model in (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+BUILT_IN = {
+    "LlamaForCausalLM": "mini_vllm.models.llama",
+    "MistralForCausalLM": "mini_vllm.models.mistral",
+    "Qwen2ForCausalLM": "mini_vllm.models.qwen2",
+    "Qwen3ForCausalLM": "mini_vllm.models.qwen3",
 }
+"""Architecture, which is the class's name too, -> module; imported when it is asked for, as in vLLM's registry."""
+
+
+def _built_in(architecture: str) -> Factory:
+    return lambda config, checkpoint: getattr(import_module(BUILT_IN[architecture]), architecture).from_checkpoint(
+        config, checkpoint
+    )
+
+
+_factories: dict[str, Factory] = {architecture: _built_in(architecture) for architecture in BUILT_IN}
 
 
 def register_model(architecture: str, factory: Factory) -> None:
