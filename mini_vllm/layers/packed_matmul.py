@@ -64,7 +64,8 @@ def _scratch(size: int, dtype: torch.dtype) -> Tensor:
     """Memory that is asked for once: the system clears each new page, which takes longer than to write it."""
     kept = _kept.by_dtype
     if dtype not in kept or len(kept[dtype]) < size:
-        kept[dtype] = torch.empty(size, dtype=dtype)
+        with torch.inference_mode(False):  # so that it can be written to inside and outside of inference mode
+            kept[dtype] = torch.empty(size, dtype=dtype)
     return kept[dtype]
 
 
