@@ -37,9 +37,9 @@ def pack(weight: Tensor, into: Tensor) -> None:
         into: (ceil(out / LANES), in, LANES), the same dtype; what the weight does not fill is zero.
     """
     size, whole = weight.shape[1], len(weight) // LANES
-    into.zero_()
     into[:whole] = weight[: whole * LANES].view(whole, LANES, size).transpose(1, 2)
     if rest := len(weight) % LANES:
+        into[whole].zero_()
         into[whole, :, :rest] = weight[-rest:].t()
 
 
