@@ -65,12 +65,6 @@ class QKVParallelLinear(Linear):
         sizes: dict[ShardId, int] = {"q": num_heads * head_dim, "k": num_kv_heads * head_dim, "v": num_kv_heads * head_dim}
         super().__init__(hidden_size, sum(sizes.values()), bias)
         self.shards: Mapping[ShardId, tuple[int, int]] = end_to_end(sizes)
-        self.split_sizes = list(sizes.values())
-
-    def forward_split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(T, H) to q of shape (T, N*D), k and v of shape (T, K*D)."""
-        q, k, v = self(x).split(self.split_sizes, dim=-1)
-        return q, k, v
 
 
 def end_to_end(sizes: Mapping[ShardId, int]) -> dict[ShardId, tuple[int, int]]:

@@ -79,8 +79,16 @@ def test_another_quantization_is_refused() -> None:
         process_weights_after_loading(nn.Module(), "fp3")
 
 
-def test_what_is_no_module_passes() -> None:
-    process_weights_after_loading(object(), "int8")
+def test_nothing_is_touched_of_what_is_no_module() -> None:
+    touched: list[str] = []
+
+    class Untouched:
+        def __getattribute__(self, name: str) -> object:
+            touched.append(name)
+            return object.__getattribute__(self, name)
+
+    process_weights_after_loading(Untouched(), "int8")
+    assert touched == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
