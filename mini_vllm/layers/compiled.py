@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import llvmlite.binding as llvm
-from numba import config, njit
+import torch
+from numba import config, njit, set_num_threads
 
 # LLVM keeps to half of AVX-512's width by default, for the sake of code that is not all arithmetic; this code is.
 config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+
+
+def use_torchs_threads() -> None:
+    """Shares the next loops among as many threads as torch uses, which whoever runs the engine may have changed."""
+    set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
 
 
 def compiled(loop: Callable[..., None], *signature: str, parallel: bool = True) -> Callable[..., None]:

@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from mini_vllm.layers.compiled import compiled
+from mini_vllm.layers.compiled import compiled, use_torchs_threads
 
 LANES = 32
 """Outputs computed side by side."""
@@ -81,6 +81,7 @@ def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor, out_size: int) -> Te
     Returns:
         float32 (T, out).
     """
+    use_torchs_threads()
     out = torch.empty(len(x), out_size)
     _packed_matmul(x.contiguous().numpy(), packed.numpy(), scale.numpy(), out.numpy())
     return out

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -22,7 +21,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from mini_vllm.layers.compiled import compiled
+from mini_vllm.layers.compiled import compiled, use_torchs_threads
 
 FLOATS_PER_CACHE_LINE = 16
 
@@ -45,7 +44,7 @@ def paged_decode_attention(
     """
     block_size, kv_heads, head_dim = keys.shape[1:]
     out = torch.empty(q.shape)
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    use_torchs_threads()
     kernel = _kernel(q.shape[1] // kv_heads, head_dim, block_size)
     kernel(q.numpy(), keys.numpy(), values.numpy(), block_tables.numpy(), lengths.numpy(), window or 0, out.numpy())
     return out
