@@ -32,6 +32,9 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
+from mini_vllm.layers.packed_matmul import LANES, packed_matmul
+from mini_vllm.layers.quantization import plain_matmul
+
 PROMPT = 128
 FP32 = 4
 RUNS = 5
@@ -96,18 +99,25 @@ def fastest(work: Callable[[], object]) -> float:
 
 
 def read_rate(num_bytes: int) -> float:
-    """Bytes per second, reading ``num_bytes`` of float32 with all cores: the faster of one row times a matrix and a dot."""
-    matrix = torch.ones(num_bytes // FP32 // 1024, 1024)
-    row, flat = torch.ones(1, 1024), matrix.view(-1)
-    return flat.nbytes / min(fastest(lambda: linear(row, matrix)), fastest(lambda: torch.dot(flat, flat)))
+    """Bytes per second, reading ``num_bytes`` of float32 with all cores: the fastest of torch's dot, torch's product of one row
+    with a matrix, and mini_vllm's."""
+    matrix = torch.ones(num_bytes // FP32 // 1024 // LANES * LANES, 1024)
+    row, flat, packed, scale = torch.ones(1, 1024), matrix.view(-1), matrix.view(-1, 1024, LANES), torch.ones(len(matrix))
+    reads = (
+        lambda: linear(row, matrix),
+        lambda: torch.dot(flat, flat),
+        lambda: packed_matmul(row, packed, scale, LANES * len(packed)),
+    )
+    return flat.nbytes / min(map(fastest, reads))
 
 
 def gemm_rate() -> float:
-    """Flops per second of the best of GEMMS in fp32, with all cores."""
+    """Flops per second of the best of GEMMS in fp32, with all cores, by whichever of torch's libraries is faster here."""
     rates = []
     for rows, inputs, outputs in GEMMS:
-        x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
-        rates.append(2 * rows * inputs * outputs / fastest(lambda x=x, weight=weight: linear(x, weight)))
+        x, weight = torch.randn(rows, inputs), torch.randn(inputs, outputs)
+        for matmul in (torch.matmul, plain_matmul):
+            rates.append(2 * rows * inputs * outputs / fastest(lambda f=matmul, x=x, weight=weight: f(x, weight)))
     return max(rates)
 
 

@@ -42,8 +42,15 @@ class PackedKernel:
             out = packed_matmul(x.float(), self.packed, self.scale, self.out_size).to(x.dtype)
         else:
             plain = unpack(self.packed)[:, : self.out_size]
-            out = x @ (plain if plain.is_floating_point() else (plain * self.scale).to(x.dtype))
+            out = plain_matmul(x, plain if plain.is_floating_point() else (plain * self.scale).to(x.dtype))
         return out if self.bias is None else out.add_(self.bias)
+
+
+def plain_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """(T, in) times (in, out), by oneDNN where torch has it; what torch takes, MKL, is half as fast on processors not Intel's."""
+    if x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return x @ weight
+    return torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")  # type: ignore[no-any-return]
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
