@@ -2,13 +2,13 @@
 
 The floors, top to bottom; imports only go down:
 
-    5  llm.py  async_llm.py  build.py             the front doors: LLM.generate(), LLM.chat(), AsyncLLM.generate()
-       inputs.py  tokenizer.py                    prompts and text
+    5  __main__.py  llm.py  async_llm.py  build.py    the front doors: LLM.generate(), LLM.chat(), AsyncLLM.generate()
+       inputs.py  tokenizer.py  worker.py         prompts and text; what ranks other than the first do
     4  engine/   request  scheduler  block_pool  runner  sampler  detokenizer  step_trace  engine
     3  models/   registry  config  decoder  llama  qwen2  qwen3  mistral       loading/  checkpoint  mapping  loader
     2  layers/   attention  linear  embedding  norm  rotary  activation  quantization
                  paged_attention  packed_matmul  compiled        loops that torch has no fast kernel for
-    1  forward_context.py
+    1  forward_context.py  parallel.py
     0  contract.py  config.py  sampling_params.py  outputs.py
 """
 

@@ -12,9 +12,12 @@ from torch import nn
 
 from mini_vllm.config import EngineConfig
 from mini_vllm.engine.engine import LLMEngine
+from mini_vllm.forward_context import KVCache
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
 from mini_vllm.models.registry import build_model
+from mini_vllm.parallel import connect, tp_group
 from mini_vllm.tokenizer import Tokenizer
+from mini_vllm.worker import LeadingModel, follow
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,6 +33,9 @@ def build_engine(
 ) -> tuple[LLMEngine, Tokenizer | None]:
     """An engine, and the directory's tokenizer if it has one.
 
+    Under torchrun each process builds its part of the model, and rank 0 alone gets an engine: in the others this call serves
+    rank 0 until it ends, and then ends the process.
+
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts and answers that are text.
         dtype: "float32", "bfloat16", "float16" or torch's own, or "auto" for what config.json says.
@@ -41,9 +47,10 @@ def build_engine(
 
     Raises:
         CheckpointError: the directory cannot be served; the message says why.
-        ValueError: a size or the dtype is not possible.
+        ValueError: a size or the dtype is not possible, or the ranks cannot share the model.
+        RankLostError: another rank is gone.
     """
-    folder = Path(model)
+    tp, folder = connect(), Path(model)
     if not folder.is_dir():
         raise CheckpointError(f"there is no directory {folder}; give one with config.json and safetensors")
     config = read_json(folder / "config.json")
@@ -53,13 +60,18 @@ def build_engine(
         vocab_size=config.get("vocab_size"),
         **sizes,
     )
-    with default_dtype(_dtype(dtype, config)):
+    with default_dtype(_dtype(dtype, config)), tp_group(tp):
         served = build_model(config, Checkpoint(folder))
     if quantization is not None or issubclass(type(served), nn.Module):
         # Imported here: its compiler takes a third of a second, and a model without layers needs none.
         from mini_vllm.layers.quantization import process_weights_after_loading
 
         process_weights_after_loading(served, quantization)
+    if tp.rank:
+        follow(served, tp, KVCache(engine_config.num_blocks, engine_config.block_size))
+        raise SystemExit(0)
+    if tp.size > 1:
+        served = LeadingModel(served, tp)
     tokenizer = Tokenizer.find(folder)
     return LLMEngine(served, engine_config, tokenizer, Path(step_trace) if step_trace else None), tokenizer
 

@@ -301,7 +301,7 @@ def test_a_tensor_that_comes_twice_is_refused(lab: ModuleType) -> None:
 
 def test_a_llama_loaded_through_the_mapping_answers_as_with_the_engines_own_loader(lab: ModuleType, tmp_path: Path) -> None:
     config = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}
-    config |= {"intermediate_size": 40, "vocab_size": 50, "max_position_embeddings": 32}
+    config |= {"intermediate_size": 40, "vocab_size": 64, "max_position_embeddings": 32}
     shape = lab.ModelShape(
         hidden_size=24, num_heads=6, num_kv_heads=2, head_dim=4, intermediate_size=40
     )  # what config.json says, in the lab's words

@@ -20,12 +20,12 @@ class Attention(nn.Module):
     grouped queries: Ainslie et al. 2023, "GQA". N query heads share K kv heads, G = N / K each.
 
     Args:
+        name: of the layer, unique in its model: whose keys and values these are.
         sliding_window: how many keys a query sees, its own the last of them; None for all.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, num_kv_heads: int, name: str, sliding_window: int | None = None) -> None:
+    def __init__(self, name: str, sliding_window: int | None = None) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.num_kv_heads = num_heads, head_dim, num_kv_heads
         self.name = name
         self.sliding_window = sliding_window
 
@@ -59,14 +59,14 @@ class Attention(nn.Module):
     def _decode(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """S requests with one query each, (S, N, D), over keys (S, L, K, D). The G queries of a kv head stand where SDPA
         expects the queries of a sequence, so that its keys are read once for all of them."""
-        grouped = q.view(len(q), self.num_kv_heads, -1, self.head_dim)
+        grouped = q.view(len(q), k.shape[2], -1, k.shape[3])
         out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
         return out.reshape(q.shape)
 
     def _prefill(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """n queries of one request, (n, N, D), over keys (1, L, K, D). The kv heads stand where SDPA expects the batch, and
         each is given to its G queries by a stride of zero."""
-        grouped = q.view(len(q), self.num_kv_heads, -1, self.head_dim).permute(1, 2, 0, 3)
+        grouped = q.view(len(q), k.shape[2], -1, k.shape[3]).permute(1, 2, 0, 3)
         k, v = (heads.permute(2, 0, 1, 3).expand(-1, grouped.shape[1], -1, -1) for heads in (k, v))
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, is_causal=mask is None)
         return out.permute(2, 0, 1, 3).reshape(q.shape)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mini_vllm.layers.linear import Linear
+from mini_vllm.layers.linear import LinearBase
 from mini_vllm.layers.packed_matmul import LANES, pack, packed_matmul, unpack
 
 QUANTIZATIONS = (None, "int8")
@@ -82,17 +82,17 @@ def process_weights_after_loading(model: object, quantization: str | None = None
         raise ValueError(f"quantization is {quantization!r}; it must be None or 'int8'")
     # type(), since isinstance() would read an attribute of a model that is bound to have no more than forward.
     modules = cast("nn.Module", model).modules() if issubclass(type(model), nn.Module) else ()
-    layers = [module for module in modules if isinstance(module, Linear) and _packable(module, quantization)]
+    layers = [module for module in modules if isinstance(module, LinearBase) and _packable(module, quantization)]
     shapes = [(-(-len(layer.weight) // LANES), layer.weight.shape[1], LANES) for layer in layers]
     # One piece of memory for all: numpy asks the system to back a large one with large pages, which are found faster.
     arena = torch.from_numpy(np.empty(sum(map(prod, shapes)), np.int8 if quantization else np.float32))
     parts = torch.split(arena, [prod(shape) for shape in shapes])
     for layer, shape, part in zip(layers, shapes, parts, strict=True):
         weight, scale = quantize_int8(layer.weight) if quantization else (layer.weight.data, torch.ones(len(layer.weight)))
-        layer.kernel = PackedKernel(weight, scale, layer.bias, part.view(shape))
+        layer.kernel = PackedKernel(weight, scale, layer.bias_to_add, part.view(shape))
         layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
 
 
-def _packable(layer: Linear, quantization: str | None) -> bool:
+def _packable(layer: LinearBase, quantization: str | None) -> bool:
     suits = quantization is not None or layer.weight.dtype == torch.float32
     return layer.kernel is None and layer.weight.device.type == "cpu" and suits

@@ -1,37 +1,74 @@
-"""The strict loader: plans every copy, reports everything that is wrong in one error, and only then copies."""
+"""The strict loader: plans every copy, reports everything that is wrong in one error, and only then copies.
+
+A tensor's whole shape is compared with what the model was built for, whatever part of it this rank takes: one that is too large
+is a fault, where a loader that narrows without looking reads the first rows and serves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError
 from mini_vllm.loading.mapping import StackedRow, translate
+from mini_vllm.parallel import Shard, ShardId, whole
 
-
-class LoadError(CheckpointError):
-    """A checkpoint and a model that do not fit; the message lists every tensor that is wrong, with target and both shapes."""
+Kind = Literal["missing", "partly covered", "unexpected", "duplicated", "truncated", "mis-shaped"]
 
 
 @dataclass(frozen=True)
-class Copy:
-    """One checkpoint tensor and the rows of the parameter that it fills."""
+class Fault:
+    """One thing that does not fit.
 
-    tensor: str
-    parameter: str
-    start: int
-    stop: int
+    Attributes:
+        kind: ``missing``: no tensor for a parameter. ``partly covered``: tensors for some of its rows only. ``unexpected``: a
+            tensor without a parameter. ``duplicated``: two tensors for the same rows. ``truncated``: a tensor with more rows
+            or columns than would be read. ``mis-shaped``: any other shape.
+        name: the parameter if a tensor is lacking, else the tensor.
+        message: what, where, and both shapes.
+    """
+
+    kind: Kind
+    name: str
+    message: str
+
+
+class LoadError(CheckpointError):
+    """A checkpoint and a model that do not fit; the message lists what is wrong, with targets and shapes.
+
+    Attributes:
+        faults: all of it.
+    """
+
+    SHOWN = 20
+
+    def __init__(self, checkpoint: Checkpoint, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        lines = [f"{fault.kind}: {fault.message}" for fault in faults[: self.SHOWN]]
+        if len(faults) > self.SHOWN:
+            lines.append(f"... and {len(faults) - self.SHOWN} more")
+        super().__init__(
+            f"the checkpoint in {checkpoint.folder} does not fit the model, {len(faults)} faults:\n  "
+            + "\n  ".join(lines)
+            + "\ncompare config.json with the checkpoint's shapes; nothing was loaded"
+        )
+
+
+Target = tuple[str, ShardId]
+"""A parameter, and which shard of it."""
 
 
 def load_weights(
     model: nn.Module, checkpoint: Checkpoint, rows: Sequence[StackedRow], ignored: Callable[[str], bool] = lambda name: False
 ) -> None:
-    """Fills every row of every parameter exactly once.
+    """Fills every row of every parameter that this rank has, exactly once.
 
     Args:
-        model: its modules say in ``shards`` (see layers/linear.py) which rows belong to which checkpoint tensor.
+        model: its layers say in ``shards`` (layers/linear.py) what this rank takes of which checkpoint tensor; a layer that
+            says nothing takes its tensors whole.
         checkpoint: where the tensors come from.
         rows: the model's mapping rows.
         ignored: which tensors may be left over.
@@ -40,41 +77,73 @@ def load_weights(
         LoadError: a tensor has no home, the wrong shape or a rival; a parameter stays empty. Nothing has been copied then.
     """
     parameters = dict(model.named_parameters())
-    unfilled = {(name, shard): span for name, p in parameters.items() for shard, span in _spans(model, name, p.shape[0]).items()}
-    copies: dict[tuple[str, str | int | None], Copy] = {}
-    problems: list[str] = []
+    shards = dict(_shards(model, parameters))
+    found: dict[Target, str] = {}
+    faults: list[Fault] = []
     for tensor in checkpoint:
         if ignored(tensor):
             continue
         target = translate(tensor, rows)
-        if target in copies:
-            problems.append(f"{tensor} and {copies[target].tensor} both go to {_words(target)}")
-        elif target not in unfilled:
-            problems.append(f"{tensor} goes to {_words(target)}, which the model does not have")
+        if target not in shards:
+            faults.append(_homeless(tensor, target, parameters))
+        elif target in found:
+            faults.append(Fault("duplicated", tensor, f"{tensor} and {found[target]} both go to {_words(target)}"))
         else:
-            start, stop = unfilled.pop(target)
-            copies[target] = copy = Copy(tensor, target[0], start, stop)
-            shape, wanted = checkpoint.shape(tensor), (stop - start, *parameters[copy.parameter].shape[1:])
-            if shape != wanted:
-                problems.append(f"{tensor} is {shape}, and rows {start}:{stop} of {copy.parameter} are {wanted}")
-    problems += [f"{_words(target)} is in no tensor of the checkpoint" for target in unfilled]
-    if problems:
-        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise LoadError(
-            f"the checkpoint in {checkpoint.folder} does not fit the model, {len(problems)} faults:\n  "
-            + "\n  ".join(shown)
-            + "\ncompare config.json with the checkpoint's shapes; nothing was loaded"
+            found[target] = tensor
+            faults += _misfit(tensor, checkpoint.shape(tensor), target, shards[target])
+    for name in parameters:
+        faults += _uncovered(name, {target[1]: shard for target, shard in shards.items() if target[0] == name}, found)
+    if faults:
+        raise LoadError(checkpoint, faults)
+    for target, tensor in found.items():
+        shard = shards[target]
+        shard.place(parameters[target[0]].data).copy_(shard.take(checkpoint[tensor]))
+
+
+def _shards(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[tuple[Target, Shard]]:
+    for name, parameter in parameters.items():
+        owner, _, kind = name.rpartition(".")
+        layer = model.get_submodule(owner)
+        own: Callable[[str], Mapping[ShardId, Shard]] | None = getattr(layer, "shards", None)
+        for shard_id, shard in (own(kind) if own else whole(parameter)).items():
+            yield (name, shard_id), shard
+
+
+def _homeless(tensor: str, target: Target, parameters: Mapping[str, Tensor]) -> Fault:
+    if target[0] in parameters:
+        # The parameter's own name, and no shard of it.
+        message = f"{tensor} is stored fused, and the model takes {target[0]} from tensors of its own names"
+        return Fault("duplicated", tensor, message)
+    return Fault("unexpected", tensor, f"{tensor} goes to {_words(target)}, which the model does not have")
+
+
+def _misfit(tensor: str, shape: tuple[int, ...], target: Target, shard: Shard) -> Iterator[Fault]:
+    if shape == shard.shape:
+        return
+    message = f"{tensor} is {shape}, and {_words(target)} takes {shard.shape}"
+    if len(shape) == len(shard.shape) and all(has >= takes for has, takes in zip(shape, shard.shape, strict=True)):
+        beyond = " and ".join(
+            f"{has - takes} {what}"
+            for has, takes, what in zip(shape, shard.shape, ("rows", "columns"), strict=False)
+            if has > takes
         )
-    for copy in copies.values():
-        parameters[copy.parameter].data[copy.start : copy.stop].copy_(checkpoint[copy.tensor])
+        yield Fault("truncated", tensor, f"{message}: {beyond} would never be read")
+    else:
+        yield Fault("mis-shaped", tensor, message)
 
 
-def _spans(model: nn.Module, parameter: str, num_rows: int) -> dict[str | int | None, tuple[int, int]]:
-    """Shard id -> rows, of one parameter; None -> all of them when it is not fused."""
-    owner = model.get_submodule(parameter.rpartition(".")[0])
-    return dict(getattr(owner, "shards", {None: (0, num_rows)}))
+def _uncovered(parameter: str, shards: Mapping[ShardId, Shard], found: Container[Target]) -> Iterator[Fault]:
+    lacking = [shard_id for shard_id in shards if (parameter, shard_id) not in found]
+    if len(lacking) == len(shards):
+        yield Fault("missing", parameter, f"{parameter} is in no tensor of the checkpoint")
+    elif lacking:
+        rows = sum(stop - start for start, stop in (shard.target for shard in shards.values()))
+        spans = [(shard_id, *shards[shard_id].target) for shard_id in lacking]
+        empty = " and ".join(f"[{shard_id}], rows {start}:{stop}" for shard_id, start, stop in spans)
+        message = f"{parameter} has {rows} rows, and {empty} of them are in no tensor of the checkpoint"
+        yield Fault("partly covered", parameter, message)
 
 
-def _words(target: tuple[str, str | int | None]) -> str:
+def _words(target: Target) -> str:
     parameter, shard = target
     return parameter if shard is None else f"{parameter} [{shard}]"

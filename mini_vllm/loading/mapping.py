@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mini_vllm.parallel import ShardId
+
 StackedRow = tuple[str, str, str | int]
 """(fused module, checkpoint module, shard id), as in vLLM's stacked_params_mapping: ("qkv_proj", "q_proj", "q")."""
 
 
-def translate(name: str, rows: Sequence[StackedRow]) -> tuple[str, str | int | None]:
+def translate(name: str, rows: Sequence[StackedRow]) -> tuple[str, ShardId]:
     """The parameter a checkpoint tensor belongs to, and which shard of it the tensor is.
 
     A row matches the whole name of the module that owns the tensor, never a part of it: ``backup_proj`` is no ``up_proj``.

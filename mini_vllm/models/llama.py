@@ -37,18 +37,18 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.num_heads, self.num_kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.qkv_proj = QKVParallelLinear(config.hidden_size, head_dim, heads, kv_heads, config.qkv_bias)
-        self.o_proj = RowParallelLinear(heads * head_dim, config.hidden_size, config.o_bias)
-        self.attn = Attention(heads, head_dim, kv_heads, f"layers.{layer}", config.sliding_windows[layer])
+        heads, kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.qkv_proj = QKVParallelLinear(config.hidden_size, self.head_dim, heads, kv_heads, config.qkv_bias)
+        self.o_proj = RowParallelLinear(heads * self.head_dim, config.hidden_size, config.o_bias)
+        self.attn = Attention(f"layers.{layer}", config.sliding_windows[layer])
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(T, H) to (T, H); cos and sin are (T, 1, D)."""
         qkv = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim)
         # q and k lie side by side, so one call turns the heads of both.
-        turned = apply_rotary(qkv[:, : -self.num_kv_heads], cos, sin)
-        q, k, v = turned[:, : self.num_heads], turned[:, self.num_heads :], qkv[:, -self.num_kv_heads :]
+        num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+        turned = apply_rotary(qkv[:, :-num_kv_heads], cos, sin)
+        q, k, v = turned[:, :num_heads], turned[:, num_heads:], qkv[:, -num_kv_heads:]
         return self.o_proj(self.attn(q, k, v))  # type: ignore[no-any-return]
 
 

@@ -37,7 +37,7 @@ class Qwen3Attention(LlamaAttention):
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(T, H) to (T, H); cos and sin are (T, 1, D)."""
         qkv = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim)
-        q, k, v = qkv.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        q, k, v = qkv.split([self.qkv_proj.num_heads, *[self.qkv_proj.num_kv_heads] * 2], dim=1)
         q, k = apply_rotary(self.q_norm(q), cos, sin), apply_rotary(self.k_norm(k), cos, sin)
         return self.o_proj(self.attn(q, k, v))  # type: ignore[no-any-return]
 

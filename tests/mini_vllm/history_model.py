@@ -19,7 +19,7 @@ class HistoryModel:
         self.tokens = torch.randn(VOCAB, HEADS * HEAD_DIM, generator=generator)
         self.positions = torch.randn(512, HEADS * HEAD_DIM, generator=generator)
         self.head = torch.randn(HEADS * HEAD_DIM, VOCAB, generator=generator)
-        self.attention = Attention(HEADS, HEAD_DIM, 1, "layer")
+        self.attention = Attention("layer")
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = self.tokens[tokens] + self.positions[positions]

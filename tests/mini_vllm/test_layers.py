@@ -15,7 +15,6 @@ from mini_vllm.engine.scheduler import Chunk, Step
 from mini_vllm.forward_context import ForwardContext, KVCache, get_forward_context, set_forward_context
 from mini_vllm.layers.activation import SiluAndMul
 from mini_vllm.layers.attention import Attention, PagedDecodes
-from mini_vllm.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
 from mini_vllm.layers.norm import RMSNorm
 from mini_vllm.layers.paged_attention import paged_decode_attention
 from mini_vllm.sampling_params import SamplingParams
@@ -83,7 +82,7 @@ def test_paged_attention_equals_attention_written_out(
     In float32 decodes read the blocks in place, in float64 they are gathered."""
     num_heads, kv_heads, head_dim, size = 6, 2, 8, 3
     generator = torch.Generator().manual_seed(0)
-    attention, cache = Attention(num_heads, head_dim, kv_heads, "layer", window), KVCache(64, size)
+    attention, cache = Attention("layer", window), KVCache(64, size)
     order = torch.arange(64) if consecutive else torch.randperm(64, generator=generator)
     tables = [tuple(blocks) for blocks in order[:60].view(6, 10).tolist()]
     tables[1] = tables[0][:2] + tables[1][2:]
@@ -142,13 +141,6 @@ def test_rms_norm_worked_out_by_hand() -> None:
 def test_silu_and_mul_worked_out_by_hand() -> None:
     # silu(0) = 0; silu(2) = 2 / (1 + e^-2) = 1.76159
     torch.testing.assert_close(SiluAndMul()(torch.tensor([[0.0, 2.0, 5.0, 3.0]])), torch.tensor([[0.0, 3 * 1.7615942]]))
-
-
-def test_shards_tile_the_fused_parameters() -> None:
-    qkv = QKVParallelLinear(hidden_size=4096, head_dim=128, num_heads=32, num_kv_heads=8)
-    assert qkv.shards == {"q": (0, 4096), "k": (4096, 5120), "v": (5120, 6144)}
-    assert qkv.weight.shape == (6144, 4096)
-    assert MergedColumnParallelLinear(8, [5, 5]).shards == {0: (0, 5), 1: (5, 10)}
 
 
 def test_one_step_at_a_time() -> None:

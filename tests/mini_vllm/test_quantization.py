@@ -11,7 +11,7 @@ from torch import nn
 from labkit.tour import QUESTION
 from mini_vllm import LLM, SamplingParams
 from mini_vllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
-from mini_vllm.layers.linear import Linear
+from mini_vllm.layers.linear import ColumnParallelLinear
 from mini_vllm.layers.norm import RMSNorm
 from mini_vllm.layers.quantization import process_weights_after_loading, quantize_int8
 
@@ -26,7 +26,7 @@ def filled(layer: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 7, 8, 21, 256, 257, 300])
 @pytest.mark.parametrize("size", [(64, 96), (70, 33), (3, 100), (1, 1)])
 def test_a_packed_linear_gives_the_plain_product(size: tuple[int, int], rows: int, bias: bool) -> None:
-    layer, x = filled(Linear(*size, bias)), torch.randn(rows, size[0])
+    layer, x = filled(ColumnParallelLinear(*size, bias)), torch.randn(rows, size[0])
     expected = layer(x)
     process_weights_after_loading(layer)
     assert layer.weight.numel() == 0, "the plain weight is no longer a parameter"
@@ -43,7 +43,7 @@ def test_no_int8_weight_is_off_by_more_than_half_a_scale() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 256, 257])
 def test_int8_products_stay_within_what_rounding_allows(rows: int) -> None:
-    layer, x = filled(Linear(96, 50, bias=True)), torch.randn(rows, 96)
+    layer, x = filled(ColumnParallelLinear(96, 50, bias=True)), torch.randn(rows, 96)
     expected = layer(x)
     largest = layer.weight.abs().amax(1)
     process_weights_after_loading(layer, "int8")

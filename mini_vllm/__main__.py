@@ -1,0 +1,53 @@
+"""The engine from the command line.
+
+python -m mini_vllm generate MODEL "The capital of France is"
+torchrun --nproc-per-node 2 -m mini_vllm generate MODEL "The capital of France is"
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mini_vllm.llm import LLM, RequestError
+from mini_vllm.loading.checkpoint import CheckpointError
+from mini_vllm.parallel import RankLostError
+from mini_vllm.sampling_params import SamplingParams
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """A small real LLM engine. Start it with torchrun, and several processes share the model (tensor parallelism)."""
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="A directory with config.json, safetensors and tokenizer.json.")],
+    prompts: Annotated[list[str], typer.Argument(help="Texts to go on from; - for the lines of the standard input.")],
+    max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="auto (config.json's), float32, bfloat16 or float16.")] = "auto",
+    quantization: Annotated[str | None, typer.Option(help="int8 keeps the weights in 8 bits.")] = None,
+) -> None:
+    """Answers prompts, all in one batch; prints each prompt and what follows it."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        if not rank:
+            print(f"loading {model}{f' on {size} ranks' if size > 1 else ''} ...", file=sys.stderr)
+        llm = LLM(model, dtype=dtype, quantization=quantization)
+        texts = [line.rstrip("\n") for line in sys.stdin] if prompts == ["-"] else prompts
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+        for text, output in zip(texts, llm.generate(texts, params), strict=True):
+            print(f"{text}{output.outputs[0].text}")
+    except (CheckpointError, RequestError, RankLostError, ValueError) as problem:
+        sys.exit(f"mini_vllm{f', rank {rank}' if size > 1 else ''}: {problem}")
+
+
+if __name__ == "__main__":
+    app()
