@@ -20,6 +20,7 @@ from mini_vllm.contract import Model
 from mini_vllm.forward_context import ForwardContext, KVCache, get_forward_context, set_forward_context
 from mini_vllm.parallel import RankLostError, TPGroup, disconnect
 
+
 class LeadingModel:
     """Rank 0's part of a model, which tells the other ranks of every step before it runs it.
 
