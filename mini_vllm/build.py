@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ def build_engine(
     model: str | Path,
     *,
     dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
     quantization: str | None = None,
     max_model_len: int | None = None,
     step_trace: str | Path | None = None,
@@ -38,6 +40,7 @@ def build_engine(
 
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts and answers that are text.
+        device: "cpu", or "cuda" for a GPU, of which each rank on a host has its own.
         dtype: "float32", "bfloat16", "float16" or torch's own, or "auto" for what config.json says.
         quantization: "int8" keeps the weights of linear layers in 8 bits (layers/quantization.py); None keeps them as they are.
         max_model_len: the most tokens of a request, prompt and output; config.json's max_position_embeddings unless told.
@@ -60,7 +63,7 @@ def build_engine(
         vocab_size=config.get("vocab_size"),
         **sizes,
     )
-    with default_dtype(_dtype(dtype, config)), tp_group(tp):
+    with default_dtype(_dtype(dtype, config)), _device(device), tp_group(tp):
         served = build_model(config, Checkpoint(folder))
     if quantization is not None or issubclass(type(served), nn.Module):
         # Imported here: its compiler takes a third of a second, and a model without layers needs none.
@@ -85,6 +88,12 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device is {name!r}; it must be 'cpu', or 'cuda' where torch finds a GPU")
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
 def _dtype(dtype: str | torch.dtype, config: Mapping[str, Any]) -> torch.dtype:

@@ -36,18 +36,22 @@ class KVCache:
 
         Args:
             name: the layer's name, unique in its model.
-            like: (T, K, D), keys as the layer makes them: heads, head size and dtype are taken from it.
+            like: (T, K, D), keys as the layer makes them: heads, head size, dtype and device are taken from it.
 
         Returns:
-            Two tensors of shape (B, block_size, K, D), zero where no token was written to. They take memory as they fill:
-            the system hands out a page of zeros when it is first written.
+            Two tensors of shape (B, block_size, K, D), zero where no token was written to. On a CPU they take memory as
+            they fill: the system hands out a page of zeros when it is first written.
         """
         if name not in self._layers:
             shape = (self.num_blocks, self.block_size, *like.shape[1:])
-            num_bytes = prod(shape) * like.element_size()
-            keys, values = (torch.frombuffer(mmap(-1, num_bytes), dtype=like.dtype).view(shape) for _ in "kv")
-            self._layers[name] = (keys, values)
+            self._layers[name] = (_zeros(shape, like), _zeros(shape, like))
         return self._layers[name]
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    return torch.frombuffer(mmap(-1, prod(shape) * like.element_size()), dtype=like.dtype).view(shape)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Tensor parallelism: several processes, the ranks, hold a part of every large weight each, and run the same model side by side.
 
-torch.distributed starts and connects them (torchrun), over gloo on CPUs and NCCL on GPUs. A model takes part in it through the
-layers that it is made of. Shoeybi et al. 2019, "Megatron-LM", section 3: cut one product by its outputs and the next by its
-inputs, and one sum over the ranks makes both whole.
+torch.distributed starts and connects them (torchrun): tensors on CPUs go over gloo, those on GPUs over NCCL. A model takes part in
+it through the layers that it is made of. Shoeybi et al. 2019, "Megatron-LM", section 3: cut one product by its outputs and the
+next by its inputs, and one sum over the ranks makes both whole.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class TPGroup:
 
     def broadcast(self, message: Any = None) -> Any:
         """Rank 0's message, which is anything that JSON has, on every rank; one other than 0 waits for it. Nothing is pickled."""
-        content = torch.tensor(bytearray(json.dumps(message).encode()), dtype=torch.uint8, device=device())
-        size = torch.tensor(len(content), device=device())
+        content = torch.tensor(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
+        size = torch.tensor(len(content))
         with watched():
             dist.broadcast(size, 0)
             if self.rank:
@@ -137,11 +137,6 @@ def tp_group(group: TPGroup) -> Iterator[None]:
         _current.reset(token)
 
 
-def device() -> torch.device:
-    """What the backend exchanges: NCCL memory of GPUs, gloo that of CPUs."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-
-
 def connect() -> TPGroup:
     """Joins the ranks that torchrun started; a process that was started alone is a group of one.
 
@@ -154,7 +149,8 @@ def connect() -> TPGroup:
     if not dist.is_initialized():
         # A rank that follows waits for its next step as long as nobody asks; one that dies closes its connections, which is seen.
         with watched():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=365))
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(days=365))
     return TPGroup(dist.get_rank(), size)
 
 

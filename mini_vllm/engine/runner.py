@@ -41,7 +41,7 @@ class Runner:
             ),
         )
         with set_forward_context(context):
-            return last_logits(self.model.forward(tokens, positions), tokens.numel(), context.logits_indices)
+            return last_logits(self.model.forward(tokens, positions), tokens.numel(), context.logits_indices).cpu()
 
     def _slots(self, chunk: Chunk) -> list[int]:
         """Where the chunk's tokens are written:

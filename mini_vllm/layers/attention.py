@@ -42,10 +42,11 @@ class Attention(nn.Module):
         """
         context = get_forward_context()
         keys, values = context.kv_cache.layer(self.name, k)
-        keys.flatten(0, 1).index_copy_(0, context.write_slots, k)
-        values.flatten(0, 1).index_copy_(0, context.write_slots, v)
+        slots = context.write_slots.to(k.device)
+        keys.flatten(0, 1).index_copy_(0, slots, k)
+        values.flatten(0, 1).index_copy_(0, slots, v)
         if self.sliding_window not in context.attention_metadata:
-            context.attention_metadata[self.sliding_window] = attention_groups(context, self.sliding_window, q.dtype)
+            context.attention_metadata[self.sliding_window] = attention_groups(context, self.sliding_window, q)
         out = torch.empty_like(q)
         for group in context.attention_metadata[self.sliding_window]:
             if isinstance(group, PagedDecodes):
@@ -74,7 +75,7 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True)
 class PagedDecodes:
-    """All decodes of a step in float32: their attention reads the blocks where they lie.
+    """All decodes of a step in float32 on a CPU: their attention reads the blocks where they lie.
 
     Attributes:
         rows: which rows of the step the queries are.
@@ -89,7 +90,8 @@ class PagedDecodes:
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Requests whose keys and values are gathered for one call of SDPA: a prefill chunk, or all decodes in other dtypes.
+    """Requests whose keys and values are gathered for one call of SDPA: a prefill chunk, or decodes that are not
+    paged.
 
     Attributes:
         is_decode: one query per request.
@@ -114,15 +116,16 @@ class AttentionGroup:
         return blocks.view(self.num_requests, -1, *cache.shape[2:])[:, : self.num_keys]
 
 
-def attention_groups(context: ForwardContext, window: int | None, dtype: torch.dtype) -> list[PagedDecodes | AttentionGroup]:
-    """Cuts a step into calls; every layer with the same window makes the same ones."""
+def attention_groups(context: ForwardContext, window: int | None, q: Tensor) -> list[PagedDecodes | AttentionGroup]:
+    """Cuts a step into calls; every layer with the same window makes the same ones. Queries say the device and the dtype."""
     num_queries = [stop - start for start, stop in zip(context.query_start, context.query_start[1:], strict=False)]
     decodes = [request for request, count in enumerate(num_queries) if count == 1]
     groups: list[PagedDecodes | AttentionGroup] = [
-        _group(context, [request], window, dtype) for request, count in enumerate(num_queries) if count > 1
+        _group(context, [request], window, q) for request, count in enumerate(num_queries) if count > 1
     ]
     if decodes:
-        groups.append(_paged(context, decodes) if dtype == torch.float32 else _group(context, decodes, window, dtype))
+        paged = q.dtype == torch.float32 and q.device.type == "cpu"
+        groups.append(_paged(context, decodes) if paged else _group(context, decodes, window, q))
     return groups
 
 
@@ -137,7 +140,7 @@ def _paged(context: ForwardContext, requests: Sequence[int]) -> PagedDecodes:
     )
 
 
-def _group(context: ForwardContext, requests: Sequence[int], window: int | None, dtype: torch.dtype) -> AttentionGroup:
+def _group(context: ForwardContext, requests: Sequence[int], window: int | None, q: Tensor) -> AttentionGroup:
     """``requests``: one with any number of queries, or several with one each."""
     size = context.kv_cache.block_size
     num_queries = context.query_start[requests[0] + 1] - context.query_start[requests[0]]
@@ -158,11 +161,11 @@ def _group(context: ForwardContext, requests: Sequence[int], window: int | None,
     plain = bool(seen.all()) if num_queries == 1 else num_keys == num_queries and not window
     return AttentionGroup(
         is_decode=num_queries == 1,
-        rows=_slice(rows) or torch.tensor(rows),
-        blocks=_slice(blocks) or torch.tensor(blocks),
+        rows=_slice(rows) or torch.tensor(rows, device=q.device),
+        blocks=_slice(blocks) or torch.tensor(blocks, device=q.device),
         num_requests=len(requests),
         num_keys=num_keys,
-        mask=None if plain else torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")),
+        mask=None if plain else torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, float("-inf")).to(q.device),
     )
 
 

@@ -39,6 +39,7 @@ class VocabParallelEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int64 of shape (T,) to (T, H)."""
+        tokens = tokens.to(self.weight.device)
         if self.tp.size == 1:
             return F.embedding(tokens, self.weight)
         own = tokens - self.tp.rank * len(self.weight)

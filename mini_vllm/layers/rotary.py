@@ -51,7 +51,7 @@ class RotaryEmbedding(nn.Module):
         Returns:
             cos and signed sin, float32 of shape (T, 1, D); the first half of the sines is negated.
         """
-        angles = (positions.unsqueeze(1).float() * self.inverse_frequency).unsqueeze(1)
+        angles = (positions.to(self.inverse_frequency.device).unsqueeze(1).float() * self.inverse_frequency).unsqueeze(1)
         cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
