@@ -1,7 +1,7 @@
 """Tensor parallelism: several processes, the ranks, hold a part of every large weight each, and run the same model side by side.
 
-torch.distributed starts and connects them (torchrun): tensors on CPUs go over gloo, those on GPUs over NCCL. A model takes part in
-it through the layers that it is made of. Shoeybi et al. 2019, "Megatron-LM", section 3: cut one product by its outputs and the
+torch.distributed starts and connects them (torchrun): tensors on CPUs go over gloo, those on GPUs over NCCL. A model takes part
+in it through the layers it is made of. Shoeybi et al. 2019, "Megatron-LM", section 3: cut one product by its outputs and the
 next by its inputs, and one sum over the ranks makes both whole.
 """
 
