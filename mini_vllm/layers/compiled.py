@@ -14,7 +14,11 @@ config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), f"{llvm.get_hos
 
 def use_torchs_threads() -> None:
     """Shares the next loops among as many threads as torch uses, which whoever runs the engine may have changed."""
-    set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:
+        # numba's pool starts with its first call, and then gives all of OpenMP as many threads as there are processors.
+        torch.set_num_threads(threads)
 
 
 def compiled(loop: Callable[..., None], *signature: str, parallel: bool = True) -> Callable[..., None]:

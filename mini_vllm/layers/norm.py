@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numba import prange
 from torch import Tensor, nn
 
-from mini_vllm.layers.compiled import compiled
+from mini_vllm.layers.compiled import compiled, use_torchs_threads
 
 
 class RMSNorm(nn.Module):
@@ -27,7 +27,10 @@ class RMSNorm(nn.Module):
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         rows = x.reshape(-1, x.shape[-1])
         out = torch.empty(rows.shape)
-        kernel = _one_thread if rows.numel() < WORTH_SHARING else _all_threads
+        kernel = _one_thread
+        if rows.numel() >= WORTH_SHARING:
+            use_torchs_threads()
+            kernel = _all_threads
         kernel(rows.numpy(), self.weight.numpy(), self.eps, out.numpy())
         return out.view(x.shape)
 

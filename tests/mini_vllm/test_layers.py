@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -136,6 +139,27 @@ def test_rms_norm_worked_out_by_hand() -> None:
     norm.weight.data = torch.tensor([1.0, 10.0])
     # The mean of 3^2 and 4^2 is 12.5.
     torch.testing.assert_close(norm(torch.tensor([[3.0, 4.0]])), torch.tensor([[3.0, 40.0]]) / 12.5**0.5)
+
+
+THREADS = """
+import torch
+from mini_vllm.layers.norm import RMSNorm
+from mini_vllm.layers.packed_matmul import pack, packed_matmul
+
+torch.set_num_threads(1)
+RMSNorm(64, 1e-6)(torch.ones(1024, 64))
+packed = torch.empty(1, 4, 32)
+pack(torch.ones(32, 4), packed)
+packed_matmul(torch.ones(1, 4), packed, torch.ones(32), 32)
+print(torch.get_num_threads())
+"""
+
+
+def test_loops_leave_torch_as_many_threads_as_it_was_given() -> None:
+    """In a process of its own: what numba's pool does to OpenMP, it does once, when it starts."""
+    two = os.environ | {"NUMBA_NUM_THREADS": "2"}
+    ended = subprocess.run([sys.executable, "-c", THREADS], env=two, capture_output=True, text=True, check=True)
+    assert ended.stdout == "1\n"
 
 
 def test_silu_and_mul_worked_out_by_hand() -> None:

@@ -1,8 +1,12 @@
-"""Every line of vLLM that the engine and lab 01 point to is where they say: the beginning of a class or a function."""
+"""Every line of vLLM that the engine and lab 01 point to is where they say: the beginning of a class or a function. Every line of
+the engine that lab 01 quotes is in the function that it names."""
 
 from __future__ import annotations
 
+import inspect
 import re
+from functools import reduce
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,3 +40,13 @@ def test_a_line_that_is_pointed_to_begins_something(file: str, path: str, line: 
 
 def test_there_is_something_to_check() -> None:
     assert len(references()) > 10
+    assert len(QUOTE.findall(next(ROOT.glob("labs/lab-01*/README.md")).read_text("utf-8"))) == 9
+
+
+QUOTE = re.compile(r"\| `([\w.]+)` \(`(mini_vllm/[\w/]+)\.py`\) \| `([^`]+)` \|")
+
+
+@pytest.mark.parametrize(("name", "module", "line"), QUOTE.findall(next(ROOT.glob("labs/lab-01*/README.md")).read_text("utf-8")))
+def test_a_line_of_the_engine_that_is_quoted_is_there(name: str, module: str, line: str) -> None:
+    function = reduce(getattr, name.split("."), import_module(module.replace("/", ".")))
+    assert line in inspect.getsource(function)  # type: ignore[arg-type]
