@@ -4,6 +4,7 @@ rank 0    engine --> LeadingModel.forward --> model.forward
                             | the step, as JSON     |  sums and gathers of the layers
 rank 1                   follow() ----------> model.forward
 
+Between two steps rank 0 may also name an adapter, which the others load too (lora.py).
 The engine does not know: to it the leading model is a model like any other.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +20,10 @@ from torch import Tensor
 
 from mini_vllm.contract import Model
 from mini_vllm.forward_context import ForwardContext, KVCache, get_forward_context, set_forward_context
+from mini_vllm.loading.lora import load_lora
 from mini_vllm.parallel import RankLostError, TPGroup
 
-NUMBERS, TENSORS = ("query_start", "lengths", "block_tables"), ("write_slots", "logits_indices")
+NUMBERS, TENSORS = ("query_start", "lengths", "block_tables", "lora_ids"), ("write_slots", "logits_indices")
 """What of the forward context is sent. The KV tensors are each rank's own, and the metadata it works out for itself."""
 
 
@@ -51,7 +54,7 @@ class LeadingModel:
 
 
 def follow(model: Model, tp: TPGroup, kv_cache: KVCache) -> None:
-    """Runs every step that rank 0 runs, until it ends.
+    """Runs every step that rank 0 runs and loads every adapter that it has loaded, until it ends.
 
     Args:
         model: this rank's part.
@@ -60,9 +63,13 @@ def follow(model: Model, tp: TPGroup, kv_cache: KVCache) -> None:
 
     Raises:
         RankLostError: rank 0, or another rank, is gone.
+        AdapterError: rank 0 has read an adapter that this rank cannot.
         Exception: what the model raised, which ends this rank and with it the job.
     """
     while (step := tp.broadcast()) is not None:
+        if "lora_id" in step:
+            load_lora(model, step["lora_id"], Path(step["folder"]))
+            continue
         context: dict[str, Any] = step["numbers"] | {name: torch.tensor(step["tensors"][name]) for name in TENSORS}
         with set_forward_context(ForwardContext(kv_cache=kv_cache, **context)):
             model.forward(torch.tensor(step["tokens"]), torch.tensor(step["positions"]))

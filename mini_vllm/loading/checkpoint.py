@@ -11,9 +11,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-
 
 class CheckpointError(Exception):
     """A directory that cannot be served; the message names the file and what to do next."""
@@ -41,18 +38,22 @@ def read_json(path: Path) -> dict[str, Any]:
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of a directory by name; a tensor's bytes are read when it is asked for.
 
+    Args:
+        folder: the directory.
+        single: the file that holds all of them, unless an index beside it says which files do.
+
     Raises:
         CheckpointError: a file is missing, cut short or not safetensors; raised when the checkpoint is opened.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open = {file: self._open_file(file) for file in sorted(set(self._files.values()) or {SINGLE})}
+    def __init__(self, folder: Path, single: str = "model.safetensors") -> None:
+        self.folder, self.single, self.index = folder, single, f"{single}.index.json"
+        self._open = {file: self._open_file(file) for file in sorted(set(self._files.values()) or {self.single})}
         if not self._files:
-            self._files.update(dict.fromkeys(self._open[SINGLE].keys(), SINGLE))
+            self._files.update(dict.fromkeys(self._open[self.single].keys(), self.single))
         for name, file in self._files.items():
             if name not in self._names_in[file]:
-                raise CheckpointError(f"{INDEX} places {name} in {file}, which does not hold it; fetch the checkpoint again")
+                raise CheckpointError(f"{self.index} places {name} in {file}, which does not hold it; fetch the checkpoint again")
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._open[self._files[name]].get_tensor(name)
@@ -71,11 +72,11 @@ class Checkpoint(Mapping[str, Tensor]):
     @cached_property
     def _files(self) -> dict[str, str]:
         """Tensor name -> file name, from the index; empty when there is none."""
-        if not (self.folder / INDEX).exists():
+        if not (self.folder / self.index).exists():
             return {}
-        files = read_json(self.folder / INDEX).get("weight_map")
+        files = read_json(self.folder / self.index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
-            raise CheckpointError(f"{self.folder / INDEX} has no weight_map of tensor names to file names in this folder")
+            raise CheckpointError(f"{self.folder / self.index} has no weight_map of tensor names to file names in this folder")
         return files
 
     @cached_property
@@ -87,7 +88,9 @@ class Checkpoint(Mapping[str, Tensor]):
         try:
             return safe_open(path, framework="pt")
         except FileNotFoundError:
-            named = f"{INDEX} names {file}" if (self.folder / INDEX).exists() else f"there is no {INDEX} and no {SINGLE}"
+            named = (
+                f"{self.index} names {file}" if (self.folder / self.index).exists() else f"there is no {self.index} and no {file}"
+            )
             raise CheckpointError(f"{path} is missing ({named}); fetch the checkpoint again") from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
