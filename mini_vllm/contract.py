@@ -23,6 +23,10 @@ class ContractError(Exception):
     """A model answered with something else than the logits that the contract asks for."""
 
 
+class ModelLostError(Exception):
+    """A model will answer nothing any more, whatever it is asked; the engine does not look for a request that is at fault."""
+
+
 class Model(Protocol):
     """Anything that turns tokens into logits; the engine calls ``model.forward(...)`` and touches nothing else."""
 

@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mini_vllm.contract import ModelLostError
+
 ShardId = str | int | None
 """What vLLM calls it: "q", "k", "v", or 0 (gate) and 1 (up); None for a parameter that one checkpoint tensor fills."""
 
@@ -58,7 +60,7 @@ class ParallelError(ValueError):
     """A size that this many ranks cannot share; the message has both numbers."""
 
 
-class RankLostError(RuntimeError):
+class RankLostError(ModelLostError):
     """Another rank is gone in the middle of an exchange; nothing can be computed without it."""
 
 
@@ -154,6 +156,11 @@ def connect() -> TPGroup:
         with watched():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=365))
     return TPGroup(dist.get_rank(), size)
+
+
+def disconnect() -> None:
+    """Leaves the ranks, before the process ends: the backend's own threads would be torn out of their work."""
+    dist.destroy_process_group()
 
 
 @contextmanager

@@ -21,10 +21,7 @@ from torch import Tensor
 from mini_vllm.contract import Model
 from mini_vllm.forward_context import ForwardContext, KVCache, get_forward_context, set_forward_context
 from mini_vllm.loading.lora import load_lora
-from mini_vllm.parallel import RankLostError, TPGroup
-
-NUMBERS, TENSORS = ("query_start", "lengths", "block_tables", "lora_ids"), ("write_slots", "logits_indices")
-"""What of the forward context is sent. The KV tensors are each rank's own, and the metadata it works out for itself."""
+from mini_vllm.parallel import RankLostError, TPGroup, disconnect
 
 
 class LeadingModel:
@@ -41,16 +38,14 @@ class LeadingModel:
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The contract's method; every rank's layers add their part to the logits."""
-        context = get_forward_context()
-        tensors = {name: getattr(context, name).tolist() for name in TENSORS}
-        numbers = {name: getattr(context, name) for name in NUMBERS}
-        self.tp.broadcast({"tokens": tokens.tolist(), "positions": positions.tolist(), "tensors": tensors, "numbers": numbers})
+        self.tp.broadcast(described(tokens, positions, get_forward_context()))
         return self.model.forward(tokens, positions)
 
     def _dismiss(self) -> None:
         """Lets the others go when this process ends; who is gone already needs no word."""
         with suppress(RankLostError):
             self.tp.broadcast(None)
+        disconnect()
 
 
 def follow(model: Model, tp: TPGroup, kv_cache: KVCache) -> None:
@@ -70,6 +65,37 @@ def follow(model: Model, tp: TPGroup, kv_cache: KVCache) -> None:
         if "lora_id" in step:
             load_lora(model, step["lora_id"], Path(step["folder"]))
             continue
-        context: dict[str, Any] = step["numbers"] | {name: torch.tensor(step["tensors"][name]) for name in TENSORS}
-        with set_forward_context(ForwardContext(kv_cache=kv_cache, **context)):
-            model.forward(torch.tensor(step["tokens"]), torch.tensor(step["positions"]))
+        tokens, positions, context = understood(step, kv_cache)
+        with set_forward_context(context):
+            model.forward(tokens, positions)
+    disconnect()
+
+
+def described(tokens: Tensor, positions: Tensor, context: ForwardContext) -> dict[str, Any]:
+    """A step, in what JSON has. KV tensors and attention's metadata are each rank's own."""
+    return {
+        "tokens": tokens.tolist(),
+        "positions": positions.tolist(),
+        "query_start": context.query_start,
+        "lengths": context.lengths,
+        "block_tables": context.block_tables,
+        "write_slots": context.write_slots.tolist(),
+        "logits_indices": context.logits_indices.tolist(),
+        "lora_ids": context.lora_ids,
+    }
+
+
+def understood(step: dict[str, Any], kv_cache: KVCache) -> tuple[Tensor, Tensor, ForwardContext]:
+    """What :func:`described` was given, with this rank's KV tensors."""
+    names = ("tokens", "positions", "write_slots", "logits_indices")
+    tensors = {name: torch.tensor(step[name], dtype=torch.int64) for name in names}
+    context = ForwardContext(
+        kv_cache=kv_cache,
+        query_start=tuple(step["query_start"]),
+        lengths=tuple(step["lengths"]),
+        block_tables=tuple(map(tuple, step["block_tables"])),
+        write_slots=tensors["write_slots"],
+        logits_indices=tensors["logits_indices"],
+        lora_ids=tuple(step["lora_ids"]),
+    )
+    return tensors["tokens"], tensors["positions"], context

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mini_vllm.config import EngineConfig
-from mini_vllm.contract import Model
+from mini_vllm.contract import Model, ModelLostError
 from mini_vllm.engine.detokenizer import TokenDecoder
 from mini_vllm.engine.request import ParentRequest, Request
 from mini_vllm.engine.runner import Runner
@@ -100,6 +100,9 @@ class LLMEngine:
         """One call of the model; returns every request that has come on with it, as far as it has come.
 
         A request that the model fails on ends with ``finish_reason`` "error"; the others go on.
+
+        Raises:
+            ModelLostError: the model is gone, and with it every request.
         """
         started = time.perf_counter()
         step = self.scheduler.schedule()
@@ -123,6 +126,8 @@ class LLMEngine:
         """What each chunk came to. A call that fails is made again for each request alone, to find whose fault it was."""
         try:
             logits = self.runner.run(step)
+        except ModelLostError:
+            raise
         except Exception as error:
             if len(step.chunks) > 1:
                 return [outcome for chunk in step.chunks for outcome in self._run(Step((chunk,)))]

@@ -38,9 +38,14 @@ def read_json(path: Path) -> dict[str, Any]:
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of a directory by name; a tensor's bytes are read when it is asked for.
 
+    The files that the index names say what is in them: a tensor that the index leaves out is there all the same, as in vLLM.
+
     Args:
         folder: the directory.
         single: the file that holds all of them, unless an index beside it says which files do.
+
+    Attributes:
+        stored_again: a tensor's name, and the files that hold it beside the one it is read from; hardly ever any.
 
     Raises:
         CheckpointError: a file is missing, cut short or not safetensors; raised when the checkpoint is opened.
@@ -49,11 +54,15 @@ class Checkpoint(Mapping[str, Tensor]):
     def __init__(self, folder: Path, single: str = "model.safetensors") -> None:
         self.folder, self.single, self.index = folder, single, f"{single}.index.json"
         self._open = {file: self._open_file(file) for file in sorted(set(self._files.values()) or {self.single})}
-        if not self._files:
-            self._files.update(dict.fromkeys(self._open[self.single].keys(), self.single))
+        held = {file: set(handle.keys()) for file, handle in self._open.items()}
         for name, file in self._files.items():
-            if name not in self._names_in[file]:
+            if name not in held[file]:
                 raise CheckpointError(f"{self.index} places {name} in {file}, which does not hold it; fetch the checkpoint again")
+        self.stored_again: dict[str, list[str]] = {}
+        for file, names in held.items():
+            for name in sorted(names):
+                if self._files.setdefault(name, file) != file:
+                    self.stored_again.setdefault(name, []).append(file)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._open[self._files[name]].get_tensor(name)
@@ -64,6 +73,10 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def file(self, name: str) -> str:
+        """The file that a tensor is read from."""
+        return self._files[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the file's header alone."""
@@ -78,10 +91,6 @@ class Checkpoint(Mapping[str, Tensor]):
         if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
             raise CheckpointError(f"{self.folder / self.index} has no weight_map of tensor names to file names in this folder")
         return files
-
-    @cached_property
-    def _names_in(self) -> dict[str, set[str]]:
-        return {file: set(handle.keys()) for file, handle in self._open.items()}
 
     def _open_file(self, file: str) -> Any:
         path = self.folder / file

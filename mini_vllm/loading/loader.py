@@ -25,8 +25,8 @@ class Fault:
 
     Attributes:
         kind: ``missing``: no tensor for a parameter. ``partly covered``: tensors for some of its rows only. ``unexpected``: a
-            tensor without a parameter. ``duplicated``: two tensors for the same rows. ``truncated``: a tensor with more rows
-            or columns than would be read. ``mis-shaped``: any other shape.
+            tensor without a parameter. ``duplicated``: two tensors for the same rows, or one that is in two files.
+            ``truncated``: a tensor with more rows or columns than would be read. ``mis-shaped``: any other shape.
         name: the parameter if a tensor is lacking, else the tensor.
         message: what, where, and both shapes.
     """
@@ -83,6 +83,9 @@ def load_weights(
     for tensor in checkpoint:
         if ignored(tensor):
             continue
+        for file in checkpoint.stored_again.get(tensor, ()):
+            message = f"{tensor} is in {file} too, and not only in {checkpoint.file(tensor)}, which it would be read from"
+            faults.append(Fault("duplicated", tensor, message))
         target = translate(tensor, rows)
         if target not in shards:
             faults.append(_homeless(tensor, target, parameters))

@@ -138,6 +138,10 @@ def load_lora(model: object, lora_id: int, folder: Path) -> None:
         raise AdapterError(f"the model, a {type(model).__name__}, has no linear layers for the adapter in {folder} to go to")
     config, checkpoint = LoRAConfig.read(folder), _open(folder)
     modules, faults = _modules(checkpoint)
+    faults += [
+        f"{name} is in {file} too, and not only in {checkpoint.file(name)}"
+        for name, (file, *_) in checkpoint.stored_again.items()
+    ]
     rows, named = getattr(model, "stacked_params_mapping", ()), dict(model.named_modules())
     places: dict[Target, _Place] = {}
     for module in modules:

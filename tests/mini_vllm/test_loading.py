@@ -138,6 +138,34 @@ def test_an_index_that_names_a_tensor_the_file_does_not_hold(tiny_llama: TinyLla
         LLM(folder)
 
 
+def test_a_tensor_in_two_files_is_no_matter_of_luck(tiny_llama: TinyLlama) -> None:
+    folder, _ = tiny_llama(shard_size="40KB")
+    names = Checkpoint(folder)
+    first, second = names.file("model.norm.weight"), names.file(f"{ATTENTION}.k_proj.weight")
+    assert first != second
+    tensors = load_file(folder / first)
+    save_file(tensors | {f"{ATTENTION}.k_proj.weight": torch.zeros(16, 48)}, folder / first)
+    with pytest.raises(LoadError) as error:
+        LLM(folder)
+    (fault,) = error.value.faults
+    assert (fault.kind, fault.name) == ("duplicated", f"{ATTENTION}.k_proj.weight")
+    assert f"k_proj.weight is in {first} too, and not only in {second}" in fault.message
+
+
+def test_a_tensor_that_the_index_leaves_out_is_read_all_the_same(tiny_llama: TinyLlama) -> None:
+    """As vLLM reads every tensor of every file that the index names; so none is overlooked, and none is left without a word."""
+    folder, _ = tiny_llama(shard_size="40KB")
+    index = folder / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    del data["weight_map"]["model.norm.weight"]
+    index.write_text(json.dumps(data))
+    load(folder)
+    file = Checkpoint(folder).file("model.norm.weight")
+    save_file(load_file(folder / file) | {"model.extra.weight": torch.zeros(1)}, folder / file)
+    with pytest.raises(LoadError, match=r"unexpected: model\.extra\.weight"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
