@@ -3,10 +3,10 @@
 The floors, top to bottom; imports only go down:
 
     5  __main__.py  llm.py  async_llm.py  build.py    the front doors: LLM.generate(), LLM.chat(), AsyncLLM.generate()
-       inputs.py  tokenizer.py  worker.py         prompts and text; what ranks other than the first do
+       inputs.py  tokenizer.py  lora.py  worker.py    prompts, text, adapters; what ranks other than the first do
     4  engine/   request  scheduler  block_pool  runner  sampler  detokenizer  step_trace  engine
-    3  models/   registry  config  decoder  llama  qwen2  qwen3  mistral       loading/  checkpoint  mapping  loader
-    2  layers/   attention  linear  embedding  norm  rotary  activation  quantization
+    3  models/   registry  config  decoder  llama  qwen2  qwen3  mistral       loading/  checkpoint  mapping  loader  lora
+    2  layers/   attention  linear  embedding  norm  rotary  activation  quantization  lora
                  paged_attention  packed_matmul  compiled        loops that torch has no fast kernel for
     1  forward_context.py  parallel.py
     0  contract.py  config.py  sampling_params.py  outputs.py
@@ -16,7 +16,18 @@ from mini_vllm.async_llm import AsyncLLM
 from mini_vllm.contract import ContractError, Model
 from mini_vllm.engine.engine import LLMEngine
 from mini_vllm.llm import LLM, RequestError
+from mini_vllm.lora import LoRARequest
 from mini_vllm.models.registry import register_model
 from mini_vllm.sampling_params import SamplingParams
 
-__all__ = ["LLM", "AsyncLLM", "ContractError", "LLMEngine", "Model", "RequestError", "SamplingParams", "register_model"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "ContractError",
+    "LLMEngine",
+    "LoRARequest",
+    "Model",
+    "RequestError",
+    "SamplingParams",
+    "register_model",
+]

@@ -15,6 +15,7 @@ import typer
 
 from mini_vllm.llm import LLM, RequestError
 from mini_vllm.loading.checkpoint import CheckpointError
+from mini_vllm.lora import LoRARequest
 from mini_vllm.parallel import RankLostError
 from mini_vllm.sampling_params import SamplingParams
 
@@ -34,6 +35,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     dtype: Annotated[str, typer.Option(help="auto (config.json's), float32, bfloat16 or float16.")] = "auto",
     quantization: Annotated[str | None, typer.Option(help="int8 keeps the weights in 8 bits.")] = None,
+    lora: Annotated[Path | None, typer.Option(help="A LoRA adapter, in a directory that peft wrote, for all prompts.")] = None,
 ) -> None:
     """Answers prompts, all in one batch; prints each prompt and what follows it."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -43,7 +45,8 @@ def generate(
         llm = LLM(model, dtype=dtype, quantization=quantization)
         texts = [line.rstrip("\n") for line in sys.stdin] if prompts == ["-"] else prompts
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-        for text, output in zip(texts, llm.generate(texts, params), strict=True):
+        lora_request = LoRARequest(lora.name, 1, str(lora)) if lora else None
+        for text, output in zip(texts, llm.generate(texts, params, lora_request), strict=True):
             print(f"{text}{output.outputs[0].text}")
     except (CheckpointError, RequestError, RankLostError, ValueError) as problem:
         sys.exit(f"mini_vllm{f', rank {rank}' if size > 1 else ''}: {problem}")

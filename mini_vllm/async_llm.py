@@ -11,6 +11,7 @@ from typing import Any
 from mini_vllm.build import build_engine
 from mini_vllm.inputs import Prompt, tokenized
 from mini_vllm.llm import RequestError
+from mini_vllm.lora import LoRARequest
 from mini_vllm.outputs import RequestOutput
 from mini_vllm.sampling_params import SamplingParams
 
@@ -27,14 +28,18 @@ class AsyncLLM:
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
-        self.llm_engine, self.tokenizer = build_engine(model, **options)
+        self.llm_engine, self.tokenizer, self._lora_manager = build_engine(model, **options)
         self._between_steps = asyncio.Lock()
         self._streams: dict[str, asyncio.Queue[RequestOutput | BaseException]] = {}
         self._stepping: asyncio.Task[None] | None = None
         self._ids = count()
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput]:
         """The answer as it grows: each output holds all of it so far, the last one is ``finished``.
 
@@ -42,16 +47,23 @@ class AsyncLLM:
             prompt: one prompt.
             sampling_params: SamplingParams() when left out.
             request_id: the caller's name for it; a number when left out.
+            lora_request: the adapter to answer with; it is loaded when it is first asked for, and everybody waits for that.
 
         Raises:
             ValueError: the prompt cannot be served, or the id is taken.
+            AdapterError: the adapter cannot be served.
             RequestError: the model failed on the request.
         """
         request_id = str(next(self._ids)) if request_id is None else request_id
         ready = tokenized(prompt, self.tokenizer)
         async with self._between_steps:
             self.llm_engine.add_request(
-                request_id, ready.token_ids, sampling_params or SamplingParams(), prompt=ready.text, cache_salt=ready.cache_salt
+                request_id,
+                ready.token_ids,
+                sampling_params or SamplingParams(),
+                prompt=ready.text,
+                cache_salt=ready.cache_salt,
+                lora_id=self._lora_manager.lora_id(lora_request),
             )
         stream = self._streams[request_id] = asyncio.Queue()
         if self._stepping is None or self._stepping.done():

@@ -15,6 +15,7 @@ from mini_vllm.config import EngineConfig
 from mini_vllm.engine.engine import LLMEngine
 from mini_vllm.forward_context import KVCache
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
+from mini_vllm.lora import LoRAManager
 from mini_vllm.models.registry import build_model
 from mini_vllm.parallel import connect, tp_group
 from mini_vllm.tokenizer import Tokenizer
@@ -32,8 +33,8 @@ def build_engine(
     max_model_len: int | None = None,
     step_trace: str | Path | None = None,
     **sizes: Any,
-) -> tuple[LLMEngine, Tokenizer | None]:
-    """An engine, and the directory's tokenizer if it has one.
+) -> tuple[LLMEngine, Tokenizer | None, LoRAManager]:
+    """An engine, the directory's tokenizer if it has one, and what loads adapters for the model.
 
     Under torchrun each process builds its part of the model, and rank 0 alone gets an engine: in the others this call serves
     rank 0 until it ends, and then ends the process.
@@ -73,10 +74,11 @@ def build_engine(
     if tp.rank:
         follow(served, tp, KVCache(engine_config.num_blocks, engine_config.block_size))
         raise SystemExit(0)
+    lora_manager = LoRAManager(served, tp)
     if tp.size > 1:
         served = LeadingModel(served, tp)
     tokenizer = Tokenizer.find(folder)
-    return LLMEngine(served, engine_config, tokenizer, Path(step_trace) if step_trace else None), tokenizer
+    return LLMEngine(served, engine_config, tokenizer, Path(step_trace) if step_trace else None), tokenizer, lora_manager
 
 
 @contextmanager

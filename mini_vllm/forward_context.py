@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from mmap import mmap
 from typing import Any
@@ -65,6 +66,7 @@ class ForwardContext:
         block_tables: S tuples: the blocks where they live, in the order of positions; several requests may share some.
         write_slots: int64 of shape (T,): where each token's key and value are written.
         logits_indices: int64 of shape (R,), ascending: the rows whose logits are asked for.
+        lora_ids: S numbers: which adapter request s asked for, 0 for none; left out when nobody asked for one.
         attention_metadata: what attention layers work out of all this once per step, by sliding window.
     """
 
@@ -74,7 +76,18 @@ class ForwardContext:
     block_tables: tuple[tuple[int, ...], ...]
     write_slots: Tensor
     logits_indices: Tensor
+    lora_ids: tuple[int, ...] = ()
     attention_metadata: dict[int | None, Any] = field(default_factory=dict)
+
+    @cached_property
+    def rows_by_lora(self) -> dict[int, Tensor | slice]:
+        """Adapter -> the rows of the step whose requests asked for it; empty when none did. Worked out once per step."""
+        rows: dict[int, list[int]] = {lora_id: [] for lora_id in self.lora_ids if lora_id}
+        for request, lora_id in enumerate(self.lora_ids):
+            if lora_id:
+                rows[lora_id] += range(self.query_start[request], self.query_start[request + 1])
+        num_tokens = self.query_start[-1]
+        return {lora_id: slice(None) if len(own) == num_tokens else torch.tensor(own) for lora_id, own in rows.items()}
 
 
 _current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from mini_vllm.build import build_engine
 from mini_vllm.inputs import Prompt, TokenizedPrompt, tokenized
+from mini_vllm.lora import LoRARequest
 from mini_vllm.outputs import RequestOutput
 from mini_vllm.sampling_params import SamplingParams
 from mini_vllm.tokenizer import Message
+
+T = TypeVar("T")
 
 
 class RequestError(Exception):
@@ -44,39 +47,45 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
-        self.llm_engine, self.tokenizer = build_engine(model, **options)
+        self.llm_engine, self.tokenizer, self._lora_manager = build_engine(model, **options)
         self._ids = count()
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
         """Answers to all prompts, batched together, in their order.
 
         Args:
             prompts: one or many.
             sampling_params: for all prompts, or one for each; SamplingParams() when left out.
+            lora_request: the adapter for all prompts, or one for each, None among them for the model as it is.
 
         Raises:
             ValueError: a prompt cannot be served; none of them has run then.
+            AdapterError: an adapter cannot be served; none of the prompts has run then.
             RequestError: the model failed on a request; the others have run to their end.
         """
         many: list[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        return self._run([tokenized(prompt, self.tokenizer) for prompt in many], sampling_params)
+        return self._run([tokenized(prompt, self.tokenizer) for prompt in many], sampling_params, lora_request)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
         """Answers to one conversation or to many, through the checkpoint's chat template.
 
         Args:
             messages: [{"role": "user", "content": "..."}], or a list of such lists.
-            sampling_params: as in :meth:`generate`.
+            sampling_params, lora_request: as in :meth:`generate`.
 
         Raises:
             CheckpointError: there is no chat template, or it refuses the messages.
-            ValueError, RequestError: as :meth:`generate`.
+            ValueError, AdapterError, RequestError: as :meth:`generate`.
         """
         if self.tokenizer is None:
             raise ValueError("the model has no tokenizer.json; pass {'prompt_token_ids': [...]} to generate() instead")
@@ -84,22 +93,24 @@ class LLM:
         conversations = cast("Sequence[Sequence[Message]]", [messages] if one else messages)
         texts = [self.tokenizer.apply_chat_template(conversation) for conversation in conversations]
         # The template has written the special tokens already.
-        return self._run([tokenized(text, self.tokenizer, add_special_tokens=False) for text in texts], sampling_params)
+        ready = [tokenized(text, self.tokenizer, add_special_tokens=False) for text in texts]
+        return self._run(ready, sampling_params, lora_request)
 
     def _run(
-        self, prompts: list[TokenizedPrompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self,
+        prompts: list[TokenizedPrompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None,
     ) -> list[RequestOutput]:
         """Adds all, steps until all are done; whatever goes wrong, the engine is left without any of them."""
-        params = SamplingParams() if params is None else params
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        if len(each) != len(prompts):
-            raise ValueError(f"there are {len(prompts)} prompts and {len(each)} sampling_params; give one for all, or as many")
+        each_params = _for_each(prompts, SamplingParams() if params is None else params, "sampling_params")
+        each_lora = [self._lora_manager.lora_id(one) for one in _for_each(prompts, lora_request, "lora_requests")]
         ids = [str(next(self._ids)) for _ in prompts]
         finished: dict[str, RequestOutput] = {}
         try:
-            for request_id, prompt, own_params in zip(ids, prompts, each, strict=True):
+            for request_id, prompt, own_params, lora_id in zip(ids, prompts, each_params, each_lora, strict=True):
                 self.llm_engine.add_request(
-                    request_id, prompt.token_ids, own_params, prompt=prompt.text, cache_salt=prompt.cache_salt
+                    request_id, prompt.token_ids, own_params, prompt=prompt.text, cache_salt=prompt.cache_salt, lora_id=lora_id
                 )
             while not finished.keys() >= set(ids):
                 finished |= {output.request_id: output for output in self.llm_engine.step() if output.finished}
@@ -111,3 +122,10 @@ class LLM:
             error = RequestError(outputs)
             raise error from error.first
         return outputs
+
+
+def _for_each(prompts: Sequence[TokenizedPrompt], given: T | Sequence[T], what: str) -> list[T]:
+    each = list(given) if isinstance(given, Sequence) else [given] * len(prompts)
+    if len(each) != len(prompts):
+        raise ValueError(f"there are {len(prompts)} prompts and {len(each)} {what}; give one for all, or as many")
+    return each

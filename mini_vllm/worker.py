@@ -4,6 +4,7 @@ rank 0    engine --> LeadingModel.forward --> model.forward
                             | the step, as JSON     |  sums and gathers of the layers
 rank 1                   follow() ----------> model.forward
 
+Between two steps rank 0 may also name an adapter, which the others load too (lora.py).
 The engine does not know: to it the leading model is a model like any other.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from mini_vllm.contract import Model
 from mini_vllm.forward_context import ForwardContext, KVCache, get_forward_context, set_forward_context
+from mini_vllm.loading.lora import load_lora
 from mini_vllm.parallel import RankLostError, TPGroup, disconnect
 
 
@@ -46,7 +49,7 @@ class LeadingModel:
 
 
 def follow(model: Model, tp: TPGroup, kv_cache: KVCache) -> None:
-    """Runs every step that rank 0 runs, until it ends.
+    """Runs every step that rank 0 runs and loads every adapter that it has loaded, until it ends.
 
     Args:
         model: this rank's part.
@@ -55,9 +58,13 @@ def follow(model: Model, tp: TPGroup, kv_cache: KVCache) -> None:
 
     Raises:
         RankLostError: rank 0, or another rank, is gone.
+        AdapterError: rank 0 has read an adapter that this rank cannot.
         Exception: what the model raised, which ends this rank and with it the job.
     """
     while (step := tp.broadcast()) is not None:
+        if "lora_id" in step:
+            load_lora(model, step["lora_id"], Path(step["folder"]))
+            continue
         tokens, positions, context = understood(step, kv_cache)
         with set_forward_context(context):
             model.forward(tokens, positions)
@@ -74,6 +81,7 @@ def described(tokens: Tensor, positions: Tensor, context: ForwardContext) -> dic
         "block_tables": context.block_tables,
         "write_slots": context.write_slots.tolist(),
         "logits_indices": context.logits_indices.tolist(),
+        "lora_ids": context.lora_ids,
     }
 
 
@@ -88,5 +96,6 @@ def understood(step: dict[str, Any], kv_cache: KVCache) -> tuple[Tensor, Tensor,
         block_tables=tuple(map(tuple, step["block_tables"])),
         write_slots=tensors["write_slots"],
         logits_indices=tensors["logits_indices"],
+        lora_ids=tuple(step["lora_ids"]),
     )
     return tensors["tokens"], tensors["positions"], context

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 BlockHash = bytes
 
 
-def salt_hash(salt: str) -> BlockHash:
+def salt_hash(cache_salt: str, lora_id: int = 0) -> BlockHash:
     """What the first block's hash is chained to: anything beside the tokens that decides what is in the blocks."""
-    return hashlib.sha256(salt.encode()).digest()
+    return hashlib.sha256(f"{lora_id} {cache_salt}".encode()).digest()
 
 
 def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:

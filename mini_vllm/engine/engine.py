@@ -53,6 +53,7 @@ class LLMEngine:
         *,
         prompt: str | None = None,
         cache_salt: str = "",
+        lora_id: int = 0,
     ) -> None:
         """Queues a request; it joins the batch at a coming step.
 
@@ -62,6 +63,7 @@ class LLMEngine:
             params: how to answer.
             prompt: the prompt's text, handed back with the answers.
             cache_salt: only requests with the same salt share blocks of a common prefix.
+            lora_id: the adapter that the model is to use for it, 0 for none; as with salts, only requests with the same share.
 
         Raises:
             ValueError: the id is taken by a request that still runs, or the request could never finish.
@@ -70,7 +72,7 @@ class LLMEngine:
             raise ValueError(f"request id {request_id!r} is taken by a request that has not finished; give each its own")
         if params.stop_strings and self.tokenizer is None:
             raise ValueError(f"request {request_id} has stop texts and there is no tokenizer to find them; use stop_token_ids")
-        parent = ParentRequest(request_id, prompt, prompt_token_ids, params, self.config, self.tokenizer, cache_salt)
+        parent = ParentRequest(request_id, prompt, prompt_token_ids, params, self.config, self.tokenizer, cache_salt, lora_id)
         for child in parent.children:
             self.scheduler.add(child)
             self._parents[child] = parent

@@ -21,6 +21,7 @@ class Request:
     token decodes, and a preempted request simply has everything to compute again.
 
     Attributes:
+        lora_id: which adapter the model is to use, 0 for none; the engine hands it on, and never shares blocks between two.
         token_ids: prompt and output, end to end.
         num_prompt_tokens: how many of them are the prompt.
         num_computed_tokens: how many have their keys and values in the cache.
@@ -43,17 +44,19 @@ class Request:
         config: EngineConfig,
         tokenizer: TokenDecoder | None = None,
         cache_salt: str = "",
+        lora_id: int = 0,
     ) -> None:
         self.request_id = request_id
         self.params = params
         self.config = config
+        self.lora_id = lora_id
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
         self.blocks: list[int] = []
         self.block_hashes: list[BlockHash] = []
-        self._salt = salt_hash(cache_salt)
+        self._salt = salt_hash(cache_salt, lora_id)
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.error: Exception | None = None
@@ -212,6 +215,7 @@ class ParentRequest:
         config: EngineConfig,
         tokenizer: TokenDecoder | None = None,
         cache_salt: str = "",
+        lora_id: int = 0,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -223,6 +227,7 @@ class ParentRequest:
                 config,
                 tokenizer,
                 cache_salt,
+                lora_id,
             )
             for index in range(params.n)
         ]

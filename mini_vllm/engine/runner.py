@@ -39,6 +39,7 @@ class Runner:
             logits_indices=torch.tensor(
                 [row for c, end in zip(chunks, ends, strict=True) for row in range(end - c.num_logits, end)]
             ),
+            lora_ids=tuple(c.request.lora_id for c in chunks),
         )
         with set_forward_context(context):
             return last_logits(self.model.forward(tokens, positions), tokens.numel(), context.logits_indices).cpu()

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mini_vllm.parallel import ParallelError, Shard, ShardId, get_tp_group, whole
+from mini_vllm.layers.lora import LoRALayerWeights, add_lora
+from mini_vllm.parallel import ParallelError, Shard, ShardId, get_tp_group
 
 
 class LinearBase(nn.Module):
@@ -24,26 +25,39 @@ class LinearBase(nn.Module):
 
     Attributes:
         tp: the ranks that share the layer.
+        input_size: in, of this rank.
+        output_size: out, of this rank.
         weight: (out, in) of this rank.
         bias: (out,) of this rank, or None.
         kernel: what computes the product once weights are processed (layers/quantization.py); ``weight`` is empty then.
+        lora: lora id -> what that adapter adds to the product.
     """
 
     def __init__(self, input_size: int, output_size: int, bias: bool = False) -> None:
         super().__init__()
         self.tp = get_tp_group()
+        self.input_size, self.output_size = input_size, output_size
         self.weight = nn.Parameter(torch.empty(output_size, input_size), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(output_size), requires_grad=False) if bias else None
         self.kernel: Callable[[Tensor], Tensor] | None = None
+        self.lora: dict[int, LoRALayerWeights] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out)."""
-        return self.kernel(x) if self.kernel else F.linear(x, self.weight, self.bias_to_add)
+        out = self.kernel(x) if self.kernel else F.linear(x, self.weight, self.bias_to_add)
+        if self.lora:
+            add_lora(out, x, self.lora)
+        return out
 
     @property
     def bias_to_add(self) -> Tensor | None:
         """What this rank adds to its product."""
         return self.bias
+
+    def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
+        """What this rank takes of which checkpoint tensor, for the parameter "weight" or "bias": all of one."""
+        shape = (self.output_size, self.input_size) if parameter == "weight" else (self.output_size,)
+        return {None: Shard(shape, 0, (0, self.output_size), (0, self.output_size))}
 
 
 Cuts = Mapping[ShardId, tuple[int, int]]
@@ -71,8 +85,8 @@ class ColumnParallelLinear(LinearBase):
         super().__init__(input_size, sum(size // pieces for size, pieces in output_size.values()), bias)
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """Shard id -> what this rank takes, for the parameter "weight" or "bias"."""
-        rest, shards, start = getattr(self, parameter).shape[1:], {}, 0
+        """Shard id -> what this rank takes."""
+        rest, shards, start = (self.input_size,) if parameter == "weight" else (), {}, 0
         for shard_id, (size, pieces) in self._cuts.items():
             rows = size // pieces
             first = self.tp.rank * pieces // self.tp.size * rows
@@ -135,7 +149,7 @@ class RowParallelLinear(LinearBase):
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
         """What this rank takes, for "weight", cut, or "bias", whole."""
         if parameter == "bias":
-            return whole(getattr(self, parameter))
-        out_size, in_size = self.weight.shape
+            return super().shards(parameter)
+        in_size = self.input_size
         first = self.tp.rank * in_size
-        return {None: Shard((out_size, in_size * self.tp.size), 1, (first, first + in_size), (0, in_size))}
+        return {None: Shard((self.output_size, in_size * self.tp.size), 1, (first, first + in_size), (0, in_size))}

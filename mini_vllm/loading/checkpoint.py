@@ -11,9 +11,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-
 
 class CheckpointError(Exception):
     """A directory that cannot be served; the message names the file and what to do next."""
@@ -43,6 +40,10 @@ class Checkpoint(Mapping[str, Tensor]):
 
     The files that the index names say what is in them: a tensor that the index leaves out is there all the same, as in vLLM.
 
+    Args:
+        folder: the directory.
+        single: the file that holds all of them, unless an index beside it says which files do.
+
     Attributes:
         stored_again: a tensor's name, and the files that hold it beside the one it is read from; hardly ever any.
 
@@ -50,13 +51,13 @@ class Checkpoint(Mapping[str, Tensor]):
         CheckpointError: a file is missing, cut short or not safetensors; raised when the checkpoint is opened.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open = {file: self._open_file(file) for file in sorted(set(self._files.values()) or {SINGLE})}
+    def __init__(self, folder: Path, single: str = "model.safetensors") -> None:
+        self.folder, self.single, self.index = folder, single, f"{single}.index.json"
+        self._open = {file: self._open_file(file) for file in sorted(set(self._files.values()) or {self.single})}
         held = {file: set(handle.keys()) for file, handle in self._open.items()}
         for name, file in self._files.items():
             if name not in held[file]:
-                raise CheckpointError(f"{INDEX} places {name} in {file}, which does not hold it; fetch the checkpoint again")
+                raise CheckpointError(f"{self.index} places {name} in {file}, which does not hold it; fetch the checkpoint again")
         self.stored_again: dict[str, list[str]] = {}
         for file, names in held.items():
             for name in sorted(names):
@@ -84,11 +85,11 @@ class Checkpoint(Mapping[str, Tensor]):
     @cached_property
     def _files(self) -> dict[str, str]:
         """Tensor name -> file name, from the index; empty when there is none."""
-        if not (self.folder / INDEX).exists():
+        if not (self.folder / self.index).exists():
             return {}
-        files = read_json(self.folder / INDEX).get("weight_map")
+        files = read_json(self.folder / self.index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
-            raise CheckpointError(f"{self.folder / INDEX} has no weight_map of tensor names to file names in this folder")
+            raise CheckpointError(f"{self.folder / self.index} has no weight_map of tensor names to file names in this folder")
         return files
 
     def _open_file(self, file: str) -> Any:
@@ -96,7 +97,9 @@ class Checkpoint(Mapping[str, Tensor]):
         try:
             return safe_open(path, framework="pt")
         except FileNotFoundError:
-            named = f"{INDEX} names {file}" if (self.folder / INDEX).exists() else f"there is no {INDEX} and no {SINGLE}"
+            named = (
+                f"{self.index} names {file}" if (self.folder / self.index).exists() else f"there is no {self.index} and no {file}"
+            )
             raise CheckpointError(f"{path} is missing ({named}); fetch the checkpoint again") from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(

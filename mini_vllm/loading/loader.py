@@ -90,7 +90,7 @@ def load_weights(
         if target not in shards:
             faults.append(_homeless(tensor, target, parameters))
         elif target in found:
-            faults.append(Fault("duplicated", tensor, f"{tensor} and {found[target]} both go to {_words(target)}"))
+            faults.append(Fault("duplicated", tensor, f"{tensor} and {found[target]} both go to {words(target)}"))
         else:
             found[target] = tensor
             faults += _misfit(tensor, checkpoint.shape(tensor), target, shards[target])
@@ -117,13 +117,13 @@ def _homeless(tensor: str, target: Target, parameters: Mapping[str, Tensor]) -> 
         # The parameter's own name, and no shard of it.
         message = f"{tensor} is stored fused, and the model takes {target[0]} from tensors of its own names"
         return Fault("duplicated", tensor, message)
-    return Fault("unexpected", tensor, f"{tensor} goes to {_words(target)}, which the model does not have")
+    return Fault("unexpected", tensor, f"{tensor} goes to {words(target)}, which the model does not have")
 
 
 def _misfit(tensor: str, shape: tuple[int, ...], target: Target, shard: Shard) -> Iterator[Fault]:
     if shape == shard.shape:
         return
-    message = f"{tensor} is {shape}, and {_words(target)} takes {shard.shape}"
+    message = f"{tensor} is {shape}, and {words(target)} takes {shard.shape}"
     if len(shape) == len(shard.shape) and all(has >= takes for has, takes in zip(shape, shard.shape, strict=True)):
         beyond = " and ".join(
             f"{has - takes} {what}"
@@ -147,6 +147,7 @@ def _uncovered(parameter: str, shards: Mapping[ShardId, Shard], found: Container
         yield Fault("partly covered", parameter, message)
 
 
-def _words(target: Target) -> str:
+def words(target: Target) -> str:
+    """A target as messages have it."""
     parameter, shard = target
     return parameter if shard is None else f"{parameter} [{shard}]"

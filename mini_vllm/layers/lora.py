@@ -1,0 +1,60 @@
+"""Low-rank adapters beside a linear layer's own weight: Hu et al. 2021, "LoRA", section 4.1.
+
+    y = x W^T + s (x A^T) B^T        W (out, in)   A (r, in)   B (out, r)   s = alpha / r
+
+W is the same for every request of a step; A and B are those of its adapter. A fused layer has one A and one B for all of its
+projections, so that x is read once. For qkv_proj with adapters of rank r on q and on v, none on k:
+
+    A   r rows of q's        B   rows of q   | B of q |   0    |
+        r rows of v's            rows of k   |   0    |   0    |
+                                 rows of v   |   0    | B of v |
+
+vLLM does the same for a whole batch in one kernel (vllm/lora/punica_wrapper/), after Chen et al. 2023, "Punica".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mini_vllm.forward_context import get_forward_context
+
+
+@dataclass(frozen=True)
+class LoRALayerWeights:
+    """One adapter's part in one layer, as this rank has it. r is the sum of the ranks of the projections it has.
+
+    Attributes:
+        lora_a: (r, in).
+        lora_b: (out, r), with the scaling in it.
+    """
+
+    lora_a: Tensor
+    lora_b: Tensor
+
+
+def add_lora(out: Tensor, x: Tensor, adapters: Mapping[int, LoRALayerWeights]) -> None:
+    """Adds to each request's rows what its adapter says, in ``out``'s own memory.
+
+    Args:
+        out: (T, out), the layer's product.
+        x: (T, in), its input.
+        adapters: lora id -> weights; an adapter that is not in it leaves the layer as it is.
+
+    Raises:
+        ValueError: the layer was not given one row for each token of the step, so no row can be told whose it is.
+    """
+    context = get_forward_context()
+    num_tokens = context.query_start[-1]
+    if context.rows_by_lora and x.shape[:-1] != (num_tokens,):
+        raise ValueError(
+            f"a layer with adapters was given {tuple(x.shape)} in a step of {num_tokens} tokens; give it ({num_tokens}, "
+            f"{x.shape[-1]}), a row for each, or take the adapter off this layer"
+        )
+    for lora_id, rows in context.rows_by_lora.items():
+        if lora_id in adapters:
+            weights = adapters[lora_id]
+            out[rows] += F.linear(F.linear(x[rows], weights.lora_a), weights.lora_b)

@@ -1,0 +1,260 @@
+"""A LoRA adapter's directory, as peft's save_pretrained writes it: checked against the model first, then laid beside its layers.
+
+    adapter_config.json          r, lora_alpha, target_modules, ...
+    adapter_model.safetensors    base_model.model.MODULE.lora_A.weight (r, in) and base_model.model.MODULE.lora_B.weight (out, r)
+
+MODULE is the base checkpoint's name, so the model's mapping rows lead to its layer, as they do for the base's own tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mini_vllm.layers.embedding import ParallelLMHead
+from mini_vllm.layers.linear import LinearBase
+from mini_vllm.layers.lora import LoRALayerWeights
+from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
+from mini_vllm.loading.loader import Target, words
+from mini_vllm.loading.mapping import translate
+from mini_vllm.parallel import Shard
+
+CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+REFUSED = (
+    "use_dora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
+"""Keys of adapter_config.json that ask for more than two matrices beside a linear layer, unless they are false, empty or null."""
+
+PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights that leave the base's weights as they are; an adapter of any other goes with a changed base."""
+
+
+class AdapterError(CheckpointError):
+    """An adapter that cannot be served; the message has the names and shapes, and nothing of it was loaded."""
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """adapter_config.json; the names are peft's.
+
+    Attributes:
+        r: the rank.
+        lora_alpha: the term is multiplied with lora_alpha / r.
+        use_rslora: with lora_alpha / sqrt(r) instead: Kalajdzievski 2023, "A Rank Stabilization Scaling Factor".
+        target_modules: the names that the adapter's modules end in; none when it is a pattern.
+        rank_pattern: name that a module ends in -> its own r.
+        alpha_pattern: name that a module ends in -> its own lora_alpha.
+        base_model_name_or_path: which model the adapter was made for, in the words of who made it.
+    """
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    target_modules: tuple[str, ...]
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    base_model_name_or_path: str
+
+    @classmethod
+    def read(cls, folder: Path) -> LoRAConfig:
+        """What a directory's adapter_config.json says.
+
+        Raises:
+            AdapterError: it is not there, or asks for something that is not served; the message names the key and its value.
+        """
+        if not (folder / CONFIG).is_file():
+            raise AdapterError(f"there is no {CONFIG} in {folder}; lora_path is a directory that peft's save_pretrained wrote")
+        config = read_json(folder / CONFIG)
+
+        def value(key: str, default: Any, fits: Callable[[Any], bool], wanted: str) -> Any:
+            found = config.get(key)
+            found = default if found is None else found
+            if not fits(found):
+                raise AdapterError(f"{folder / CONFIG} has {key} = {found!r}; {wanted}")
+            return found
+
+        value("peft_type", "LORA", lambda kind: kind == "LORA", "only LORA adapters are served")
+        value("bias", "none", lambda bias: bias == "none", "only 'none' is served: train the adapter without biases")
+        for key in REFUSED:
+            value(key, False, lambda asked: not asked, "only plain LoRA is served: train the adapter without it")
+        changed_base = "it goes with a base that peft changed: save it with path_initial_model_for_weight_conversion"
+        value("init_lora_weights", True, lambda init: init in PLAIN_INITS, changed_base)
+        targets = value("target_modules", [], _names_or_pattern, "it must be a list of module names or a pattern")
+        return cls(
+            r=value("r", None, _rank, "it must be a whole number from 1 up"),
+            lora_alpha=value("lora_alpha", None, _number, "it must be a number"),
+            use_rslora=value("use_rslora", False, lambda flag: isinstance(flag, bool), "it must be true or false"),
+            target_modules=() if isinstance(targets, str) else tuple(targets),
+            rank_pattern=value("rank_pattern", {}, _by_name(_rank), "it must map module names to whole numbers from 1 up"),
+            alpha_pattern=value("alpha_pattern", {}, _by_name(_number), "it must map module names to numbers"),
+            base_model_name_or_path=str(config.get("base_model_name_or_path")),
+        )
+
+    def rank(self, module: str) -> int:
+        """One module's r."""
+        return next((r for name, r in self.rank_pattern.items() if _ends_in(module, name)), self.r)
+
+    def scaling(self, module: str) -> float:
+        """What one module's term is multiplied with."""
+        alpha = next((alpha for name, alpha in self.alpha_pattern.items() if _ends_in(module, name)), self.lora_alpha)
+        r = self.rank(module)
+        return alpha / (math.sqrt(r) if self.use_rslora else r)
+
+
+def load_lora(model: object, lora_id: int, folder: Path) -> None:
+    """Lays an adapter beside the layers of a model, where requests with ``lora_id`` find it.
+
+    Args:
+        model: whose linear layers (layers/linear.py) it goes to; each rank takes its part.
+        lora_id: from 1 up, and no other adapter's.
+        folder: the adapter's directory.
+
+    Raises:
+        AdapterError: it cannot be read, or does not fit; the model is as it was.
+        CheckpointError: a file of it is damaged.
+    """
+    if not isinstance(model, nn.Module):
+        raise AdapterError(f"the model, a {type(model).__name__}, has no linear layers for the adapter in {folder} to go to")
+    config, checkpoint = LoRAConfig.read(folder), _open(folder)
+    modules, faults = _modules(checkpoint)
+    faults += [
+        f"{name} is in {file} too, and not only in {checkpoint.file(name)}"
+        for name, (file, *_) in checkpoint.stored_again.items()
+    ]
+    rows, named = getattr(model, "stacked_params_mapping", ()), dict(model.named_modules())
+    places: dict[Target, _Place] = {}
+    for module in modules:
+        target = translate(f"{module}.weight", rows)
+        place = _place(module, target, named.get(target[0].removesuffix(".weight")))
+        if isinstance(place, str):
+            faults.append(place)
+        elif target in places:
+            faults.append(f"{module} and {places[target].module} both go to {words(target)}")
+        else:
+            places[target] = place
+            faults += _misfits(checkpoint, module, words(target), place.shard.shape, config.rank(module))
+    for name in config.target_modules:
+        if not any(_ends_in(module, name) for module in modules):
+            faults.append(f"{CONFIG} has {name!r} among its target_modules, and {TENSORS} no tensors of a module of that name")
+    if faults:
+        more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
+        raise AdapterError(
+            f"the adapter in {folder} does not fit the model: {faults[0]}{more}; nothing was loaded; serve the model that it was "
+            f"made for, which it calls {config.base_model_name_or_path!r}"
+        )
+    read: dict[LinearBase, list[tuple[Shard, Tensor, Tensor]]] = {}
+    for place in places.values():
+        a, b = (checkpoint[_tensor(place.module, letter)].float() for letter in "AB")
+        read.setdefault(place.layer, []).append((place.shard, a, b * config.scaling(place.module)))
+    # Every file is read by now, so nothing can fail between one layer and the next.
+    for layer, weights in [(layer, _fused(layer, parts)) for layer, parts in read.items()]:
+        layer.lora[lora_id] = weights
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a module's two matrices go: which part of which layer."""
+
+    module: str
+    layer: LinearBase
+    shard: Shard
+
+
+def _open(folder: Path) -> Checkpoint:
+    if (folder / PICKLE).exists() and not (folder / TENSORS).exists():
+        raise AdapterError(
+            f"{folder} holds {PICKLE} and no {TENSORS}: the first is a pickle, which can run anything and is never read; "
+            "load it with peft where you trust it, and save_pretrained() it again"
+        )
+    return Checkpoint(folder, TENSORS)
+
+
+def _modules(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """The modules that have a lora_A and a lora_B, and what is wrong with the other tensors."""
+    tensors = {name: re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", name) for name in checkpoint}
+    faults = [f"{name} is no linear layer's lora_A.weight or lora_B.weight" for name, found in tensors.items() if not found]
+    modules = list(dict.fromkeys(found[1] for found in tensors.values() if found))
+    for module in modules:
+        lacking = [_tensor(module, letter) for letter in "AB" if _tensor(module, letter) not in tensors]
+        faults += [f"{name} is not in {TENSORS}, and its other half is" for name in lacking]
+    return modules, faults if tensors else [f"{TENSORS} has no tensors"]
+
+
+def _tensor(module: str, letter: str) -> str:
+    return f"base_model.model.{module}.lora_{letter}.weight"
+
+
+def _place(module: str, target: Target, layer: nn.Module | None) -> _Place | str:
+    """Where a module goes, or why it goes nowhere."""
+    if layer is None:
+        return f"{module} goes to {words(target)}, which the model does not have"
+    if not isinstance(layer, LinearBase) or isinstance(layer, ParallelLMHead):
+        return f"{module} is a {type(layer).__name__}, and only the linear layers between embedding and head take adapters"
+    shards = layer.shards("weight")
+    if target[1] not in shards:
+        return f"{module} is several modules in one here, {', '.join(map(str, shards))}, and an adapter of each is what it takes"
+    return _Place(module, layer, shards[target[1]])
+
+
+def _misfits(checkpoint: Checkpoint, module: str, target: str, shape: tuple[int, ...], r: int) -> Iterator[str]:
+    for letter, takes in (("A", (r, shape[1])), ("B", (shape[0], r))):
+        name = _tensor(module, letter)
+        if name in checkpoint and checkpoint.shape(name) != takes:
+            yield f"{name} is {checkpoint.shape(name)}, and {target}, {shape}, takes {takes} with r = {r}"
+
+
+def _fused(layer: LinearBase, parts: Sequence[tuple[Shard, Tensor, Tensor]]) -> LoRALayerWeights:
+    """This rank's part of one A and one B, made of those of the layer's projections (layers/lora.py draws it)."""
+    lora_a, lora_b, first = [], layer.weight.new_zeros(layer.output_size, sum(len(a) for _, a, _ in parts)), 0
+    for shard, a, b in parts:
+        cut_by_outputs = shard.dim == 0
+        rows = slice(*shard.target) if cut_by_outputs else slice(None)
+        lora_a.append(a if cut_by_outputs else shard.take(a))
+        lora_b[rows, first : first + len(a)] = shard.take(b) if cut_by_outputs else b
+        first += len(a)
+    return LoRALayerWeights(torch.cat(lora_a).to(lora_b), lora_b)
+
+
+def _ends_in(module: str, name: str) -> bool:
+    """Whether a name in adapter_config.json means the module, as peft matches them."""
+    return f".{module}".endswith(f".{name}")
+
+
+def _names_or_pattern(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+def _rank(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) <= sys.float_info.max
+
+
+def _by_name(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    """Names only: peft takes patterns too, and a pattern from outside can be made to search for hours."""
+    return lambda value: (
+        isinstance(value, dict) and all(re.fullmatch(r"[\w.]+", name) and fits(own) for name, own in value.items())
+    )

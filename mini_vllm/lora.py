@@ -1,0 +1,67 @@
+"""LoRA adapters as callers name them, and which of them the model has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mini_vllm.loading.lora import load_lora
+from mini_vllm.parallel import TPGroup
+
+
+@dataclass(frozen=True)
+class LoRARequest:
+    """The adapter that a request asks for; the names are vLLM's (vllm/lora/request.py).
+
+    Attributes:
+        lora_name: what people call it.
+        lora_int_id: its number, from 1 up; as long as the model is served, the number means the same directory.
+        lora_path: the directory that peft's save_pretrained wrote.
+
+    Raises:
+        ValueError: the number is below 1.
+    """
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+    def __post_init__(self) -> None:
+        if self.lora_int_id < 1:
+            raise ValueError(f"lora_int_id of adapter {self.lora_name!r} is {self.lora_int_id}; it must be at least 1")
+
+
+class LoRAManager:
+    """Loads each adapter when it is first asked for, on every rank, and keeps it for as long as the model is served.
+
+    Args:
+        model: this rank's part.
+        tp: the ranks.
+    """
+
+    def __init__(self, model: object, tp: TPGroup) -> None:
+        self.model, self.tp = model, tp
+        self._folders: dict[int, Path] = {}
+
+    def lora_id(self, request: LoRARequest | None) -> int:
+        """The number that the engine is to hand on: the adapter's, 0 for none. Called between two steps.
+
+        Raises:
+            ValueError: the number belongs to another directory.
+            AdapterError: the adapter cannot be served; none of it has been loaded then.
+            CheckpointError: a file of it is damaged.
+        """
+        if request is None:
+            return 0
+        lora_id, folder = request.lora_int_id, Path(request.lora_path).resolve()
+        if self._folders.get(lora_id, folder) != folder:
+            raise ValueError(
+                f"lora_int_id {lora_id} is {folder} in this request and was {self._folders[lora_id]} before; "
+                "give each directory a number of its own"
+            )
+        if lora_id not in self._folders:
+            load_lora(self.model, lora_id, folder)
+            if self.tp.size > 1:
+                self.tp.broadcast({"lora_id": lora_id, "folder": str(folder)})
+            self._folders[lora_id] = folder
+        return lora_id
