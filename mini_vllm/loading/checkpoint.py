@@ -78,6 +78,10 @@ class Checkpoint(Mapping[str, Tensor]):
         """The file that a tensor is read from."""
         return self._files[name]
 
+    def release(self, file: str) -> None:
+        """Lets go of the memory that a file's bytes have come to; they are read once more if they are asked for once more."""
+        self._open[file] = self._open_file(file)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the file's header alone."""
         return tuple(self._open[self._files[name]].get_slice(name).get_shape())

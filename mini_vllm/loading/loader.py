@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from torch import Tensor, nn
@@ -98,9 +99,12 @@ def load_weights(
         faults += _uncovered(name, {target[1]: shard for target, shard in shards.items() if target[0] == name}, found)
     if faults:
         raise LoadError(checkpoint, faults)
-    for target, tensor in found.items():
-        shard = shards[target]
-        shard.place(parameters[target[0]].data).copy_(shard.take(checkpoint[tensor]))
+    by_file = sorted(found.items(), key=lambda item: checkpoint.file(item[1]))
+    for file, copies in groupby(by_file, key=lambda item: checkpoint.file(item[1])):
+        for target, tensor in copies:
+            shard = shards[target]
+            shard.place(parameters[target[0]].data).copy_(shard.take(checkpoint[tensor]))
+        checkpoint.release(file)
 
 
 def _shards(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[tuple[Target, Shard]]:

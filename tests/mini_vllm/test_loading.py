@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM as Reference
 
 from mini_vllm import LLM
+from mini_vllm.layers.linear import ColumnParallelLinear
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
-from mini_vllm.loading.loader import LoadError
+from mini_vllm.loading.loader import LoadError, load_weights
 from mini_vllm.loading.mapping import translate
 from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaConfig, LlamaForCausalLM
 
@@ -60,7 +62,6 @@ def test_all_faults_are_told_at_once_and_nothing_is_loaded(tiny_llama: TinyLlama
     model = LlamaForCausalLM(config)
     for parameter in model.parameters():
         parameter.data.fill_(7.0)
-    from mini_vllm.loading.loader import load_weights
 
     with pytest.raises(LoadError) as error:
         load_weights(model, Checkpoint(folder), STACKED_PARAMS_MAPPING)
@@ -193,3 +194,38 @@ def test_a_directory_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         LLM(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_more_of_the_files_than_one_stays_in_memory(tmp_path: Path) -> None:
+    """Three files of 32 MB: when the last is read, the first two are mapped no more."""
+
+    class ThreeLayers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(ColumnParallelLinear(1024, 8192) for _ in range(3))
+
+    def mapped() -> int:
+        """Bytes of the checkpoint's files that this process has in memory."""
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        sizes = [i for i, line in enumerate(lines) if str(tmp_path) in line]
+        return sum(int(next(line for line in lines[i:] if line.startswith("Rss:")).split()[1]) * 1024 for i in sizes)
+
+    names = [f"layers.{i}.weight" for i in range(3)]
+    for i, name in enumerate(names):
+        save_file({name: torch.full((8192, 1024), float(i))}, tmp_path / f"{i}.safetensors")
+    index = {"weight_map": {name: f"{i}.safetensors" for i, name in enumerate(names)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    seen: list[int] = []
+
+    class Watched(Checkpoint):
+        def release(self, file: str) -> None:
+            seen.append(mapped())
+            super().release(file)
+
+    model = ThreeLayers()
+    load_weights(model, Watched(tmp_path), ())
+    assert [parameter.mean().item() for parameter in model.parameters()] == [0, 1, 2]
+    one_file = 8192 * 1024 * 4
+    assert all(0.9 * one_file < size < 1.5 * one_file for size in seen), seen
+    assert mapped() < 0.1 * one_file
