@@ -92,7 +92,9 @@ class Checkpoint(Mapping[str, Tensor]):
         if not (self.folder / self.index).exists():
             return {}
         files = read_json(self.folder / self.index).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
+        if not isinstance(files, dict) or not all(
+            isinstance(f, str) and f == Path(f).name and f not in ("", "..") for f in files.values()
+        ):
             raise CheckpointError(f"{self.folder / self.index} has no weight_map of tensor names to file names in this folder")
         return files
 

@@ -119,11 +119,12 @@ def test_a_file_that_is_missing(tiny_llama: TinyLlama) -> None:
         LLM(folder)
 
 
-def test_an_index_that_leads_out_of_the_folder(tiny_llama: TinyLlama) -> None:
+@pytest.mark.parametrize("file", ["../elsewhere.safetensors", "..", "", "/etc/hostname", 7])
+def test_an_index_that_leads_out_of_the_folder(tiny_llama: TinyLlama, file: object) -> None:
     folder, _ = tiny_llama(shard_size="40KB")
     index = folder / "model.safetensors.index.json"
     data = json.loads(index.read_text())
-    data["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
+    data["weight_map"]["lm_head.weight"] = file
     index.write_text(json.dumps(data))
     with pytest.raises(CheckpointError, match="no weight_map of tensor names to file names in this folder"):
         LLM(folder)
