@@ -6,11 +6,15 @@ is a fault, where a loader that narrows without looking reads the first rows and
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError
@@ -58,6 +62,9 @@ class LoadError(CheckpointError):
         )
 
 
+BATCH = 64
+"""Tensors copied before the memory is let go of that their bytes have come to: what a file takes besides the parameters."""
+
 Target = tuple[str, ShardId]
 """A parameter, and which shard of it."""
 
@@ -77,6 +84,10 @@ def load_weights(
     Raises:
         LoadError: a tensor has no home, the wrong shape or a rival; a parameter stays empty. Nothing has been copied then.
     """
+
+    def file_of(copy: tuple[Target, str]) -> str:
+        return checkpoint.file(copy[1])
+
     parameters = dict(model.named_parameters())
     shards = dict(_shards(model, parameters))
     found: dict[Target, str] = {}
@@ -99,12 +110,25 @@ def load_weights(
         faults += _uncovered(name, {target[1]: shard for target, shard in shards.items() if target[0] == name}, found)
     if faults:
         raise LoadError(checkpoint, faults)
-    by_file = sorted(found.items(), key=lambda item: checkpoint.file(item[1]))
-    for file, copies in groupby(by_file, key=lambda item: checkpoint.file(item[1])):
-        for target, tensor in copies:
-            shard = shards[target]
-            shard.place(parameters[target[0]].data).copy_(shard.take(checkpoint[tensor]))
-        checkpoint.release(file)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for file, copies in groupby(sorted(found.items(), key=file_of), key=file_of):
+            waiting = list(copies)
+            while waiting:
+                batch, waiting = waiting[:BATCH], waiting[BATCH:]
+                into = [shards[target].place(parameters[target[0]].data) for target, _ in batch]
+                tensors = [shards[target].take(checkpoint[tensor]) for target, tensor in batch]
+                deque(threads.map(_copy, into, tensors))
+                del tensors
+                checkpoint.release(file)
+
+
+def _copy(into: Tensor, tensor: Tensor) -> None:
+    """Copies a tensor, on one thread if its numbers stay what they are: torch shares each among all, which costs more than it
+    saves when there are hundreds, and much more when the machine does other things as well."""
+    if into.dtype == tensor.dtype and into.device.type == "cpu":
+        np.copyto(into.view(torch.uint8).numpy(), tensor.view(torch.uint8).numpy())
+    else:
+        into.copy_(tensor)
 
 
 def _shards(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[tuple[Target, Shard]]:
