@@ -13,7 +13,8 @@ from mini_vllm import LLM, SamplingParams
 from mini_vllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from mini_vllm.layers.linear import ColumnParallelLinear
 from mini_vllm.layers.norm import RMSNorm
-from mini_vllm.layers.quantization import process_weights_after_loading, quantize_int8
+from mini_vllm.config import QuantizationConfig
+from mini_vllm.layers.quantization import QuantizedWeight, process_weights_after_loading, weight_bytes
 
 
 def filled(layer: nn.Module) -> nn.Module:
