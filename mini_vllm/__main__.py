@@ -33,7 +33,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     dtype: Annotated[str, typer.Option(help="auto (config.json's), float32, bfloat16 or float16.")] = "auto",
-    quantization: Annotated[str | None, typer.Option(help="int8 or int4 rounds the weights to 8 or 4 bits; config.json's unless told.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="int8 or int4: the weights in 8 or 4 bits.")] = None,
 ) -> None:
     """Answers prompts, all in one batch; prints each prompt and what follows it."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -41,6 +41,7 @@ def generate(
         if not rank:
             print(f"loading {model}{f' on {size} ranks' if size > 1 else ''} ...", file=sys.stderr)
         llm = LLM(model, dtype=dtype, quantization=quantization)
+        print(f"weights: {llm.weight_bytes / 1e6:.0f} MB{' on rank 0' if size > 1 else ''}", file=sys.stderr)
         texts = [line.rstrip("\n") for line in sys.stdin] if prompts == ["-"] else prompts
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
         for text, output in zip(texts, llm.generate(texts, params), strict=True):

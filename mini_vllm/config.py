@@ -71,17 +71,17 @@ class QuantizationConfig:
         Raises:
             ValueError: the method is not known, or has no such settings.
         """
-        settings = {"quant_method": config} if isinstance(config, str) else dict(config)
+        settings = dict(config) if isinstance(config, Mapping) else {"quant_method": config}
         method = settings.pop("quant_method", None)
         if method not in QUANT_METHODS:
             raise ValueError(
-                f"quantization is {method!r}, and the engine has {' and '.join(QUANT_METHODS)}; take a checkpoint whose weights are "
-                "not quantized, and choose one of them or None"
+                f"quantization is {method!r}, and the engine has {' and '.join(QUANT_METHODS)}; take a checkpoint "
+                "whose weights are not quantized, and choose one of them or None"
             )
         if method == "int4":
             group_size = settings.pop("group_size", 32)
             if type(group_size) is not int or group_size < 1:
-                raise ValueError(f"quantization int4 has group_size {group_size!r}; it must be a whole number from 1 on, as 32 is")
+                raise ValueError(f"quantization int4 has group_size {group_size!r}; it must be a whole number from 1 on")
         else:
             group_size = 0
         if settings:

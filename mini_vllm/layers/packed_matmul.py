@@ -93,7 +93,7 @@ def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, out_si
     Args:
         x: float32 (T, in).
         packed: the weight as :func:`pack` lays it out.
-        scale: (in / group, out rounded up to LANES), one for each group of inputs of each output; float16 for 4 bits, else float32.
+        scale: (groups, out rounded up to LANES), one for each group of inputs of each output; float16 for 4 bits, else float32.
         zero: the same, for 4 bits; of shape (0, 0) for the others, which have none.
         out_size: how many outputs there are.
 
