@@ -102,11 +102,12 @@ def read_rate(num_bytes: int) -> float:
     """Bytes per second, reading ``num_bytes`` of float32 with all cores: the fastest of torch's dot, torch's product of one row
     with a matrix, and mini_vllm's."""
     matrix = torch.ones(num_bytes // FP32 // 1024 // LANES * LANES, 1024)
-    row, flat, packed, scale = torch.ones(1, 1024), matrix.view(-1), matrix.view(-1, 1024, LANES), torch.ones(len(matrix))
+    row, flat, packed = torch.ones(1, 1024), matrix.view(-1), matrix.view(-1, 1024, LANES)
+    scale, zero = torch.ones(1, len(matrix)), torch.empty(0, 0)
     reads = (
         lambda: linear(row, matrix),
         lambda: torch.dot(flat, flat),
-        lambda: packed_matmul(row, packed, scale, LANES * len(packed)),
+        lambda: packed_matmul(row, packed, scale, zero, LANES * len(packed)),
     )
     return flat.nbytes / min(map(fastest, reads))
 

@@ -35,7 +35,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     dtype: Annotated[str, typer.Option(help="auto (config.json's), float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU.")] = "cpu",
-    quantization: Annotated[str | None, typer.Option(help="int8 keeps the weights in 8 bits.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="int8 or int4: the weights in 8 or 4 bits.")] = None,
     lora: Annotated[Path | None, typer.Option(help="A LoRA adapter, in a directory that peft wrote, for all prompts.")] = None,
 ) -> None:
     """Answers prompts, all in one batch; prints each prompt and what follows it."""
@@ -44,6 +44,7 @@ def generate(
         if not rank:
             print(f"loading {model}{f' on {size} ranks' if size > 1 else ''} ...", file=sys.stderr)
         llm = LLM(model, dtype=dtype, device=device, quantization=quantization)
+        print(f"weights: {llm.weight_bytes / 1e6:.0f} MB{' on rank 0' if size > 1 else ''}", file=sys.stderr)
         texts = [line.rstrip("\n") for line in sys.stdin] if prompts == ["-"] else prompts
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
         lora_request = LoRARequest(lora.name, 1, str(lora)) if lora else None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mini_vllm.config import EngineConfig
+from mini_vllm.config import EngineConfig, QuantizationConfig
 from mini_vllm.engine.engine import LLMEngine
 from mini_vllm.forward_context import KVCache
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
@@ -29,7 +29,7 @@ def build_engine(
     *,
     dtype: str | torch.dtype = "auto",
     device: str = "cpu",
-    quantization: str | None = None,
+    quantization: str | Mapping[str, Any] | None = None,
     max_model_len: int | None = None,
     step_trace: str | Path | None = None,
     **sizes: Any,
@@ -43,7 +43,9 @@ def build_engine(
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts and answers that are text.
         device: "cpu", or "cuda" for a GPU, of which each rank on a host has its own.
         dtype: "float32", "bfloat16", "float16" or torch's own, or "auto" for what config.json says.
-        quantization: "int8" keeps the weights of linear layers in 8 bits (layers/quantization.py); None keeps them as they are.
+        quantization: "int8" or "int4" rounds the weights of linear layers when they are loaded (layers/quantization.py), and
+            {"quant_method": "int4", "group_size": 64} says how many inputs share a scale. None takes config.json's
+            quantization_config, which is written the same, and without one keeps them as they are.
         max_model_len: the most tokens of a request, prompt and output; config.json's max_position_embeddings unless told.
         step_trace: a file to write what ran in each step to, for ``./lab timeline``.
         sizes: what else :class:`EngineConfig` takes: block_size, num_blocks, max_num_batched_tokens, max_num_seqs,
@@ -51,7 +53,7 @@ def build_engine(
 
     Raises:
         CheckpointError: the directory cannot be served; the message says why.
-        ValueError: a size or the dtype is not possible, or the ranks cannot share the model.
+        ValueError: a size, the dtype or the quantization is not possible, or the ranks cannot share the model.
         RankLostError: another rank is gone.
     """
     tp, folder = connect(), Path(model)
@@ -64,13 +66,14 @@ def build_engine(
         vocab_size=config.get("vocab_size"),
         **sizes,
     )
+    quantization_config = _quantization(quantization, config)
     with default_dtype(_dtype(dtype, config)), _device(device), tp_group(tp):
         served = build_model(config, Checkpoint(folder))
-    if quantization is not None or issubclass(type(served), nn.Module):
+    if issubclass(type(served), nn.Module):
         # Imported here: its compiler takes a third of a second, and a model without layers needs none.
         from mini_vllm.layers.quantization import process_weights_after_loading
 
-        process_weights_after_loading(served, quantization)
+        process_weights_after_loading(served, quantization_config)
     if tp.rank:
         follow(served, tp, KVCache(engine_config.num_blocks, engine_config.block_size))
         raise SystemExit(0)
@@ -105,6 +108,16 @@ def _dtype(dtype: str | torch.dtype, config: Mapping[str, Any]) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; it must be auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def _quantization(asked: str | Mapping[str, Any] | None, config: Mapping[str, Any]) -> QuantizationConfig | None:
+    own = config.get("quantization_config")
+    from_argument, from_file = (None if each is None else QuantizationConfig.from_hf(each) for each in (asked, own))
+    if from_argument and from_file and from_argument != from_file:
+        raise ValueError(
+            f"quantization is {from_argument}, and config.json's quantization_config says {from_file}; leave one of the two out"
+        )
+    return from_argument or from_file
 
 
 def _max_model_len(config: Mapping[str, Any], asked: int | None) -> int:

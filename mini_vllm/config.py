@@ -1,8 +1,10 @@
-"""How an engine is sized; the names are vLLM's where vLLM has one."""
+"""How an engine is sized and its weights are kept; the names are vLLM's where vLLM has one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 SIZES = ("max_model_len", "block_size", "num_blocks", "max_num_batched_tokens", "max_num_seqs", "vocab_size")
 
@@ -39,3 +41,50 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+QUANT_METHODS = ("int8", "int4")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """What weights are rounded to when they have been loaded; layers/quantization.py has the forms.
+
+    Attributes:
+        method: "int8" or "int4".
+        group_size: inputs of an output that share a scale and a zero, for int4; 0 for int8, whose outputs have one scale each.
+    """
+
+    method: str
+    group_size: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.method}, group_size {self.group_size}" if self.group_size else self.method
+
+    @classmethod
+    def from_hf(cls, config: str | Mapping[str, Any]) -> QuantizationConfig:
+        """Reads config.json's quantization_config, or what a caller gave in its place.
+
+        Args:
+            config: {"quant_method": "int4", "group_size": 64}, or the method alone; the group size is 32 unless told.
+
+        Raises:
+            ValueError: the method is not known, or has no such settings.
+        """
+        settings = dict(config) if isinstance(config, Mapping) else {"quant_method": config}
+        method = settings.pop("quant_method", None)
+        if method not in QUANT_METHODS:
+            raise ValueError(
+                f"quantization is {method!r}, and the engine has {' and '.join(QUANT_METHODS)}; take a checkpoint "
+                "whose weights are not quantized, and choose one of them or None"
+            )
+        if method == "int4":
+            group_size = settings.pop("group_size", 32)
+            if type(group_size) is not int or group_size < 1:
+                raise ValueError(f"quantization int4 has group_size {group_size!r}; it must be a whole number from 1 on")
+        else:
+            group_size = 0
+        if settings:
+            has = "quant_method and group_size" if method == "int4" else "quant_method alone"
+            raise ValueError(f"quantization {method} comes with {', '.join(sorted(settings))}; the engine takes {has}")
+        return cls(method, group_size)

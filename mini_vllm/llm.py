@@ -13,6 +13,7 @@ from mini_vllm.lora import LoRARequest
 from mini_vllm.outputs import RequestOutput
 from mini_vllm.sampling_params import SamplingParams
 from mini_vllm.tokenizer import Message
+from mini_vllm.worker import LeadingModel
 
 T = TypeVar("T")
 
@@ -39,7 +40,8 @@ class LLM:
 
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts that are text.
-        options: what :func:`mini_vllm.build.build_engine` takes: dtype, max_model_len, step_trace and the engine's sizes.
+        options: what :func:`mini_vllm.build.build_engine` takes: dtype, quantization, max_model_len, step_trace and the
+            engine's sizes.
 
     Raises:
         CheckpointError: the directory cannot be served; the message says why.
@@ -49,6 +51,15 @@ class LLM:
     def __init__(self, model: str | Path, **options: Any) -> None:
         self.llm_engine, self.tokenizer, self._lora_manager = build_engine(model, **options)
         self._ids = count()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the model's weights take in memory, in the form that they are multiplied in; of rank 0 alone."""
+        # Imported here for the same reason as in build.py.
+        from mini_vllm.layers.quantization import weight_bytes
+
+        served = self.llm_engine.runner.model
+        return weight_bytes(served.model if isinstance(served, LeadingModel) else served)
 
     def generate(
         self,
