@@ -32,7 +32,7 @@ from mini_vllm.engine.runner import Runner
 from mini_vllm.engine.scheduler import Chunk, Step
 from mini_vllm.layers.embedding import ParallelLMHead
 from mini_vllm.layers.linear import ColumnParallelLinear, LinearBase
-from mini_vllm.layers.quantization import quantize_int8
+from mini_vllm.layers.quantization import QuantizedWeight
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
 from mini_vllm.loading.lora import AdapterError, load_lora
 from mini_vllm.models.llama import LlamaForCausalLM
@@ -193,8 +193,8 @@ def test_int8_weights_take_an_adapter(tiny_model: TinyModel, tmp_path: Path) -> 
     llm, prompt = LLM(folder, dtype="float32", quantization="int8"), list(range(60))
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            rounded, scale = quantize_int8(module.weight.data)
-            module.weight.data = rounded * scale.unsqueeze(1)
+            weight = QuantizedWeight.int8(module.weight.data)
+            module.weight.data = weight.q * weight.scale.t()
     expected = logits_of_transformers(merged(model, adapter), prompt)
     torch.testing.assert_close(logits_of(llm, prompt, adapter), expected, rtol=0, atol=1e-5)
 
