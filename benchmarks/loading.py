@@ -56,14 +56,14 @@ class Watch:
 
 
 def copy(folder: Path) -> Loaded:
-    """The bytes of all files into memory, by read(2); numpy's memory comes in large pages, the best that a process can have."""
-    import numpy as np
+    """The bytes of all files, by read(2), into memory of the kind that parameters are made of."""
+    import torch
 
     watch, kept = Watch(), []
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
-            kept.append(np.empty(path.stat().st_size, np.uint8))
-            read, into = 0, memoryview(kept[-1])
+            kept.append(torch.empty(path.stat().st_size, dtype=torch.uint8))
+            read, into = 0, memoryview(kept[-1].numpy())
             while read < len(into):
                 read += file.readinto(into[read:])
     return watch.read()
