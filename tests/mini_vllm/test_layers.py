@@ -150,7 +150,7 @@ torch.set_num_threads(1)
 RMSNorm(64, 1e-6)(torch.ones(1024, 64))
 packed = torch.empty(1, 4, 32)
 pack(torch.ones(32, 4), packed)
-packed_matmul(torch.ones(1, 4), packed, torch.ones(32), 32)
+packed_matmul(torch.ones(1, 4), packed, torch.ones(1, 32), torch.empty(0, 0), 32)
 print(torch.get_num_threads())
 """
 
