@@ -17,7 +17,7 @@ from mini_vllm.forward_context import KVCache
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
 from mini_vllm.lora import LoRAManager
 from mini_vllm.models.registry import build_model
-from mini_vllm.parallel import connect, tp_group
+from mini_vllm.parallel import RankLostError, connect, tp_group
 from mini_vllm.tokenizer import Tokenizer
 from mini_vllm.worker import LeadingModel, follow
 
@@ -75,7 +75,10 @@ def build_engine(
 
         process_weights_after_loading(served, quantization_config)
     if tp.rank:
-        follow(served, tp, KVCache(engine_config.num_blocks, engine_config.block_size))
+        try:
+            follow(served, tp, KVCache(engine_config.num_blocks, engine_config.block_size))
+        except RankLostError as error:
+            raise SystemExit(str(error)) from None
         raise SystemExit(0)
     lora_manager = LoRAManager(served, tp)
     if tp.size > 1:

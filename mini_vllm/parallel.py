@@ -142,15 +142,19 @@ def connect() -> TPGroup:
 
     Raises:
         RankLostError: the others cannot be reached.
+        ParallelError: it has joined them before.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         return ALONE
-    if not dist.is_initialized():
-        # A rank that follows waits for its next step as long as nobody asks; one that dies closes its connections, which is seen.
-        with watched():
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(days=365))
+    if dist.is_initialized():
+        raise ParallelError(
+            f"these {size} ranks serve a model already, and the others follow that one; start a job for each model"
+        )
+    # A rank that follows waits for its next step as long as nobody asks; one that dies closes its connections, which is seen.
+    with watched():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=365))
     return TPGroup(dist.get_rank(), size)
 
 

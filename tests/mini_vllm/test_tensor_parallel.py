@@ -142,3 +142,16 @@ def test_a_host_that_is_lost_ends_the_other(tiny_model: TinyModel, tmp_path: Pat
     assert (here, there) == (1, 1)
     assert "rank 0 of 2 has lost another rank, and the model is whole only with all" in said_here
     assert "SIGKILL" in said_there
+
+
+def test_one_job_serves_one_model(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """The other ranks follow the first; of a second they would run the first's layers."""
+    folder, _ = tiny_model("llama")
+    script = tmp_path / "twice.py"
+    script.write_text(
+        "import sys\nfrom mini_vllm import LLM\n"
+        "try:\n    first, second = LLM(sys.argv[1]), LLM(sys.argv[1])\nexcept ValueError as error:\n    sys.exit(str(error))\n"
+    )
+    job = torchrun("--standalone", "--nproc-per-node", "2", script, folder)
+    assert job.returncode == 1
+    assert "these 2 ranks serve a model already, and the others follow that one; start a job for each model" in job.stderr
