@@ -59,7 +59,7 @@ def tokenized(folder: Path, texts: Sequence[Path]) -> list[int]:
 
 def measure(folder: Path, tokens: Sequence[int], quantization: str | dict[str, Any] | None) -> Measured:
     """The perplexity of a text of at least two tokens, in windows of WINDOW."""
-    engine, _ = build_engine(folder, dtype="float32", quantization=quantization)
+    engine, *_ = build_engine(folder, dtype="float32", quantization=quantization)
     model = engine.runner.model
     windows = [torch.tensor(tokens[start : start + WINDOW]) for start in range(0, len(tokens), WINDOW)]
     with torch.inference_mode():
