@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -55,18 +56,30 @@ class Watch:
         return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self.before
 
 
-def copy(folder: Path) -> Loaded:
-    """The bytes of all files, by read(2), into memory of the kind that parameters are made of."""
-    import torch
-
+def copy(folder: Path, empty: Callable[[int], Any]) -> Loaded:
+    """The bytes of all files, by read(2), into memory that ``empty`` gives."""
     watch, kept = Watch(), []
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
-            kept.append(torch.empty(path.stat().st_size, dtype=torch.uint8))
-            read, into = 0, memoryview(kept[-1].numpy())
+            kept.append(empty(path.stat().st_size))
+            read, into = 0, memoryview(kept[-1])
             while read < len(into):
                 read += file.readinto(into[read:])
     return watch.read()
+
+
+def copy_to_small_pages(folder: Path) -> Loaded:
+    """Into torch's memory, as parameters are."""
+    import torch
+
+    return copy(folder, lambda size: torch.empty(size, dtype=torch.uint8).numpy())
+
+
+def copy_to_large_pages(folder: Path) -> Loaded:
+    """Into numpy's memory, which asks the system for large pages."""
+    import numpy as np
+
+    return copy(folder, lambda size: np.empty(size, np.uint8))
 
 
 def mini_vllm(folder: Path) -> Loaded:
@@ -114,8 +127,11 @@ def transformers(folder: Path) -> Loaded:
     return watch.read()
 
 
-COPY, OURS, THEIRS = "a plain copy", "mini_vllm", "vLLM"
-LOADERS = {COPY: copy, OURS: mini_vllm, THEIRS: vllm, "transformers": transformers}
+COPIES = {"copy, small pages": copy_to_small_pages, "copy, large pages": copy_to_large_pages}
+"""A plain copy; the bar is against whichever is faster."""
+
+OURS, THEIRS = "mini_vllm", "vLLM"
+LOADERS = COPIES | {OURS: mini_vllm, THEIRS: vllm, "transformers": transformers}
 
 
 def write_dummy(folder: Path) -> Loaded:
@@ -162,13 +178,13 @@ def compare(title: str, folder: Path, rounds: int) -> bool:
     for name, all_ in found.items():
         least, most = min(one[0] for one in all_), max(one[0] for one in all_)
         print(
-            f"{name:14}{seconds[name]:8.3f} s ({least:.3f}..{most:.3f})  {total / seconds[name] / 1e9:6.2f} GB/s"
+            f"{name:18}{seconds[name]:8.3f} s ({least:.3f}..{most:.3f})  {total / seconds[name] / 1e9:6.2f} GB/s"
             f"  grew by {max(one[1] for one in all_) / 1e9:5.2f} GB"
         )
-    copied, against_vllm = seconds[COPY] / seconds[OURS], seconds[THEIRS] / seconds[OURS]
+    copied, against_vllm = min(seconds[name] for name in COPIES) / seconds[OURS], seconds[THEIRS] / seconds[OURS]
     growth, allowed = max(one[1] for one in found[OURS]), total + max(sizes)
     bars = {
-        f"mini_vllm's rate / the copy's      {copied:6.2f}   bar: at least {BAR_COPY}": copied >= BAR_COPY,
+        f"mini_vllm's rate / the faster copy's {copied:6.2f}   bar: at least {BAR_COPY}": copied >= BAR_COPY,
         f"mini_vllm's rate / vLLM's          {against_vllm:6.2f}   bar: at least {BAR_VLLM}": against_vllm >= BAR_VLLM,
         f"grew by, GB                        {growth / 1e9:6.2f}   bar: at most {allowed / 1e9:.2f}, the weights and the largest "
         "file": growth <= allowed,

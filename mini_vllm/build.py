@@ -67,6 +67,8 @@ def build_engine(
         **sizes,
     )
     quantization_config = _quantization(quantization, config)
+    if quantization_config and device != "cpu":
+        raise ValueError(f"quantization is {quantization_config} and device is {device!r}; take one or the other")
     with default_dtype(_dtype(dtype, config)), _device(device), tp_group(tp):
         served = build_model(config, Checkpoint(folder))
     if issubclass(type(served), nn.Module):
@@ -77,7 +79,7 @@ def build_engine(
     if tp.rank:
         try:
             follow(served, tp, KVCache(engine_config.num_blocks, engine_config.block_size))
-        except RankLostError as error:
+        except (RankLostError, CheckpointError) as error:
             raise SystemExit(str(error)) from None
         raise SystemExit(0)
     lora_manager = LoRAManager(served, tp)

@@ -283,3 +283,10 @@ def test_perplexity_stays_within_the_bars(smollm2: Path) -> None:
     assert plain != int8 != int4
     assert int8 / plain <= 1.005
     assert int4 / plain <= 1.05
+
+
+def test_quantized_weights_on_a_gpu_are_refused(tiny_model: Callable[..., tuple[Path, Any]]) -> None:
+    """They would be served as they are, and nobody told."""
+    folder, _ = tiny_model("llama")
+    with pytest.raises(ValueError, match="quantization is int8 and device is 'cuda'; take one or the other"):
+        LLM(folder, device="cuda", quantization="int8")
