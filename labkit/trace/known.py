@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from labkit.trace.records import Shape, TraceError
+from labkit.headers import HeaderError, Shape, StoredTensor, read_checkpoint, weight_files
+from labkit.trace.records import TraceError
 
 KNOWN = Path(__file__).resolve().parent.parent / "known"
 """A folder for each model that can be traced by name, with its config.json."""
 
-ARCHITECTURE = "LlamaForCausalLM"
-"""The architecture that is traced."""
+FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""The architectures whose checkpoint follows from config.json; any other is traced from the headers of its files."""
 
 VOCAB_PADDING = 64
 """vLLM rounds the vocabulary up to a multiple of this (vllm/model_executor/layers/vocab_parallel_embedding.py:36)."""
+
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 
@@ -36,6 +37,7 @@ class Model:
         directory: where its config.json is.
         config: what config.json says.
         files: its safetensors files; none when there are only shapes to trace.
+        stored: every tensor as the files hold it; of a name in two files, the later.
         shapes: every checkpoint tensor's shape, read from the files' headers, or implied by the config where there are none.
     """
 
@@ -43,20 +45,30 @@ class Model:
     directory: Path
     config: Mapping[str, Any]
     files: tuple[Path, ...]
+    stored: Mapping[str, StoredTensor]
     shapes: Mapping[str, Shape]
+
+    @property
+    def architecture(self) -> str:
+        """The class that config.json asks for."""
+        return str(self.config["architectures"][0])
 
 
 def resolve(model: str | Path) -> Model:
     """The model that a known name or a directory with config.json stands for.
 
     Raises:
-        TraceError: neither of the two, another architecture, a quantized checkpoint, a file that is missing or cut off.
+        TraceError: neither of the two, an architecture whose tensors are not known and not there, a file that cannot be read.
     """
     directory = KNOWN / model if str(model) in known_names() else Path(model).expanduser()
     config = _read_config(directory)
-    files = _weight_files(directory)
-    shapes = stored_shapes(files) if files else implied_shapes(config)
-    return Model(str(model), directory, config, files, shapes)
+    try:
+        files = tuple(weight_files(directory))
+        stored = read_checkpoint(directory) if files else {}
+    except HeaderError as error:
+        raise TraceError(str(error)) from error
+    shapes = {name: tensor.shape for name, tensor in stored.items()} if files else _known_shapes(directory, config)
+    return Model(str(model), directory, config, files, stored, shapes)
 
 
 def known_names() -> list[str]:
@@ -75,48 +87,26 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise TraceError(f"{path} is not JSON ({error}); fetch it again") from error
     if not isinstance(config, dict):
         raise TraceError(f"{path} holds no JSON object; fetch it again")
-    architectures = config.get("architectures") or ["no architecture"]
-    if ARCHITECTURE not in architectures:
-        raise TraceError(f"{path} names {architectures[0]}; the architecture traced here is {ARCHITECTURE}")
-    if "quantization_config" in config:
-        raise TraceError(f"{path} describes a quantized checkpoint, whose parameters are packed; trace the unquantized one")
-    missing = [key for key in _SIZES if not isinstance(config.get(key), int)]
-    if missing:
-        raise TraceError(f"{path} does not say {', '.join(missing)}; a {ARCHITECTURE} needs a whole number for each")
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        raise TraceError(f'{path} names no architecture; vLLM finds its class by "architectures": ["{FAMILY[0]}"]')
     return config
 
 
-def _weight_files(directory: Path) -> tuple[Path, ...]:
-    """The safetensors files of a directory: those its index names, or all there are."""
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        return tuple(sorted(directory.glob("*.safetensors")))
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TraceError(f"{index} has no weight_map that can be read ({error!r}); fetch it again") from error
-    for name in names:
-        if not (directory / name).is_file():
-            raise TraceError(f"{index} names {name}, and there is no such file beside it; fetch the checkpoint again")
-    return tuple(directory / name for name in names)
-
-
-def stored_shapes(files: tuple[Path, ...]) -> dict[str, Shape]:
-    """The shape of every tensor in these safetensors files, from their headers.
-
-    Raises:
-        TraceError: a file is cut off or is no safetensors file.
-    """
-    shapes: dict[str, Shape] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise TraceError(
-                f"{file} ({file.stat().st_size:,} bytes) is cut off or is no safetensors file ({error}); fetch it again"
-            ) from error
-    return shapes
+def _known_shapes(directory: Path, config: Mapping[str, Any]) -> dict[str, Shape]:
+    """What a checkpoint of this config holds, where there is none to look into."""
+    path, architecture = directory / "config.json", config["architectures"][0]
+    if architecture not in FAMILY:
+        raise TraceError(
+            f"{path} names {architecture}, and there is no safetensors file beside it; "
+            f"from config.json alone, traced are {', '.join(FAMILY)}"
+        )
+    if "quantization_config" in config:
+        raise TraceError(f"{path} describes a quantized checkpoint, whose tensors do not follow from it; put its files beside it")
+    missing = [key for key in _SIZES if type(config.get(key)) is not int or config[key] < 1]
+    if missing:
+        raise TraceError(f"{path} does not say {', '.join(missing)}; a {architecture} needs a whole number for each")
+    return implied_shapes(config)
 
 
 def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -139,11 +129,23 @@ def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
         "mlp.down_proj": (hidden, intermediate),
     }
 
+    architecture = config["architectures"][0]
+
+    def has_bias(name: str) -> bool:
+        if architecture == "Qwen2ForCausalLM":
+            return name in QKV
+        if architecture == "Qwen3ForCausalLM":
+            return name in QKV and bool(config.get("attention_bias"))
+        return bool(config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias"))
+
     def layer() -> Iterator[tuple[str, Shape]]:
         for name, shape in linears.items():
             yield f"{name}.weight", shape
-            if config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias"):
+            if has_bias(name):
                 yield f"{name}.bias", shape[:1]
+        if architecture == "Qwen3ForCausalLM":
+            yield "self_attn.q_norm.weight", (head_size,)
+            yield "self_attn.k_norm.weight", (head_size,)
         yield "input_layernorm.weight", (hidden,)
         yield "post_attention_layernorm.weight", (hidden,)
 
@@ -182,6 +184,8 @@ def _obstacle(config: Mapping[str, Any], tp_size: int) -> str | None:
     """Why the model cannot be split over ``tp_size`` ranks, or None."""
     if tp_size < 1:
         return f"TP {tp_size} is not a number of ranks"
+    if not all(type(config.get(key)) is int for key in _SIZES):
+        return None  # another architecture's words; vLLM says itself what does not fit
     heads, kv_heads = head_counts(config)
     padded = -(-config["vocab_size"] // VOCAB_PADDING) * VOCAB_PADDING
     parts = {"query heads": heads, "intermediate rows": config["intermediate_size"], "padded vocabulary rows": padded}

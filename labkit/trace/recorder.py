@@ -28,8 +28,11 @@ class Copy:
     shard: str | int | None
 
 
+FILLS = (torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor, torch.ops.aten.zero_.default)
+
+
 class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the base class has no annotations
-    """Active as a context manager; ``copies`` grows while the load runs inside it.
+    """Active as a context manager; ``copies`` grows while the load runs inside it, and ``fills``: parts filled with a number.
 
     Args:
         parameters: name -> parameter, contiguous.
@@ -38,6 +41,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.copies: list[Copy] = []
+        self.fills: list[tuple[str, tuple[Span, ...]]] = []
         self.parameters = dict(parameters)
         self.tensors: dict[str, Tensor] = {}  # kept alive: a freed storage would be reused, and taken for another tensor's
         self._owners = {parameter.untyped_storage(): name for name, parameter in self.parameters.items()}
@@ -54,6 +58,8 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is torch.ops.aten.copy_.default:
             self._record(args[0], args[1])
+        elif func in FILLS and (parameter := self._owners.get(args[0].untyped_storage())) and args[0].numel():
+            self.fills.append((parameter, span_of(args[0], self.parameters[parameter])))
         return func(*args, **(kwargs or {}))
 
     def _record(self, written: Tensor, read: Tensor) -> None:
@@ -70,23 +76,31 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
         tensor = self.tensors[name]
         self.copies.append(Copy(name, parameter, destination, span_of(read, tensor), getattr(tensor, "shard_id", None)))
 
-    def check_values(self) -> None:
+    def check_values(self) -> list[str]:
         """Sees that each parameter now holds what its records say, to the bit; parts that were written again later are left out.
+
+        Returns:
+            The tensors of which values were changed by the conversion to the parameter's element type.
 
         Raises:
             TraceError: naming the first record that does not hold.
         """
+        rounded = []
         for number, copy in enumerate(self.copies):
             if any(_overlap(copy, later) for later in self.copies[number + 1 :]):
                 continue
             parameter = self.parameters[copy.parameter]
             held = parameter[_index(copy.destination)]
-            expected = self.tensors[copy.tensor][_index(copy.source)].to(parameter)
+            stored = self.tensors[copy.tensor][_index(copy.source)]
+            expected = stored.to(parameter)
             if not torch.equal(_bits(held), _bits(expected)):
                 raise TraceError(
                     f"{copy.parameter} does not hold {copy.tensor}: its part {list(copy.destination)} differs from "
                     f"the tensor's part {list(copy.source)}; the load changed the values after copying them"
                 )
+            if stored.dtype != parameter.dtype and not torch.equal(_bits(expected.to(stored)), _bits(stored)):
+                rounded.append(copy.tensor)
+        return rounded
 
 
 def span_of(view: Tensor, base: Tensor) -> tuple[Span, ...]:

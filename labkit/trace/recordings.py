@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from labkit.headers import Shape
 from labkit.trace import Trace, trace_load
 from labkit.trace.known import KNOWN, implied_shapes
-from labkit.trace.records import Shape
 
 
 def _known(name: str, **changes: object) -> dict[str, Any]:

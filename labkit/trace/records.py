@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-Shape = tuple[int, ...]
+from labkit.headers import Shape
+
 Span = tuple[int, int]
 """Half-open: [start, stop)."""
 
@@ -32,15 +33,16 @@ class MappingRow:
     Attributes:
         from_: the part of a checkpoint name that is replaced, ``.q_proj``.
         to: what replaces it, ``.qkv_proj``.
-        shard: which part of the fused parameter the tensor fills: ``q``, ``k``, ``v``, or 0 (gate), 1 (up).
+        shard: which part of the fused parameter the tensor fills: ``q``, ``k``, ``v``, or 0 (gate), 1 (up); None where the row
+            only renames.
     """
 
     from_: str
     to: str
-    shard: str | int
+    shard: str | int | None
 
     def __str__(self) -> str:
-        return f"{self.from_} -> {self.to}, shard {self.shard}"
+        return f"{self.from_} -> {self.to}" + ("" if self.shard is None else f", shard {self.shard}")
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,13 @@ class Record:
     Attributes:
         tensor: the checkpoint tensor's name.
         shape: its shape.
+        dtype: the element type it is stored in, in safetensors' words, ``BF16``; None when there are only shapes.
+        file: the file that holds it; None when there are only shapes.
+        bytes: where in that file its data lies, [start, stop); None when there are only shapes.
         mapping: the mapping row that renamed it; None when it keeps its name.
         parameter: the parameter it was copied into.
         parameter_shape: that parameter's shape on this rank.
+        parameter_dtype: its element type, in torch's words, ``bfloat16``.
         destination: the part of the parameter that was written, one span per dimension.
         source: the part of the checkpoint tensor that was read, one span per dimension.
         tp_rank: the tensor-parallel rank that loaded, 0 to tp_size - 1.
@@ -61,9 +67,13 @@ class Record:
 
     tensor: str
     shape: Shape
+    dtype: str | None
+    file: str | None
+    bytes: Span | None
     mapping: MappingRow | None
     parameter: str
     parameter_shape: Shape
+    parameter_dtype: str
     destination: tuple[Span, ...]
     source: tuple[Span, ...]
     tp_rank: int
@@ -75,9 +85,13 @@ class Record:
         return {
             "tensor": self.tensor,
             "shape": list(self.shape),
+            "dtype": self.dtype,
+            "file": self.file,
+            "bytes": self.bytes and list(self.bytes),
             "mapping": row and {"from": row.from_, "to": row.to, "shard": row.shard},
             "parameter": self.parameter,
             "parameter_shape": list(self.parameter_shape),
+            "parameter_dtype": self.parameter_dtype,
             "destination": [list(span) for span in self.destination],
             "source": [list(span) for span in self.source],
             "tp_rank": self.tp_rank,
@@ -87,18 +101,37 @@ class Record:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Record:
         """The record that ``as_dict`` wrote."""
-        row = data["mapping"]
+        name, row = data["tensor"], data["mapping"]
         return cls(
-            tensor=data["tensor"],
+            tensor=name,
             shape=tuple(data["shape"]),
+            dtype=data["dtype"],
+            file=data["file"],
+            bytes=data["bytes"] and (data["bytes"][0], data["bytes"][1]),
             mapping=row and MappingRow(row["from"], row["to"], row["shard"]),
             parameter=data["parameter"],
             parameter_shape=tuple(data["parameter_shape"]),
-            destination=tuple((start, stop) for start, stop in data["destination"]),
-            source=tuple((start, stop) for start, stop in data["source"]),
+            parameter_dtype=data["parameter_dtype"],
+            destination=_spans(data["destination"]),
+            source=_spans(data["source"]),
             tp_rank=data["tp_rank"],
             tp_size=data["tp_size"],
         )
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A part of a parameter that the load filled with a number instead of a checkpoint's values: a vocabulary's padding.
+
+    Attributes:
+        parameter: the parameter.
+        destination: the part, one span per dimension.
+        tp_rank: the rank that loaded.
+    """
+
+    parameter: str
+    destination: tuple[Span, ...]
+    tp_rank: int
 
 
 @dataclass(frozen=True)
@@ -113,6 +146,9 @@ class Trace:
         records: the copies in the order in which they were made, rank after rank.
         checkpoint_shapes: every tensor of the checkpoint, read or not.
         parameter_shapes: every parameter of the model on one rank, written or not; the same on every rank.
+        fills: the parts of parameters that the load filled without a checkpoint tensor.
+        rounded: checkpoint tensors of which values were changed by being converted to the parameter's element type.
+        repacked: parameters that vLLM replaces once they are loaded, each with what it makes of them, in words.
     """
 
     vllm: str
@@ -122,6 +158,9 @@ class Trace:
     records: tuple[Record, ...]
     checkpoint_shapes: Mapping[str, Shape]
     parameter_shapes: Mapping[str, Shape]
+    fills: tuple[Fill, ...] = ()
+    rounded: tuple[str, ...] = ()
+    repacked: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The file form: an object, one record and one shape on a line."""
@@ -135,6 +174,9 @@ class Trace:
                     f'"records": [\n{records}\n]',
                     f'"checkpoint_shapes": {_lines(self.checkpoint_shapes)}',
                     f'"parameter_shapes": {_lines(self.parameter_shapes)}',
+                    f'"fills": {json.dumps([asdict(fill) for fill in self.fills])}',
+                    f'"rounded": {json.dumps(self.rounded)}',
+                    f'"repacked": {json.dumps(self.repacked)}',
                 ]
             )
             + "\n}\n"
@@ -157,6 +199,9 @@ class Trace:
                 records=tuple(Record.from_dict(record) for record in data["records"]),
                 checkpoint_shapes={name: tuple(shape) for name, shape in data["checkpoint_shapes"].items()},
                 parameter_shapes={name: tuple(shape) for name, shape in data["parameter_shapes"].items()},
+                fills=tuple(Fill(fill["parameter"], _spans(fill["destination"]), fill["tp_rank"]) for fill in data["fills"]),
+                rounded=tuple(data["rounded"]),
+                repacked=dict(data["repacked"]),
             )
         except KeyError as error:
             raise TraceError(
@@ -199,3 +244,7 @@ class Trace:
 
 def _lines(shapes: Mapping[str, Shape]) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(list(shape))}" for name, shape in shapes.items()) + "\n}"
+
+
+def _spans(data: Iterable[Iterable[int]]) -> tuple[Span, ...]:
+    return tuple((start, stop) for start, stop in data)

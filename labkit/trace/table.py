@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from labkit.trace.records import Record, Shape, Span, Trace
+from labkit.headers import Shape
+from labkit.trace.records import Record, Span, Trace
 
 
 def show(trace: Trace, console: Console | None = None) -> None:

@@ -72,10 +72,12 @@ def test_a_config_that_cannot_be_used(tmp_path: Path) -> None:
     assert "is not JSON" in refusal(write(tmp_path, "{"))
     assert "holds no JSON object" in refusal(write(tmp_path, "[1]"))
     said = refusal(write(tmp_path, TINY | {"architectures": ["MixtralForCausalLM"]}))
-    assert said.endswith("names MixtralForCausalLM; the architecture traced here is LlamaForCausalLM")
+    assert (
+        "names MixtralForCausalLM, and there is no safetensors file beside it; from config.json alone, traced are Llama" in said
+    )
     assert "names no architecture" in refusal(write(tmp_path, {}))
     assert "does not say vocab_size" in refusal(write(tmp_path, TINY | {"vocab_size": "many"}))
-    assert "quantized" in refusal(write(tmp_path, TINY | {"quantization_config": {"quant_method": "fp8"}}))
+    assert "describes a quantized checkpoint" in refusal(write(tmp_path, TINY | {"quantization_config": {"quant_method": "fp8"}}))
 
 
 def test_a_missing_file_that_the_index_names(tmp_path: Path) -> None:
@@ -84,6 +86,10 @@ def test_a_missing_file_that_the_index_names(tmp_path: Path) -> None:
     assert "names model-00002-of-00002.safetensors, and there is no such file beside it; fetch" in refusal(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
     assert "has no weight_map that can be read" in refusal(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model.safetensors"}}')
+    assert "names '../model.safetensors', which is no file name in its own folder; nothing outside it is read" in refusal(
+        tmp_path
+    )
 
 
 @pytest.mark.parametrize("left", [100, 20, 0])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.trace import FIVE, MappingRow, Record, Trace, TraceError, select
+from labkit.trace.records import Fill
 
 CAPTURED = Path(__file__).parents[2] / "labs" / "lab-02-trace-weight-loading" / "captured"
 
@@ -18,11 +19,32 @@ SPANS = st.lists(st.tuples(st.integers(0, 9), st.integers(10, 20)), min_size=1, 
 SHAPES = st.lists(st.integers(1, 200000), min_size=1, max_size=2).map(tuple)
 MAPPINGS = st.none() | st.builds(MappingRow, st.text(), st.text(), st.sampled_from(["q", "k", "v", 0, 1]))
 RECORDS = st.builds(
-    Record, st.text(), SHAPES, MAPPINGS, st.text(), SHAPES, SPANS, SPANS, tp_rank=st.integers(0, 7), tp_size=st.integers(1, 8)
+    Record,
+    tensor=st.text(),
+    shape=SHAPES,
+    dtype=st.none() | st.sampled_from(["BF16", "F32"]),
+    file=st.none() | st.text(),
+    bytes=st.none() | st.tuples(st.integers(0, 9), st.integers(10, 20)),
+    mapping=MAPPINGS,
+    parameter=st.text(),
+    parameter_shape=SHAPES,
+    parameter_dtype=st.text(),
+    destination=SPANS,
+    source=SPANS,
+    tp_rank=st.integers(0, 7),
+    tp_size=st.integers(1, 8),
 )
+FILLS = st.builds(Fill, st.text(), SPANS, st.integers(0, 7))
 SHAPES_BY_NAME = st.dictionaries(st.text(), SHAPES, max_size=3)
 TRACES = st.builds(
-    Trace, st.text(), st.text(), st.text(), st.text(), st.lists(RECORDS, max_size=3).map(tuple), SHAPES_BY_NAME, SHAPES_BY_NAME
+    Trace,
+    *[st.text()] * 4,
+    st.lists(RECORDS, max_size=3).map(tuple),
+    SHAPES_BY_NAME,
+    SHAPES_BY_NAME,
+    fills=st.lists(FILLS, max_size=2).map(tuple),
+    rounded=st.lists(st.text(), max_size=2).map(tuple),
+    repacked=st.dictionaries(st.text(), st.text(), max_size=2),
 )
 
 
@@ -34,14 +56,20 @@ def test_json_brings_back_the_same_trace(trace: Trace) -> None:
 def test_the_file_form_is_the_documented_one_with_a_record_on_a_line() -> None:
     text = (CAPTURED / "llama-3-8b-tp2.json").read_text()
     data = json.loads(text)
-    assert list(data) == ["vllm", "torch", "device", "model", "records", "checkpoint_shapes", "parameter_shapes"]
+    assert list(data) == [
+        *["vllm", "torch", "device", "model", "records", "checkpoint_shapes", "parameter_shapes", "fills", "rounded", "repacked"]
+    ]
     k_proj = next(r for r in data["records"] if r["tensor"] == "model.layers.0.self_attn.k_proj.weight" and r["tp_rank"] == 1)
     assert k_proj == {
         "tensor": "model.layers.0.self_attn.k_proj.weight",
         "shape": [1024, 4096],
+        "dtype": None,
+        "file": None,
+        "bytes": None,
         "mapping": {"from": ".k_proj", "to": ".qkv_proj", "shard": "k"},
         "parameter": "model.layers.0.self_attn.qkv_proj.weight",
         "parameter_shape": [3072, 4096],
+        "parameter_dtype": "bfloat16",
         "destination": [[2048, 2560], [0, 4096]],
         "source": [[512, 1024], [0, 4096]],
         "tp_rank": 1,
@@ -66,7 +94,7 @@ def test_every_recording_is_complete_and_names_no_folder_of_a_machine(path: Path
         ("{", "no trace"),
         ("[]", "no trace"),
         ('{"vllm": "1"}', "'torch' is missing"),
-        ('{"vllm": "1", "torch": "2", "device": "meta", "model": "m", "records": [{}]}', "'mapping' is missing"),
+        ('{"vllm": "1", "torch": "2", "device": "meta", "model": "m", "records": [{}]}', "'tensor' is missing"),
     ],
 )
 def test_what_is_no_trace_is_refused_in_a_sentence(tmp_path: Path, text: str, said: str) -> None:

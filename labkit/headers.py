@@ -1,0 +1,161 @@
+"""What a checkpoint holds, from the headers of its safetensors files alone: names, shapes, types, and where the bytes lie.
+
+    0        8              8 + N                                                  size of the file
+    |  N     |  JSON header |  data: every tensor at its data_offsets, no gap        |
+
+No byte of data is read, so 16 GB take as long as 16 MB. The format: github.com/huggingface/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+Shape = tuple[int, ...]
+
+MAX_HEADER = 100_000_000
+"""Bytes; the safetensors library refuses longer headers, and so do we."""
+
+BITS = {
+    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
+    **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16},
+    **{"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
+}
+"""Bits of an element, by the names that the format gives to element types."""
+
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class HeaderError(Exception):
+    """A checkpoint's headers cannot be read; the message is a sentence with the file, the numbers and what to do."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as a safetensors file holds it.
+
+    Attributes:
+        file: the file.
+        dtype: its element type in the format's words, ``BF16``.
+        shape: its shape.
+        bytes: where its data lies in the file, [start, stop), counted from the file's beginning.
+    """
+
+    file: Path
+    dtype: str
+    shape: Shape
+    bytes: tuple[int, int]
+
+
+def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a directory, of the files that its index names or of all it has; or of a single file.
+
+    A name that stands in two files is given as the later file holds it, which is the one that vLLM keeps.
+
+    Raises:
+        HeaderError: nothing there to read, pickled files, an index that names what is not there or lies outside, a broken header.
+    """
+    files = [path] if path.is_file() else weight_files(path)
+    if not files:
+        raise HeaderError(f"there is no safetensors file in {path}{_pickled(path)}; fetch one that has")
+    return {name: tensor for file in files for name, tensor in read_header(file).items()}
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a directory: those its index names, or all there are.
+
+    Raises:
+        HeaderError: the index cannot be read, names a file that is not there, or one outside the directory.
+    """
+    index = directory / INDEX
+    if not index.is_file():
+        return sorted(directory.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HeaderError(f"{index} has no weight_map that can be read ({error!r:.200}); fetch it again") from error
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
+            raise HeaderError(f"{index} names {name!r}, which is no file name in its own folder; nothing outside it is read")
+        if not (directory / name).is_file():
+            raise HeaderError(f"{index} names {name}, and there is no such file beside it; fetch the checkpoint again")
+    return [directory / name for name in names]
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file, in the order in which the header has them.
+
+    Raises:
+        HeaderError: a pickle, no safetensors file, a header of an absurd length, one that does not agree with itself or with the
+            file's size.
+    """
+    if file.suffix in PICKLES:
+        raise HeaderError(f"{file} is a pickle, and reading one runs the code in it; convert it to safetensors first")
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise HeaderError(f"{_broken(file, size)}: its header alone would take {8 + length:,}; fetch it again")
+            if length > MAX_HEADER:
+                raise HeaderError(f"{_broken(file, size)}: a header of {length:,} bytes is over the limit of {MAX_HEADER:,}")
+            header = json.loads(opened.read(length))
+    except OSError as error:
+        raise HeaderError(f"{file} cannot be read: {error.strerror}; look at its permissions, or fetch it again") from error
+    except (ValueError, RecursionError) as error:
+        raise HeaderError(f"{_broken(file, size)}: its header is not JSON ({error}); fetch it again") from error
+    if not isinstance(header, dict):
+        raise HeaderError(f"{_broken(file, size)}: its header holds no JSON object; fetch it again")
+    tensors = {name: _stored(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
+    _check_layout(file, size, 8 + length, tensors)
+    return tensors
+
+
+def _stored(file: Path, name: str, entry: Any, data: int) -> StoredTensor:
+    """One entry of a header, whose data begins at byte ``data``."""
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        numbers = (*shape, start, stop)
+        sound = dtype in BITS and all(type(number) is int and number >= 0 for number in numbers)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise HeaderError(
+            f"{file}: the header's entry for {name!r} is not one of safetensors ({entry!r:.200}); fetch the file again"
+        )
+    if prod(shape) * BITS[dtype] != (stop - start) * 8:
+        raise HeaderError(
+            f"{file}: {name} is {dtype} of shape {shape}, {prod(shape) * BITS[dtype] // 8:,} bytes, and its data_offsets "
+            f"{start:,} to {stop:,} hold {stop - start:,}; fetch the file again"
+        )
+    return StoredTensor(file, dtype, shape, (data + start, data + stop))
+
+
+def _check_layout(file: Path, size: int, data: int, tensors: Mapping[str, StoredTensor]) -> None:
+    """Sees that the tensors lie one behind the other, from the header's end to the file's."""
+    end = data
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].bytes):
+        if tensor.bytes[0] != end:
+            raise HeaderError(
+                f"{file}: {name} begins at byte {tensor.bytes[0]:,}, and what is before it ends at {end:,}; fetch the file again"
+            )
+        end = tensor.bytes[1]
+    if end != size:
+        raise HeaderError(f"{_broken(file, size)}: its header promises {end:,} bytes; fetch it again")
+
+
+def _broken(file: Path, size: int) -> str:
+    return f"{file} ({size:,} bytes) is cut off or is no safetensors file"
+
+
+def _pickled(directory: Path) -> str:
+    """A remark on the pickles of a directory, if there are any."""
+    if not directory.is_dir():
+        return ", and no such directory either"
+    found = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
+    return f", only {found[0]}, a pickle: reading one runs the code in it" if found else ""
