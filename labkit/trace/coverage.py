@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from labkit.headers import Shape
-from labkit.trace.records import Span, Trace
+from labkit.trace.records import Span, Trace, in_words
 
 Box = tuple[Span, ...]
 """A rectangle of a tensor, one span per dimension."""
 
-LEFT_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
-"""Ends of names that a checkpoint may hold and no load reads: they are computed."""
+LEFT_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".g_idx")
+"""Ends of names that a checkpoint may hold and no load need read: rope is computed, and GPTQ's order of groups has a parameter
+where the groups are out of order, and else says nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Finding:
     tp_rank: int | None = None
 
     def __str__(self) -> str:
-        part, whole = written(self.part, self.shape), "x".join(map(str, self.shape))
+        part, whole = in_words(self.part, self.shape), "x".join(map(str, self.shape))
         said = {
             "missing": f"missing: {part} of {self.name} ({whole}) were never written on rank {self.tp_rank}",
             "twice": f"twice: {part} of {self.name} ({whole}) were written more than once on rank {self.tp_rank}",
@@ -95,13 +96,6 @@ def without(box: Box, others: Iterable[Box]) -> list[Box]:
     for other in others:
         left = [piece for each in left for piece in _minus(each, other)]
     return _joined(left)
-
-
-def written(part: Box, shape: Shape) -> str:
-    """A part in words: ``rows 512:1024``, ``columns 0:7168``, or ``all`` of it."""
-    words = ("rows", "columns", *(f"axis {axis}" for axis in range(2, len(shape))))
-    cut = [axis for axis, (span, size) in enumerate(zip(part, shape, strict=True)) if span != (0, size)]
-    return ", ".join(f"{words[axis]} {part[axis][0]}:{part[axis][1]}" for axis in cut) or "all rows"
 
 
 def _minus(box: Box, other: Box) -> list[Box]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ from labkit.headers import Shape
 
 Span = tuple[int, int]
 """Half-open: [start, stop)."""
+
+
+def in_words(part: tuple[Span, ...], shape: Shape) -> str:
+    """A part of a tensor of this shape: ``rows 512:1024``, or ``columns 0:7168`` where only they are cut."""
+    words = ("rows", "columns", *(f"axis {axis}" for axis in range(2, len(shape))))
+    cut = [axis for axis, (span, size) in enumerate(zip(part, shape, strict=True)) if span != (0, size)]
+    return ", ".join(f"{words[axis]} {part[axis][0]}:{part[axis][1]}" for axis in cut or range(min(1, len(shape)))) or "the value"
 
 
 class TraceError(Exception):
@@ -161,6 +168,11 @@ class Trace:
     fills: tuple[Fill, ...] = ()
     rounded: tuple[str, ...] = ()
     repacked: Mapping[str, str] = field(default_factory=dict)
+
+    def of_rank(self, tp_rank: int) -> Trace:
+        """The part of the trace that concerns one rank."""
+        records = tuple(record for record in self.records if record.tp_rank == tp_rank)
+        return replace(self, records=records, fills=tuple(fill for fill in self.fills if fill.tp_rank == tp_rank))
 
     def to_json(self) -> str:
         """The file form: an object, one record and one shape on a line."""

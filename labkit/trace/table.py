@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from itertools import groupby
 
 from rich import box
@@ -11,7 +11,8 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from labkit.headers import Shape
-from labkit.trace.records import Record, Span, Trace
+from labkit.trace.coverage import verify
+from labkit.trace.records import Record, Trace, in_words
 
 
 def show(trace: Trace, console: Console | None = None) -> None:
@@ -35,6 +36,39 @@ def show(trace: Trace, console: Console | None = None) -> None:
     for name, shape in trace.checkpoint_shapes.items():
         if name not in read:
             console.print(f"\nnot read by vLLM: {name} {_shape(shape)}", markup=False, soft_wrap=True)
+    shown = {name: what for name, what in trace.repacked.items() if name in trace.parameter_shapes}
+    if shown:
+        console.print("\nonce loaded, vLLM makes something else of these parameters before it serves:", soft_wrap=True)
+    for name, what in shown.items():
+        console.print(f"  {name}: {what}", markup=False, soft_wrap=True)
+    if "" in trace.repacked:
+        console.print(f"\n{trace.repacked['']}", markup=False, soft_wrap=True)
+
+
+def show_verdict(trace: Trace, console: Console) -> bool:
+    """Prints whether the load was whole, or everything that is wrong with it; True if it was.
+
+    Args:
+        trace: the load on all ranks.
+    """
+    findings = verify(trace)
+    console.print()
+    for finding in findings:
+        console.print(str(finding), markup=False, soft_wrap=True)
+    if findings:
+        console.print(f"NOT WHOLE: {_count(findings, 'part')} of this load went wrong")
+        return False
+    ranks = _count({record.tp_rank for record in trace.records}, "rank")
+    console.print(
+        f"whole: every row of {_count(trace.parameter_shapes, 'parameter')} on {ranks} was written once;", soft_wrap=True
+    )
+    console.print(f"       every row of {_count(trace.checkpoint_shapes, 'checkpoint tensor')} was read.")
+    console.print("Swapped or permuted rows have the right shapes: no such check sees them.")
+    return True
+
+
+def _count(things: Sized, what: str) -> str:
+    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
 def _held(device: str) -> str:
@@ -50,8 +84,8 @@ def _wide(records: Iterable[Record], title: str) -> Table:
             _mapping(record),
             record.parameter,
             _shape(record.parameter_shape),
-            _part(record.destination, record.parameter_shape),
-            _part(record.source, record.shape),
+            in_words(record.destination, record.parameter_shape),
+            in_words(record.source, record.shape),
         )
     return table
 
@@ -62,7 +96,7 @@ def _narrow(records: Iterable[Record], title: str) -> Table:
         table.add_row(
             f"{record.tensor}\n  {_mapping(record)}\n{record.parameter}",
             f"{_shape(record.shape)}\n\n{_shape(record.parameter_shape)}",
-            f"{_part(record.source, record.shape)}\n\n{_part(record.destination, record.parameter_shape)}",
+            f"{in_words(record.source, record.shape)}\n\n{in_words(record.destination, record.parameter_shape)}",
         )
     return table
 
@@ -89,10 +123,3 @@ def _mapping(record: Record) -> str:
 
 def _shape(shape: Shape) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-
-
-def _part(spans: tuple[Span, ...], shape: Shape) -> str:
-    """The rows, or the columns where only they are cut: ``rows 512:1024``, ``columns 0:7168``."""
-    words = ["rows", "columns"]
-    cut = [axis for axis, (span, size) in enumerate(zip(spans, shape, strict=True)) if span != (0, size)]
-    return ", ".join(f"{words[axis]} {spans[axis][0]}:{spans[axis][1]}" for axis in cut or [0])
