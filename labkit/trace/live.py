@@ -5,7 +5,9 @@ Imports vLLM, which takes about ten seconds; ``labkit.trace`` imports this modul
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,10 +19,13 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
 from labkit.headers import Shape
+from labkit.labs import ROOT
 from labkit.trace.build import DTYPES, as_rank, build, group_of_one, parameter_dtype, place, said_by
 from labkit.trace.known import Model
 from labkit.trace.recorder import Copy, CopyRecorder
 from labkit.trace.records import Fill, MappingRow, Record, Trace, TraceError
+
+PINNED_TORCH = re.findall(r"^torch=+([\d.]+)", (ROOT / "requirements" / "torch-cpu.in").read_text(), re.MULTILINE)[0]
 
 
 def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None, progress: Callable[[str], None]) -> Trace:
@@ -32,6 +37,7 @@ def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None
     rounded: dict[str, None] = {}
     parameter_shapes: dict[str, Shape] = {}
     repacked: dict[str, str] = {}
+    not_run = dict.fromkeys(_what_is_amiss())
     with group_of_one():
         for rank in ranks:
             progress(f"loading {model.name} as rank {rank} of {tp_size}")
@@ -45,7 +51,10 @@ def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None
             if target.type != "meta":
                 rounded |= dict.fromkeys(recorder.check_values())
                 del recorder
-                repacked = _repacked(built, config, target)
+                try:
+                    repacked = _repacked(built, config, target)
+                except Exception as error:
+                    not_run[f"vLLM could not make the loaded parameters ready to serve: {said_by(error)}"] = None
     return Trace(
         vllm=vllm.__version__,
         torch=torch.__version__,
@@ -57,7 +66,16 @@ def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None
         fills=tuple(fills),
         rounded=tuple(rounded),
         repacked=repacked,
+        not_run=tuple(not_run),
     )
+
+
+def _what_is_amiss() -> Iterator[str]:
+    """What of the pinned installation is not here; a load needs none of it, and is traced all the same."""
+    if not any(Path(vllm.__file__).parent.glob("_C*.so")):
+        yield f"vLLM {vllm.__version__} is here without its compiled kernels: its Python loaded the model, and nothing can serve it"
+    if torch.__version__.split("+")[0] != PINNED_TORCH:
+        yield f"torch is {torch.__version__}, and vLLM {vllm.__version__} was built for {PINNED_TORCH}: its kernels were not tried"
 
 
 def record_load(built: nn.Module, model: Model, dtype: torch.dtype, device: torch.device, who: str) -> CopyRecorder:
@@ -99,10 +117,7 @@ def _tensors(model: Model, dtype: torch.dtype, device: torch.device) -> Iterator
 def _repacked(built: nn.Module, config: ModelConfig, device: torch.device) -> dict[str, str]:
     """Lets vLLM do what it does between loading and serving; says of each parameter that is another one afterwards what it is."""
     before = {name: (parameter, described(parameter)) for name, parameter in built.named_parameters()}
-    try:
-        process_weights_after_loading(built, config, device)
-    except Exception as error:
-        return {"": f"vLLM could not prepare the loaded parameters here: {said_by(error)}"}
+    process_weights_after_loading(built, config, device)
     after = dict(built.named_parameters())
     changed = {}
     for name, (parameter, was) in before.items():

@@ -156,6 +156,7 @@ class Trace:
         fills: the parts of parameters that the load filled without a checkpoint tensor.
         rounded: checkpoint tensors of which values were changed by being converted to the parameter's element type.
         repacked: parameters that vLLM replaces once they are loaded, each with what it makes of them, in words.
+        not_run: what could not be done in this installation, a sentence for each.
     """
 
     vllm: str
@@ -168,6 +169,7 @@ class Trace:
     fills: tuple[Fill, ...] = ()
     rounded: tuple[str, ...] = ()
     repacked: Mapping[str, str] = field(default_factory=dict)
+    not_run: tuple[str, ...] = ()
 
     def of_rank(self, tp_rank: int) -> Trace:
         """The part of the trace that concerns one rank."""
@@ -189,6 +191,7 @@ class Trace:
                     f'"fills": {json.dumps([asdict(fill) for fill in self.fills])}',
                     f'"rounded": {json.dumps(self.rounded)}',
                     f'"repacked": {json.dumps(self.repacked)}',
+                    f'"not_run": {json.dumps(self.not_run)}',
                 ]
             )
             + "\n}\n"
@@ -214,6 +217,7 @@ class Trace:
                 fills=tuple(Fill(fill["parameter"], _spans(fill["destination"]), fill["tp_rank"]) for fill in data["fills"]),
                 rounded=tuple(data["rounded"]),
                 repacked=dict(data["repacked"]),
+                not_run=tuple(data["not_run"]),
             )
         except KeyError as error:
             raise TraceError(

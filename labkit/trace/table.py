@@ -41,8 +41,8 @@ def show(trace: Trace, console: Console | None = None) -> None:
         console.print("\nonce loaded, vLLM makes something else of these parameters before it serves:", soft_wrap=True)
     for name, what in shown.items():
         console.print(f"  {name}: {what}", markup=False, soft_wrap=True)
-    if "" in trace.repacked:
-        console.print(f"\n{trace.repacked['']}", markup=False, soft_wrap=True)
+    for sentence in trace.not_run:
+        console.print(f"\nnot run: {sentence}", markup=False, soft_wrap=True)
 
 
 def show_verdict(trace: Trace, console: Console) -> bool:

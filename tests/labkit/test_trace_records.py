@@ -45,6 +45,7 @@ TRACES = st.builds(
     fills=st.lists(FILLS, max_size=2).map(tuple),
     rounded=st.lists(st.text(), max_size=2).map(tuple),
     repacked=st.dictionaries(st.text(), st.text(), max_size=2),
+    not_run=st.lists(st.text(), max_size=2).map(tuple),
 )
 
 
@@ -57,7 +58,8 @@ def test_the_file_form_is_the_documented_one_with_a_record_on_a_line() -> None:
     text = (CAPTURED / "llama-3-8b-tp2.json").read_text()
     data = json.loads(text)
     assert list(data) == [
-        *["vllm", "torch", "device", "model", "records", "checkpoint_shapes", "parameter_shapes", "fills", "rounded", "repacked"]
+        *["vllm", "torch", "device", "model", "records", "checkpoint_shapes", "parameter_shapes", "fills", "rounded", "repacked"],
+        "not_run",
     ]
     k_proj = next(r for r in data["records"] if r["tensor"] == "model.layers.0.self_attn.k_proj.weight" and r["tp_rank"] == 1)
     assert k_proj == {

@@ -1,6 +1,6 @@
-"""Serves requests with the real vLLM on the CPU, in a process of its own: a JSON job on stdin, JSON answers to the file named.
+"""Serves requests with the real vLLM, in a process of its own: a JSON job on stdin, JSON answers to the file named.
 
-The job: {"model": directory, "requests": [{"prompt_token_ids": [...], "params": {...}}, ...]}.
+The job: {"model": directory, "requests": [{"prompt_token_ids": [...], "params": {...}}, ...], "options": arguments of LLM}.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vllm import LLM, SamplingParams
 def main() -> None:
     """Reads the job, serves it, writes the answers."""
     job = json.load(sys.stdin)
-    llm = LLM(job["model"], dtype="float32", enforce_eager=True, max_model_len=512)
+    llm = LLM(job["model"], **{"dtype": "float32", "enforce_eager": True, "max_model_len": 512} | job.get("options", {}))
     outputs = llm.generate(
         [{"prompt_token_ids": request["prompt_token_ids"]} for request in job["requests"]],
         [sampling_params(**request["params"]) for request in job["requests"]],
