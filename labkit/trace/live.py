@@ -73,9 +73,9 @@ def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None
 def _what_is_amiss() -> Iterator[str]:
     """What of the pinned installation is not here; a load needs none of it, and is traced all the same."""
     if not any(Path(vllm.__file__).parent.glob("_C*.so")):
-        yield f"vLLM {vllm.__version__} is here without its compiled kernels: its Python loaded the model, and nothing can serve it"
+        yield f"vLLM {vllm.__version__} is here without its compiled kernels; its Python loads a model, and nothing can serve one"
     if torch.__version__.split("+")[0] != PINNED_TORCH:
-        yield f"torch is {torch.__version__}, and vLLM {vllm.__version__} was built for {PINNED_TORCH}: its kernels were not tried"
+        yield f"torch is {torch.__version__}, and vLLM {vllm.__version__} is built for {PINNED_TORCH}; kernels may fail"
 
 
 def record_load(built: nn.Module, model: Model, dtype: torch.dtype, device: torch.device, who: str) -> CopyRecorder:

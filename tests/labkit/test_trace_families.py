@@ -182,7 +182,7 @@ def test_what_could_not_be_run_is_said_and_the_trace_is_there_all_the_same(monke
     kernels, versions, ready = trace.not_run
     assert "without its compiled kernels" in kernels
     assert f"torch is {torch.__version__}, and vLLM" in versions
-    assert "was built for 2.99.0" in versions
+    assert "is built for 2.99.0; kernels may fail" in versions
     assert ready == (
         "vLLM could not make the loaded parameters ready to serve: AttributeError: "
         "'_OpNamespace' '_C' object has no attribute 'pack'"

@@ -5,10 +5,8 @@ Needs the pinned vLLM; without it every test here is skipped, and says so.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -79,22 +77,6 @@ def test_rows_of_qkv_per_rank(tp_size: int, rows: int) -> None:
     assert trace.parameter_shapes[f"{LAYER}.self_attn.qkv_proj.weight"] == (rows, 4096)
 
 
-def test_which_form_of_mapping_this_vllm_has() -> None:
-    """Lab 02 teaches WeightsMapper as what runs, and the loop over stacked_params_mapping as what older files have."""
-    from vllm.model_executor.models import llama
-    from vllm.model_executor.models.utils import WeightsMapper
-
-    assert isinstance(llama.LlamaModel.hf_to_vllm_mapper, WeightsMapper)
-    assert llama.LlamaModel.hf_to_vllm_mapper.orig_to_new_stacked == {
-        ".q_proj": (".qkv_proj", "q"),
-        ".k_proj": (".qkv_proj", "k"),
-        ".v_proj": (".qkv_proj", "v"),
-        ".gate_proj": (".gate_up_proj", 0),
-        ".up_proj": (".gate_up_proj", 1),
-    }
-    assert "stacked_params_mapping" not in inspect.getsource(llama)
-
-
 # --- the recordings ------------------------------------------------------------------------------------------------------
 
 
@@ -113,22 +95,6 @@ def test_the_readmes_tables_are_printed_from_the_recordings() -> None:
     assert readme.count("<!-- captured: ") == 2
     assert script.with_tables(readme) == readme
     assert script.with_tables(readme.replace("rows 2048:2560", "rows 2048:2561")) == readme
-
-
-CLAIM = re.compile(r"`?([\w.]+)`?\s+\(`?(vllm/[\w/]+\.py):(\d+)`?\)")
-
-
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "labs").glob("*/README.md")) + sorted((ROOT / "labs").glob("*/lab.toml")), ids=str
-)
-def test_the_lines_of_vllm_that_the_labs_point_to_are_there(file: Path) -> None:
-    """A claim is a name and, in parentheses, a file and a line: the last part of the name must stand in that line."""
-    claims = CLAIM.findall(file.read_text())
-    if "lab-02" in str(file):
-        assert len(claims) == len(re.findall(r"vllm/[\w/]+\.py:\d+", file.read_text()))
-    for name, path, line in claims:
-        text = (Path(vllm.__file__).parent.parent / path).read_text().splitlines()[int(line) - 1]
-        assert name.split(".")[-1] in text, f"{path}:{line} is {text!r}, which has no {name}"
 
 
 # --- real values ---------------------------------------------------------------------------------------------------------
