@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/trace.py [ROUNDS]
 
-All 32 layers on the meta device, in a process of its own each time, in turn with the import; medians over the rounds, and the spread.
+All 32 layers on the meta device, each time in a process of its own, in turn with the import. Medians of the rounds, and spread.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.headers import HeaderError, Shape, StoredTensor, read_checkpoint, weight_files
+from labkit.headers import PICKLES, HeaderError, Shape, StoredTensor, read_checkpoint, weight_files
 from labkit.trace.records import TraceError
 
 KNOWN = Path(__file__).resolve().parent.parent / "known"
@@ -64,7 +64,8 @@ def resolve(model: str | Path) -> Model:
     config = _read_config(directory)
     try:
         files = tuple(weight_files(directory))
-        stored = read_checkpoint(directory) if files else {}
+        pickled = any(path.suffix in PICKLES for path in directory.iterdir())
+        stored = read_checkpoint(directory) if files or pickled else {}
     except HeaderError as error:
         raise TraceError(str(error)) from error
     shapes = {name: tensor.shape for name, tensor in stored.items()} if files else _known_shapes(directory, config)
