@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import vllm
+from pydantic import ValidationError
 from torch import nn
 from vllm import ModelRegistry
 from vllm.config import ModelConfig, VllmConfig, set_current_vllm_config
@@ -121,6 +122,7 @@ def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Mo
 
 
 def said_by(error: Exception) -> str:
-    """What vLLM said, without the list of all parameters that it may append."""
-    said = str(error).split(" The available parameters")[0].strip().rstrip(".")
+    """What vLLM said, without the list of all parameters that it may append, and without pydantic's frame around it."""
+    said = "; ".join(fault["msg"] for fault in error.errors()) if isinstance(error, ValidationError) else str(error)
+    said = said.split(" The available parameters")[0].strip().rstrip(".")
     return f"{type(error).__name__}: {said}" if said else f"{type(error).__name__} without a message"

@@ -220,6 +220,9 @@ def test_a_config_that_vllm_refuses(tmp_path: Path) -> None:
     said = refusal(tmp_path, lambda shapes: None, TINY | {"hidden_act": "relu"})
     assert "refused the config" in said
     assert "Only silu is supported" in said
+    said = refusal(tmp_path, lambda shapes: None, TINY | {"quantization_config": {"quant_method": "zip"}})
+    assert "ValidationError: Value error, Unknown quantization method: zip. Must be one of" in said
+    assert "errors.pydantic.dev" not in said
 
 
 def test_shapes_cannot_be_put_on_a_device() -> None:
