@@ -19,7 +19,7 @@ from labkit.headers import INDEX, PICKLES, HeaderError, read_checkpoint, weight_
 if TYPE_CHECKING:
     from torch import Tensor
 
-NOT_COPIED = (".safetensors", ".safetensors.index.json", ".lock", *PICKLES)
+NOT_COPIED = (".safetensors", ".safetensors.index.json", *PICKLES)
 """Ends of the names of files that a copy leaves out: weights are written anew, and pickles would hold them as they were."""
 
 NOT_OURS = ("README.md", "mini-vllm-labs.json")
@@ -39,7 +39,7 @@ class Draft:
         config: what its config.json will say.
         files: its safetensors files by name, each with its tensors.
         indexed: whether an index will name the file of each tensor.
-        promised: tensors that the index will name besides, in files that there are not.
+        index_says: where the index will place a tensor, if not in the first of the files that hold it.
         bytes_lost: how many bytes will be missing at the end of its last file.
     """
 
@@ -47,7 +47,7 @@ class Draft:
     config: dict[str, Any]
     files: dict[str, dict[str, Tensor]]
     indexed: bool
-    promised: dict[str, str] = field(default_factory=dict)
+    index_says: dict[str, str] = field(default_factory=dict)
     bytes_lost: int = 0
 
     @classmethod
@@ -111,6 +111,8 @@ class Draft:
         Raises:
             DraftError: the directory will not do, or cannot be written; what was there is as it was.
         """
+        from safetensors import SafetensorError
+
         to = to.expanduser().absolute()
         _check_target(to, self.source)
         try:
@@ -122,8 +124,10 @@ class Draft:
                 (made / "README.md").write_text(readme, encoding="utf-8")
                 (made / "config.json").write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
                 made.rename(to)
-        except OSError as error:
-            raise DraftError(f"cannot write {to}: {error.strerror or error}; name a directory in a folder of yours") from error
+        except (OSError, SafetensorError) as error:
+            raise DraftError(
+                f"cannot write {to}: {getattr(error, 'strerror', None) or error}; name a directory in a folder of yours"
+            ) from error
 
     def _fill(self, made: Path, about: Mapping[str, str]) -> None:
         """Everything but README.md and config.json."""
@@ -135,10 +139,9 @@ class Draft:
         for name, tensors in self.files.items():
             save_file(tensors, made / name, metadata={"format": "pt", **about})
         if self.indexed:
-            # Of a tensor in two files the index names the first.
             places = {name: file for file, tensors in reversed(self.files.items()) for name in tensors}
             size = sum(tensor.nbytes for tensors in self.files.values() for tensor in tensors.values())
-            index = {"metadata": {"total_size": size}, "weight_map": places | self.promised}
+            index = {"metadata": {"total_size": size}, "weight_map": places | self.index_says}
             (made / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         if self.bytes_lost:
             last = made / list(self.files)[-1]

@@ -85,7 +85,9 @@ def _check_family(draft: Draft) -> None:
     if architecture not in FAMILY:
         raise FaultError(f"{draft.source} is of architecture {architecture}; faults are made in {', '.join(FAMILY)}")
     if "quantization_config" in draft.config:
-        raise FaultError(f"{draft.source} is quantized, and faults are made in plain weights; give the checkpoint it was made from")
+        raise FaultError(
+            f"{draft.source} is quantized, and faults are made in plain weights; give the checkpoint it was made from"
+        )
     for name in (f"{_layer(draft)}.{Q}.weight", EMBED):
         if name not in draft:
             raise FaultError(f"{draft.source} has no {name}; it is faulty already, or no checkpoint of {architecture}")
@@ -166,14 +168,12 @@ def _resized(module: str, axis: int, quarters: int) -> Callable[[Draft], None]:
 
 def _quarters(tensor: Tensor, axis: int, quarters: int) -> Tensor:
     """The first rows or columns of a tensor; where more are asked for than there are, it begins again."""
-    size = tensor.shape[axis]
-    return tensor.repeat_interleave(2, axis) if size < 4 else _repeated(tensor, axis, size * quarters // 4)
-
-
-def _repeated(tensor: Tensor, axis: int, size: int) -> Tensor:
     import torch
 
-    return torch.cat([tensor, tensor], axis).narrow(axis, 0, size)
+    size = tensor.shape[axis]
+    if size < 4:
+        raise FaultError(f"a tensor {tuple(tensor.shape)} cannot be made a quarter larger or smaller; give a larger model")
+    return torch.cat([tensor, tensor], axis).narrow(axis, 0, size * quarters // 4)
 
 
 def _small_embed(draft: Draft) -> None:
@@ -190,8 +190,8 @@ def _mha_into_gqa(draft: Draft) -> None:
     if heads == kv_heads:
         raise FaultError(f"its config is multi-head, {heads} query heads and {kv_heads} kv heads; give a grouped-query model")
     for name in _tensors(draft, K) + _tensors(draft, V):
-        split = draft[name].unflatten(0, (kv_heads, head_size))
-        draft[name] = split.repeat_interleave(heads // kv_heads, 0).flatten(0, 1)
+        split = draft[name].reshape(kv_heads, head_size, -1).repeat_interleave(heads // kv_heads, 0)
+        draft[name] = split.reshape(heads * head_size, *draft[name].shape[1:])
 
 
 def _swapped(one: str, other: str) -> Callable[[Draft], None]:
@@ -207,8 +207,8 @@ def _permuted(draft: Draft) -> None:
     """Pairs of a head side by side, as llama.cpp stores them, and no longer half a head apart."""
     *_, head_size = _heads(draft)
     for name in _tensors(draft, Q) + _tensors(draft, K):
-        pairs = draft[name].unflatten(0, (-1, 2, head_size // 2))
-        draft[name] = pairs.transpose(1, 2).flatten(0, 2)
+        halves = draft[name].reshape(-1, 2, head_size // 2, *draft[name].shape[1:])
+        draft[name] = halves.transpose(1, 2).reshape(draft[name].shape)
 
 
 def _fused_beside_parts(draft: Draft) -> None:
@@ -224,10 +224,10 @@ def _in_two_files(draft: Draft) -> None:
     if len(draft.files) == 1:
         (tensors,) = draft.files.values()
         draft.files = {"model-00001-of-00002.safetensors": tensors, "model-00002-of-00002.safetensors": {}}
-        list(draft.files.values())[1]["model.norm.weight"] = tensors.pop("model.norm.weight")
-        draft.indexed = True
+        draft.files["model-00002-of-00002.safetensors"]["model.norm.weight"] = tensors.pop("model.norm.weight")
+    draft.indexed, draft.index_says[name] = True, next(file for file, tensors in draft.files.items() if name in tensors)
     other = next(tensors for tensors in reversed(draft.files.values()) if name not in tensors)
-    other[name] = draft[name].flip(0).contiguous()
+    other[name] = draft[name].flip(0)
 
 
 def _unread_bias(draft: Draft) -> None:
@@ -261,7 +261,7 @@ def _float16(draft: Draft) -> None:
     name = _weight(draft, DOWN)
     stored, rounded = draft[name], draft[name].to(torch.float16)
     if torch.equal(rounded.to(stored.dtype), stored):
-        raise FaultError(f"float16 holds every value of {name} as it is, and nothing would change")
+        raise FaultError(f"float16 holds every value of {name} as it is, so none would be rounded; try a float32 checkpoint")
     draft[name] = rounded
 
 
@@ -284,7 +284,7 @@ def _without_prefix(draft: Draft) -> None:
 def _promised_file(draft: Draft) -> None:
     """The index places the last tensor of all in a file more than there are."""
     count = len(draft.files) + 1
-    draft.indexed, draft.promised = True, {list(draft)[-1]: f"model-{count:05}-of-{count:05}.safetensors"}
+    draft.indexed, draft.index_says = True, {list(draft)[-1]: f"model-{count:05}-of-{count:05}.safetensors"}
 
 
 def _cut_short(draft: Draft) -> None:
@@ -319,7 +319,7 @@ FAULTS: dict[str, Fault] = {
         ("in-two-files", "k_proj in two files of a sharded checkpoint, of which the index names one", _in_two_files),
         ("unread-bias", "a q_proj bias that the config does not mention", _unread_bias),
         ("inv-freq", "rotary_emb.inv_freq stored", _inv_freq),
-        ("stored-tied-head", "the lm_head of a tied model stored", _tied_head),
+        ("stored-tied-head", "config.json says tied, and an lm_head is stored all the same", _tied_head),
         ("float16-down", "down_proj stored in float16, its values rounded", _float16),
         ("unmapped-name", "a name without a home", _unmapped_name),
         ("extra-layer", "a layer too many", _extra_layer),
