@@ -16,14 +16,19 @@ from labkit import board
 from labkit import timeline as step_trace
 from labkit.check import check as check_lab
 from labkit.console import console, working
+from labkit.draft import DraftError
 from labkit.environment import ensure
+from labkit.faults import FAULTS as CHECKPOINT_FAULTS
+from labkit.faults import FaultError, break_checkpoint
 from labkit.fetch import FetchError, fetch_smollm2
 from labkit.installer import SetupError, uv_variables
 from labkit.labs import ROOT, LabError, all_labs, find_lab
+from labkit.logits import LogitsError, compare
+from labkit.logits import show as show_logits
 from labkit.timeline import TimelineError
 from labkit.trace import FIVE, TraceError, known_names, select, show, show_verdict, trace_load
 
-FAULTS = (LabError, FetchError, TraceError, TimelineError, SetupError)
+FAULTS = (LabError, FetchError, TraceError, TimelineError, SetupError, DraftError, FaultError, LogitsError)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
 
@@ -122,6 +127,37 @@ def fetch(
     if name != "smollm2":
         raise LabError(f"{name!r} cannot be fetched; smollm2 can")
     console.print(str(fetch_smollm2(to)), markup=False, soft_wrap=True)
+
+
+@app.command("break")
+def break_(
+    checkpoint: Annotated[Path | None, typer.Argument(help="a directory with config.json and safetensors; not changed")] = None,
+    fault: Annotated[str | None, typer.Option(metavar="NAME", help="which fault to make")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="the directory to make")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="the faults, a line each")] = False,
+) -> None:
+    """Make a faulty copy of a checkpoint, to see what finds the fault; without --fault, list the faults."""
+    if list_ or fault is None:
+        for each in CHECKPOINT_FAULTS.values():
+            console.print(f"{each.name:<20}{each.title}", markup=False, soft_wrap=True)
+        return
+    if checkpoint is None or output is None:
+        raise FaultError(f"what to copy, or where to, is missing; say ./lab break CHECKPOINT --fault {fault} -o DIR")
+    with working("Copying the checkpoint"):
+        made = break_checkpoint(checkpoint, fault, output)
+    console.print(f"{made.name}: {made.title}\nwritten: {output}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def logits(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="a checkpoint in doubt")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="the same model, known to be right")],
+) -> None:
+    """Compare what two checkpoints compute; exit status 1 if they differ by more than rounding."""
+    with working("Serving both"):
+        difference = compare(directory, reference)
+    show_logits(difference, console)
+    raise typer.Exit(0 if difference.is_rounding else 1)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

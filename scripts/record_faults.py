@@ -1,0 +1,215 @@
+"""Writes lab 02's table of bad checkpoints: every fault of ``./lab break``, given to the real vLLM and to mini_vllm's loader.
+
+No cell of it is typed. Run it in an environment that has the pinned vLLM, and look at what git says has changed:
+
+    python scripts/record_faults.py
+    git diff labs/lab-02-trace-weight-loading/README.md
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from itertools import groupby
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "labs" / "lab-02-trace-weight-loading" / "README.md"
+
+sys.path.insert(0, str(ROOT))
+
+from vllm.config import LoadConfig  # noqa: E402
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader  # noqa: E402
+
+from labkit.faults import FAULTS, break_checkpoint  # noqa: E402  # found only with the line above
+from labkit.logits import compare  # noqa: E402
+from labkit.trace import Trace, TraceError, trace_load  # noqa: E402
+from labkit.trace.coverage import Finding, verify  # noqa: E402
+from labkit.trace.known import implied_shapes  # noqa: E402
+from labkit.trace.recordings import TINY, write_checkpoint  # noqa: E402
+from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json  # noqa: E402
+from mini_vllm.loading.loader import LoadError  # noqa: E402
+from mini_vllm.models.llama import LlamaForCausalLM  # noqa: E402
+from mini_vllm.parallel import TPGroup, tp_group  # noqa: E402
+
+BEGIN, END = "<!-- faults: scripts/record_faults.py writes what is between these two lines -->\n", "<!-- end of faults -->\n"
+HEAD = "| fault | what is wrong | vLLM 0.32.0 | `--verify` and `diagnose` | mini_vllm's strict loader | `./lab logits` |\n"
+WORDS = 140
+"""Characters of what a loader says that go into the table; the rest is three dots."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one checkpoint, in the words of whoever said it.
+
+    Attributes:
+        vllm: what the real vLLM said when it refused the load; empty where it loaded it without a word.
+        findings: what ``verify`` finds in the trace of all ranks, if vLLM loaded it.
+        strict: the kinds of fault that the strict loader reports, each with the names; the same on every rank.
+        unreadable: what it says of a checkpoint that cannot even be opened.
+        logits: the largest difference from the source, where mini_vllm serves the checkpoint.
+        greedy: how many of the greedy answers part, and of how many.
+    """
+
+    vllm: str
+    findings: tuple[Finding, ...]
+    strict: tuple[tuple[str, str], ...]
+    unreadable: str
+    logits: float | None
+    greedy: tuple[int, int] | None
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """The last four columns of the table."""
+        return (
+            quoted(self.vllm) if self.vllm else "**silent**",
+            "refused before" if self.vllm else "; ".join(dict.fromkeys(map(_found, self.findings))) or "nothing",
+            quoted(self.unreadable) if self.unreadable else _kinds(self.strict) or "nothing",
+            self._logits(),
+        )
+
+    def _logits(self) -> str:
+        if self.logits is None or self.greedy is None:
+            return "not served"
+        if not self.logits:
+            return "the same"
+        return f"**differ** by {self.logits:.2g}; {self.greedy[0]} of {self.greedy[1]} answers part"
+
+
+def main() -> None:
+    """Makes every fault, has it loaded at TP 1 and TP 2, and writes the table into the lab's README."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        good = good_checkpoint(Path(folder, "good"))
+        for name in FAULTS:
+            alone, ranks = (outcome(good, name, Path(folder, f"{name}-tp{tp_size}"), tp_size) for tp_size in (1, 2))
+            if without_numbers(alone) != without_numbers(ranks):
+                sys.exit(f"{name} is not the same at TP 1 and TP 2, and the table has one row for both:\n{alone}\n{ranks}")
+            rows.append(row(name, alone))
+            print(rows[-1], flush=True)
+    README.write_text(with_table(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
+
+
+def good_checkpoint(folder: Path) -> Path:
+    """The tiny Llama that all faults are made in, with nothing wrong."""
+    folder.mkdir()
+    write_checkpoint(folder, TINY, implied_shapes(TINY))
+    return folder
+
+
+def outcome(good: Path, name: str, folder: Path, tp_size: int) -> Outcome:
+    """Makes one fault in a copy of ``good`` and gives it to both loaders, on all ranks."""
+    break_checkpoint(good, name, folder)
+    return loaded(folder, good, tp_size)
+
+
+def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
+    """What both loaders make of a checkpoint, on all ranks."""
+    said, trace = vllm_loads(folder, tp_size)
+    findings = tuple(verify(trace)) if trace else ()
+    each = []
+    for rank in range(tp_size):
+        with tp_group(TPGroup(rank, tp_size)):
+            each.append(strict_loads(folder))
+    if len(set(each)) != 1:
+        raise AssertionError(f"the ranks do not see the same: {each}")
+    strict, unreadable = each[0]
+    difference = None if strict or unreadable else compare(folder, good)
+    greedy = difference and (sum(place is not None for place in difference.parted), len(difference.parted))
+    return Outcome(said, findings, strict, unreadable, difference and difference.largest, greedy)
+
+
+def vllm_loads(folder: Path, tp_size: int) -> tuple[str, Trace | None]:
+    """What the real vLLM says when it refuses a load, or the trace, of all ranks, of a load that it lets pass."""
+    loader = DefaultModelLoader(LoadConfig(use_tqdm_on_load=False))
+    try:
+        for _ in loader._get_weights_iterator(DefaultModelLoader.Source(str(folder), None)):
+            pass
+        return "", trace_load(folder, tp_size, range(tp_size), "cpu")
+    except TraceError as error:
+        if not error.__cause__:
+            raise
+        return _said(error.__cause__, folder), None
+    except Exception as error:
+        return _said(error, folder), None
+
+
+def strict_loads(folder: Path) -> tuple[tuple[tuple[str, str], ...], str]:
+    """The kinds and names that mini_vllm's loader reports, or what it says of a checkpoint that cannot be opened."""
+    try:
+        LlamaForCausalLM.from_checkpoint(read_json(folder / "config.json"), Checkpoint(folder))
+    except LoadError as error:
+        return tuple(sorted((fault.kind, fault.name) for fault in error.faults)), ""
+    except CheckpointError as error:
+        return (), _said(error, folder)
+    return (), ""
+
+
+def _said(error: BaseException, folder: Path) -> str:
+    """An error's type and words: without the folder's path and the sizes of files (which hold it), a set's names in order."""
+    if not str(error):
+        return type(error).__name__
+    words = " ".join(str(error).replace(f"{folder}/", "").replace(str(folder), "DIR").split())
+    words = re.sub(r"\b\d{6,}\b", "...", words)
+    words = re.sub(r"\{([^{}]*)\}", lambda found: "{" + ", ".join(sorted(found[1].split(", "))) + "}", words)
+    return f"{type(error).__name__}: {words.split(' The available parameters')[0]}"
+
+
+def quoted(words: str) -> str:
+    """Words as a cell has them, no longer than fits."""
+    if words.isidentifier():
+        return f"`{words}` with an empty message"
+    short = words if len(words) <= WORDS else f"{words[: WORDS - 3]}..."
+    return f"`{short.replace('|', '/').replace('`', chr(39))}`"
+
+
+def _found(finding: Finding) -> str:
+    """``missing``: qkv_proj, rows 128:192. The whole of a tensor goes without saying which part."""
+    axes = ("rows", "columns") if len(finding.shape) == 2 else ("elements",)
+    cut = [f"{axis} {a}:{b}" for axis, (a, b), size in zip(axes, finding.part, finding.shape, strict=True) if (a, b) != (0, size)]
+    return f"`{finding.fault}`: {_short(finding.name)}" + "".join(f", {words}" for words in cut)
+
+
+def _kinds(faults: tuple[tuple[str, str], ...]) -> str:
+    """``truncated``: k_proj, v_proj; of many tensors only how many."""
+    parts = []
+    for kind, group in groupby(faults, key=lambda fault: fault[0]):
+        names = [_short(name) for _, name in group]
+        parts.append(f"`{kind}`: " + (", ".join(names) if len(names) <= 3 else f"{len(names)} names"))
+    return "; ".join(parts)
+
+
+def _short(name: str) -> str:
+    """``k_proj`` of model.layers.1.self_attn.k_proj.weight."""
+    *_, module, kind = name.split(".")
+    return module if kind == "weight" else f"{module}.{kind}"
+
+
+def without_numbers(outcome: Outcome) -> tuple[object, ...]:
+    """An outcome as every TP size has it."""
+    findings = {(finding.fault, finding.name) for finding in outcome.findings}
+    strict, unreadable, *logits = astuple(outcome)[2:]
+    return re.sub(r"\d+", "#", outcome.vllm), findings, strict, unreadable, logits
+
+
+def row(name: str, of: Outcome) -> str:
+    """One line of the table."""
+    return f"| {' | '.join((f'`{name}`', FAULTS[name].title, *of.cells()))} |\n"
+
+
+def with_table(text: str, rows: list[str]) -> str:
+    """The README with these rows between its markers."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + HEAD + "|---|---|---|---|---|---|\n" + "".join(rows) + END + rest.split(END)[1]
+
+
+def rows_in(text: str) -> Iterator[tuple[str, str]]:
+    """The rows of a README by the name of the fault."""
+    for line in text.split(BEGIN)[1].split(END)[0].splitlines(keepends=True)[2:]:
+        yield line.split("`")[1], line
+
+
+if __name__ == "__main__":
+    main()
