@@ -21,14 +21,17 @@ from labkit.environment import ensure
 from labkit.faults import FAULTS as CHECKPOINT_FAULTS
 from labkit.faults import FaultError, break_checkpoint
 from labkit.fetch import FetchError, fetch_smollm2
+from labkit.fingerprint import fingerprint as read_fingerprint
+from labkit.fingerprint import show as show_fingerprint
+from labkit.headers import HeaderError
 from labkit.installer import SetupError, uv_variables
 from labkit.labs import ROOT, LabError, all_labs, find_lab
 from labkit.logits import LogitsError, compare
 from labkit.logits import show as show_logits
 from labkit.timeline import TimelineError
-from labkit.trace import FIVE, TraceError, known_names, select, show, show_verdict, trace_load
+from labkit.trace import FIVE, TraceError, select, show, show_verdict, trace_load
 
-FAULTS = (LabError, FetchError, TraceError, TimelineError, SetupError, DraftError, FaultError, LogitsError)
+FAULTS = (LabError, FetchError, TraceError, TimelineError, SetupError, DraftError, FaultError, LogitsError, HeaderError)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
 
@@ -71,7 +74,7 @@ def check(
 
 @app.command()
 def trace(
-    model: Annotated[str, typer.Argument(help=f"a directory with config.json, or one of {', '.join(known_names())}")],
+    model: Annotated[str, typer.Argument(help="a directory with config.json, or a known name: llama-3-8b, smollm2, ...")],
     tensor: Annotated[list[str] | None, typer.Option(help="a checkpoint tensor to show; may be given again")] = None,
     tp: Annotated[int, typer.Option(min=1, help="tensor-parallel ranks")] = 1,
     rank: Annotated[int, typer.Option(min=0, help="which rank's load")] = 0,
@@ -127,6 +130,14 @@ def fetch(
     if name != "smollm2":
         raise LabError(f"{name!r} cannot be fetched; smollm2 can")
     console.print(str(fetch_smollm2(to)), markup=False, soft_wrap=True)
+
+
+@app.command()
+def fingerprint(
+    path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="a checkpoint's directory, or one safetensors file")],
+) -> None:
+    """Say which model a checkpoint is, from the headers of its files alone."""
+    show_fingerprint(read_fingerprint(path), path, console)
 
 
 @app.command("break")

@@ -5,6 +5,7 @@ Everything here is checked before vLLM is imported: a slip of the pen is answere
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -80,8 +81,11 @@ def known_names() -> list[str]:
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
-        names = " or ".join(known_names())
-        raise TraceError(f"there is no config.json in {directory}; give a directory that has one, or a known name: {names}")
+        near = difflib.get_close_matches(str(directory), known_names(), n=3, cutoff=0.4) or ["llama-3-8b"]
+        raise TraceError(
+            f"there is no config.json in {directory}; give a directory that has one, or one of {len(known_names())} known names, "
+            f"such as {' or '.join(near)}"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
