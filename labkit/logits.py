@@ -6,10 +6,10 @@ What no shape and no trace can show, values show: k swapped with v, rows permute
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import pstdev
 from typing import Any
 
 from rich.console import Console
@@ -101,7 +101,7 @@ def show(difference: Difference, console: Console) -> None:
     words.append(
         f"the same: rounding in float32 accounts for {found.rounding:.1g}"
         if found.is_rounding
-        else f"not the same: rounding in float32 accounts for {found.rounding:.1g}; weights or config.json differ"
+        else f"not the same: rounding in float32 accounts for {found.rounding:.1g}"
     )
     for line in words:
         console.print(line, markup=False, soft_wrap=True)
@@ -146,10 +146,12 @@ def _difference(mine: list[tuple[Answer, Answer]], other: list[tuple[Answer, Ans
         for prompt, ((one, _), (two, _)) in enumerate(zip(mine, other, strict=True))
         for position, ((_, a), (_, b)) in enumerate(zip(one, two, strict=True), start=1)
     ]
-    largest = next((each for each in apart if each[0] != each[0]), None) or max(apart)
+    largest = next((each for each in apart if math.isnan(each[0])), None) or max(apart)
     parted = tuple(
         next((place for place, (a, b) in enumerate(zip(one, two, strict=True)) if a[0] != b[0]), None)
         for (_, one), (_, two) in zip(mine, other, strict=True)
     )
-    spread = pstdev([logprob for prompt, _ in other for _, logprob in prompt])
+    logprobs = [logprob for prompt, _ in other for _, logprob in prompt]
+    mean = sum(logprobs) / len(logprobs)
+    spread = math.sqrt(sum((logprob - mean) ** 2 for logprob in logprobs) / len(logprobs))
     return Difference(*largest, spread, parted)
