@@ -39,7 +39,7 @@ class Draft:
         config: what its config.json will say.
         files: its safetensors files by name, each with its tensors.
         indexed: whether an index will name the file of each tensor.
-        index_says: where the index will place a tensor, if not in the first of the files that hold it.
+        index_says: where the index will place a tensor, if not in the last of the files that hold it.
         bytes_lost: how many bytes will be missing at the end of its last file.
     """
 
@@ -139,7 +139,7 @@ class Draft:
         for name, tensors in self.files.items():
             save_file(tensors, made / name, metadata={"format": "pt", **about})
         if self.indexed:
-            places = {name: file for file, tensors in reversed(self.files.items()) for name in tensors}
+            places = {name: file for file, tensors in self.files.items() for name in tensors}
             size = sum(tensor.nbytes for tensors in self.files.values() for tensor in tensors.values())
             index = {"metadata": {"total_size": size}, "weight_map": places | self.index_says}
             (made / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

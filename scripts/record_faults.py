@@ -51,6 +51,7 @@ class Outcome:
         strict: the kinds of fault that the strict loader reports, each with the names; the same on every rank.
         unreadable: what it says of a checkpoint that cannot even be opened.
         logits: the largest difference from the source, where mini_vllm serves the checkpoint.
+        differs: whether that is more than rounding.
         greedy: how many of the greedy answers part, and of how many.
     """
 
@@ -59,6 +60,7 @@ class Outcome:
     strict: tuple[tuple[str, str], ...]
     unreadable: str
     logits: float | None
+    differs: bool
     greedy: tuple[int, int] | None
 
     def cells(self) -> tuple[str, str, str, str]:
@@ -73,7 +75,7 @@ class Outcome:
     def _logits(self) -> str:
         if self.logits is None or self.greedy is None:
             return "not served"
-        if not self.logits:
+        if not self.differs:
             return "the same"
         return f"**differ** by {self.logits:.2g}; {self.greedy[0]} of {self.greedy[1]} answers part"
 
@@ -118,7 +120,15 @@ def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
     strict, unreadable = each[0]
     difference = None if strict or unreadable else compare(folder, good)
     greedy = difference and (sum(place is not None for place in difference.parted), len(difference.parted))
-    return Outcome(said, findings, strict, unreadable, difference and difference.largest, greedy)
+    return Outcome(
+        said,
+        findings,
+        strict,
+        unreadable,
+        difference and difference.largest,
+        bool(difference and not difference.is_rounding),
+        greedy,
+    )
 
 
 def vllm_loads(folder: Path, tp_size: int) -> tuple[str, Trace | None]:
