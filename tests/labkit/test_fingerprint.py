@@ -53,7 +53,7 @@ PUBLISHED = {
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
 }
-"""Numbers of parameters as the hub shows them, a tied head counted once: the sum over a checkpoint's shapes has to come to them."""
+"""Numbers of parameters as the hub shows them, a tied head counted once: what the shapes have to come to."""
 
 TWINS = ({"llama-3-8b", "llama-3.1-8b"}, {"llama-3-70b", "llama-3.1-70b"})
 
@@ -209,7 +209,7 @@ def test_a_single_file_and_the_command(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(HeaderError, match="there is no .*nowhere; give a directory with safetensors"):
+    with pytest.raises(HeaderError, match=r"there is no .*nowhere; give a directory with safetensors"):
         fingerprint(tmp_path / "nowhere")
     with pytest.raises(HeaderError, match="there is no safetensors file in"):
         fingerprint(tmp_path)
