@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from labkit.files import write_whole
 from labkit.timeline import glyphs, words
 from labkit.timeline.charts import axis, charts
 from labkit.timeline.fields import TimelineError
@@ -49,14 +49,7 @@ def write(picture: str, path: Path) -> None:
     Raises:
         TimelineError: the file cannot be written there; says why.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(picture, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise TimelineError(f"cannot write {path}: {error.strerror}; name another place with --output") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, picture, TimelineError)
 
 
 def _head(root: ET.Element, trace: StepTrace, name: str, found: list[Row], layout: Layout) -> None:

@@ -22,7 +22,7 @@ def show(trace: Trace, console: Console | None = None) -> None:
     """
     console = console or Console(highlight=False)
     console.print(f"{trace.model}, loaded by vLLM {trace.vllm} (torch {trace.torch})", markup=False, soft_wrap=True)
-    console.print(f"parameters: {_held(trace.device)}", markup=False, soft_wrap=True)
+    console.print(f"parameters: {held(trace.device)}", markup=False, soft_wrap=True)
     for (rank, size), records in groupby(trace.records, key=lambda record: (record.tp_rank, record.tp_size)):
         title = f"TP {size}, rank {rank}"
         mine = list(records)
@@ -37,7 +37,8 @@ def show(trace: Trace, console: Console | None = None) -> None:
             console.print(f"\nnot read by vLLM: {name} {_shape(shape)}", markup=False, soft_wrap=True)
 
 
-def _held(device: str) -> str:
+def held(device: str) -> str:
+    """What held the parameters, and so what the records are worth."""
     return "shapes only, on torch's meta device" if device == "meta" else f"on {device}, every record checked by value"
 
 
