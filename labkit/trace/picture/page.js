@@ -17,20 +17,18 @@ const where = (bar) => (bar.rank === null ? "" : ` on rank ${bar.rank}`);
 function show(number) {
   const chosen = data.parts[number];
   pieces.clear();
-  document.getElementById("scale").textContent = chosen ? `one scale for all bars here: the longest is ${chosen.length} ${chosen.unit}` : "";
-  bars.replaceChildren(...(chosen ? chosen.figures.map((figure) => drawFigure(figure, chosen.length)) : []));
+  bars.replaceChildren(...(chosen ? chosen.figures.map(drawFigure) : []));
   const first = bars.querySelector(".slice");
   if (first) first.tabIndex = 0;
   fitLabels();
   panel.replaceChildren(make("p", "note", "Point at a slice, or press Tab to reach the bars and move with the arrow keys: here stands what was copied, and how its numbers follow from each other."));
 }
 
-function drawFigure(figure, scale) {
+function drawFigure(figure) {
   const section = make("section");
   section.append(make("h2", "", `${figure.name} ${figure.shape}`), make("p", "note", figure.note));
   for (const bar of figure.bars) {
     const row = make("div", "bar"), room = make("div", "room"), lanes = make("div", "lanes");
-    lanes.style.width = percent(figure.length / scale);
     lanes.style.setProperty("--lanes", bar.lanes);
     lanes.append(...bar.slices.map((slice) => drawSlice(figure, bar, slice)));
     room.append(lanes);
@@ -45,7 +43,7 @@ function drawSlice(figure, bar, slice) {
   const [top, bottom] = slice.down || [0, 1], lane = slice.lane || 0;
   element.type = "button";
   element.tabIndex = -1;
-  element.classList.toggle("fault", Boolean(slice.fault));
+  element.classList.toggle("fault", Boolean(slice.faults));
   element.classList.toggle("tall", Boolean(slice.down));
   element.style.left = percent(slice.start / figure.length);
   element.style.width = percent((slice.stop - slice.start) / figure.length);
@@ -69,16 +67,13 @@ function fitLabels() {  // a character of the label's font is 7 pixels wide; wid
 function explain(element) {
   const { figure, bar, slice } = pieces.get(element), list = make("dl"), told = make("ul"), record = data.records[slice.record];
   const row = (term, ...values) => {
-    const given = values.filter((value) => value !== null);
-    if (given.length) list.append(make("dt", "", term), make("dd", "", given.join(" ")));
+    list.append(make("dt", "", term), make("dd", "", values.filter((value) => value !== null).join(" ")));
   };
   if (record) {
-    row("tensor", record.tensor, shape(record.shape), record.dtype);
-    if (record.file) row("file", record.file, record.bytes && `bytes ${record.bytes[0]}:${record.bytes[1]}`);
+    row("source", text(slice.source), "of", record.tensor, shape(record.shape), record.dtype);
+    row("destination", text(slice.destination), "of", record.parameter, shape(record.parameter_shape), record.parameter_dtype);
     row("mapping row", mapping(record.mapping));
-    row("source", text(slice.source));
-    row("parameter", record.parameter, shape(record.parameter_shape), record.parameter_dtype);
-    row("destination", text(slice.destination));
+    if (record.file) row("file", record.file, record.bytes && `bytes ${record.bytes[0]}:${record.bytes[1]}`);
   } else {
     row(bar.rank === null ? "tensor" : "parameter", figure.name, figure.shape);
     row("part", text(slice.destination));
@@ -120,33 +115,33 @@ function nearest(element, key) {  // left and right along the bar; up and down t
 function listFindings() {
   const found = document.getElementById("findings");
   if (!data.findings.length) {
-    found.append(make("p", "", "Nothing wrong was found: every row of these parameters was written once."));
+    found.append(make("p", "", "Nothing wrong was found: all of every parameter was filled, and nothing twice."));
     return;
   }
   const details = make("details"), list = make("ul");
   details.open = data.findings.length <= 4;
   details.append(make("summary", "", `${data.findings.length} fault${data.findings.length === 1 ? "" : "s"} found`), list);
-  for (const finding of data.findings) {
-    const item = make("li"), button = make("button", "", finding.text);
+  data.findings.forEach((finding, number) => {
+    const item = make("li"), button = make("button", "", finding);
     button.type = "button";
-    button.addEventListener("click", () => goTo(finding));
+    button.addEventListener("click", () => goTo(number));
     item.append(button);
     list.append(item);
-  }
+  });
   found.append(details);
 }
 
 function goTo(finding) {
-  const about = ({ slice }) => slice.words.some((number) => text(number).toLowerCase() === `${finding.text}.`.toLowerCase());
-  const has = (chosen) => chosen.figures.some((figure) => figure.bars.some((bar) => bar.slices.some((slice) => about({ slice }))));
-  const number = data.parts.findIndex(has);
+  const has = (slice) => slice.faults?.includes(finding);
+  const number = data.parts.findIndex((chosen) => slicesOf(chosen).some(has));
   if (number < 0) return;
   part.value = number;
   show(number);
-  [...pieces].find(([, piece]) => about(piece))[0].focus();
+  [...pieces].find(([, { slice }]) => has(slice))[0].focus();
 }
 
-const faulty = (chosen) => chosen.figures.some((figure) => figure.bars.some((bar) => bar.slices.some((slice) => slice.fault)));
+const slicesOf = (chosen) => chosen.figures.flatMap(({ bars }) => bars.flatMap(({ slices }) => slices));
+const faulty = (chosen) => slicesOf(chosen).some(({ faults }) => faults);
 data.parts.forEach((chosen, number) => part.append(new Option(chosen.title + (faulty(chosen) ? " (fault)" : ""), number)));
 part.addEventListener("change", () => show(Number(part.value)));
 bars.addEventListener("focusin", ({ target }) => {

@@ -36,7 +36,8 @@ base-uri 'none'; form-action 'none'">
 <h1>{title}</h1>
 <p>{about}.</p>
 <div id="findings"></div>
-<p class="choose"><label for="part">Show</label> <select id="part"></select> <span id="scale"></span></p>
+<p class="choose"><label for="part">Show</label> <select id="part"></select>
+<span class="note">each bar is as wide as the page; its slices are in true proportion</span></p>
 <noscript><p>The bars are drawn by the script in this file; allow it to run.</p></noscript>
 </header>
 <main id="bars" aria-label="Parameters"></main>
@@ -69,31 +70,26 @@ def data(trace: Trace, findings: Sequence[Finding]) -> dict[str, Any]:
 
     Sentences are numbered in ``texts``, because the layers of a model say the same.
     """
-    drawn = _Data(trace)
+    drawn = _Data(trace, findings)
     shown = [drawn.part(part) for part in parts(trace, findings)]
     return {
         "records": [record.as_dict() for record in trace.records],
         "texts": list(drawn.texts),
         "parts": shown,
-        "findings": [{"text": str(finding), "name": finding.name} for finding in findings],
+        "findings": [str(finding) for finding in findings],
     }
 
 
 class _Data:
     """Turns parts into JSON, and numbers the records and the sentences on the way."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, findings: Sequence[Finding]) -> None:
         self.texts: dict[str, int] = {}
         self._records = {id(record): number for number, record in enumerate(trace.records)}
+        self._findings = {finding: number for number, finding in enumerate(findings)}
 
     def part(self, part: Part) -> Mapping[str, Any]:
-        longest = part.longest
-        return {
-            "title": part.title,
-            "length": longest.length,
-            "unit": longest.unit,
-            "figures": [self._figure(figure) for figure in part.figures],
-        }
+        return {"title": part.title, "figures": [self._figure(figure) for figure in part.figures]}
 
     def _figure(self, figure: Figure) -> Mapping[str, Any]:
         tone = tones(figure)
@@ -120,7 +116,7 @@ class _Data:
         if piece.lane:
             drawn["lane"] = piece.lane
         if piece.faults:
-            drawn["fault"] = True
+            drawn["faults"] = [self._findings[finding] for finding in piece.faults]
         record = piece.record
         if record:
             drawn["record"] = self._records[id(record)]

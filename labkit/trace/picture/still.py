@@ -14,7 +14,7 @@ from labkit.trace.records import Trace
 
 WIDTH, MARGIN, GUTTER, LANE = 800, 16, 64, 22
 ROOM = WIDTH - 2 * MARGIN - GUTTER
-"""How many pixels the longest bar of a part is long."""
+"""How many pixels a bar is long."""
 CHARACTER = 6.2
 """The width of a character of a slice's label, at most."""
 FAULT = "#b91c1c"
@@ -58,27 +58,25 @@ def _told(shown: Sequence[Part]) -> str:
 def _part(root: ET.Element, part: Part, y: float) -> float:
     """Draws a part from ``y`` down; returns where it ends."""
     drawn = element(root, "g", class_="part")
-    text = f"{printable(part.title)}: the longest bar is {part.longest.length} {part.longest.unit}"
-    label(drawn, text, MARGIN, y + 16, 12, INK, font_weight="bold")
+    label(drawn, printable(part.title), MARGIN, y + 16, 12, INK, font_weight="bold")
     y += 24
     for figure in part.figures:
         label(drawn, printable(f"{figure.name} {words.of_shape(figure.shape)}"), MARGIN, y + 14, 12, INK)
         label(drawn, printable(words.of_figure(figure)), MARGIN, y + 28)
         y += 34
         for bar in figure.bars:
-            _bar(drawn, figure, bar, y, ROOM / part.longest.length)
+            _bar(drawn, figure, bar, y)
             y += LANE * bar.lanes + 4
         y += 6
     return y
 
 
-def _bar(drawn: ET.Element, figure: Figure, bar: Bar, y: float, pixels: float) -> None:
-    """A bar at ``y``, with so many pixels to a row or column."""
-    left = MARGIN + GUTTER
+def _bar(drawn: ET.Element, figure: Figure, bar: Bar, y: float) -> None:
+    left, pixels = MARGIN + GUTTER, ROOM / figure.length
     name = "all ranks" if bar.tp_rank is None else f"rank {bar.tp_rank}"
     label(drawn, name, MARGIN, y + 15)
     height = LANE * bar.lanes
-    element(drawn, "rect", x=left, y=y, width=figure.length * pixels, height=height, fill=PAPER, stroke=MUTED, stroke_width=1)
+    element(drawn, "rect", x=left, y=y, width=ROOM, height=height, fill=PAPER, stroke=MUTED, stroke_width=1)
     tone = tones(figure)
     for piece in bar.slices:
         (start, stop), (top, bottom) = figure.along(piece), figure.down(piece)
