@@ -1,7 +1,9 @@
 """Draws a traced load: a bar for each parameter on each rank, cut into the slices that were copied into it.
 
     model.layers.0.self_attn.qkv_proj.weight (3072, 4096)
-    rank 0   [ q_proj 0:2048            | k_proj | v_proj ]      lengths are rows, or columns where those are cut
+    rank 1   [     q_proj[2048:4096]     | k_proj[512:1024] | v_proj[512:1024] ]
+
+A slice's label is what was read of the checkpoint tensor; its place in the bar is where that landed, in true proportion.
 
 >>> from labkit.trace.picture import html, svg
 >>> page = html(trace, verify(trace))  # doctest: +SKIP

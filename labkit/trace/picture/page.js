@@ -79,7 +79,7 @@ function explain(element) {
     row("part", text(slice.destination));
   }
   told.append(...slice.words.map((number) => make("li", "", text(number))));
-  panel.replaceChildren(make("h2", "", `${text(slice.labels[slice.labels.length - 2])}${where(bar)}`), told, list);
+  panel.replaceChildren(make("h2", "", `${text(slice.labels[0])}${where(bar)}`), told, list);
   if (record) panel.append(make("div", "note", "what was read of the tensor:"), drawSource(record));
   panel.scrollTop = 0;
   for (const other of bars.querySelectorAll(".shown")) other.classList.remove("shown");

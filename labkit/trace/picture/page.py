@@ -37,7 +37,7 @@ base-uri 'none'; form-action 'none'">
 <p>{about}.</p>
 <div id="findings"></div>
 <p class="choose"><label for="part">Show</label> <select id="part"></select>
-<span class="note">each bar is as wide as the page; its slices are in true proportion</span></p>
+<span class="note">a slice's label is what was read; its place in the bar is where that landed, in true proportion</span></p>
 <noscript><p>The bars are drawn by the script in this file; allow it to run.</p></noscript>
 </header>
 <main id="bars" aria-label="Parameters"></main>

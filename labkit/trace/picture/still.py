@@ -33,12 +33,18 @@ def svg(trace: Trace, findings: Sequence[Finding]) -> str:
     title = f"Weight load of {printable(trace.model)}"
     element(root, "title", title, id="trace-title")
     about = printable(words.of_trace(trace))
-    element(root, "desc", f"{about}. A bar for each parameter and rank; {_told(shown)}", id="trace-desc")
+    element(
+        root,
+        "desc",
+        f"{about}. A bar for each parameter and rank, cut into what was copied into it; {_told(shown)}",
+        id="trace-desc",
+    )
     _patterns(root)
     element(root, "rect", width="100%", height="100%", fill=PAPER)
     label(root, title, MARGIN, 28, 16, INK, font_weight="bold")
     label(root, about, MARGIN, 46)
-    y = 58.0
+    label(root, "A slice's label is what was read; its place in the bar is where that landed, in true proportion.", MARGIN, 61)
+    y = 72.0
     for part in shown:
         y = _part(root, part, y)
     height = f"{y + MARGIN - 8:.0f}"

@@ -52,12 +52,18 @@ def of_slice(figure: Figure, bar: Bar, piece: Slice) -> tuple[str, ...]:
 
 
 def labels(figure: Figure, piece: Slice) -> tuple[str, ...]:
-    """What can be written on a slice, from the most to the least; the first that fits is."""
+    """What can be written on a slice, from the most to the least; the first that fits is.
+
+    Of a copy, the part of the checkpoint tensor as Python slices it: ``k_proj[512:1024], shard k``. Of the rest, its place.
+    """
     name = ", ".join([piece.label, *dict.fromkeys(fault.fault for fault in piece.faults if fault.fault != piece.label)])
-    span = ":".join(map(str, figure.along(piece)))
-    row = piece.record.mapping if piece.record else None
-    shard = [f"{name}, shard {row.shard}, {span}"] if row and row.shard is not None else []
-    return (*shard, f"{name}, {span}", name, "!" if piece.faults else name.split("_")[0])
+    least = "!" if piece.faults else piece.label.split("_")[0]
+    if piece.record is None:
+        return f"{name}, {':'.join(map(str, figure.along(piece)))}", name, least
+    row = piece.record.mapping
+    part = name.replace(piece.label, piece.label + _sliced(piece.record), 1)
+    shard = [f"{part}, shard {row.shard}"] if row and row.shard is not None else []
+    return tuple(dict.fromkeys([*shard, part, name, least]))
 
 
 def of_place(figure: Figure, bar: Bar, piece: Slice) -> str:
@@ -66,6 +72,13 @@ def of_place(figure: Figure, bar: Bar, piece: Slice) -> str:
     place = f"{piece.label}{rank}: {written(piece.part, figure.shape)} of {figure.name}"
     record = piece.record
     return place + (f", from {written(record.source, record.shape)} of {record.tensor}" if record else "")
+
+
+def _sliced(record: Record) -> str:
+    """``[512:1024]`` or ``[:, 0:7168]``; nothing where the tensor was read whole."""
+    cut = cut_axes(record.source, record.shape)
+    spans = [f"{start}:{stop}" if axis in cut else ":" for axis, (start, stop) in enumerate(record.source)]
+    return f"[{', '.join(spans[: max(cut) + 1])}]" if cut else ""
 
 
 def _sentence(finding: Finding) -> str:
