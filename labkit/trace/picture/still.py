@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from labkit.timeline.glyphs import INK, MUTED, PAPER, element, group, label
-from labkit.timeline.words import printable
+from labkit.timeline.words import printable, short
 from labkit.trace.coverage import Finding
 from labkit.trace.picture import words
 from labkit.trace.picture.bars import Bar, Figure, Part, Slice, parts, tones
@@ -30,7 +30,7 @@ def svg(trace: Trace, findings: Sequence[Finding]) -> str:
     shown = parts(trace, findings)
     root = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", role="img")
     root.attrib["aria-labelledby"] = "trace-title trace-desc"
-    title = f"Weight load of {printable(trace.model)}"
+    title = f"Weight load of {short(trace.model, 70)}"
     element(root, "title", title, id="trace-title")
     about = printable(words.of_trace(trace))
     element(
@@ -42,7 +42,7 @@ def svg(trace: Trace, findings: Sequence[Finding]) -> str:
     _patterns(root)
     element(root, "rect", width="100%", height="100%", fill=PAPER)
     label(root, title, MARGIN, 28, 16, INK, font_weight="bold")
-    label(root, about, MARGIN, 46)
+    label(root, short(about, 125), MARGIN, 46)
     label(root, "A slice's label is what was read; its place in the bar is where that landed, in true proportion.", MARGIN, 61)
     y = 72.0
     for part in shown:
@@ -64,11 +64,11 @@ def _told(shown: Sequence[Part]) -> str:
 def _part(root: ET.Element, part: Part, y: float) -> float:
     """Draws a part from ``y`` down; returns where it ends."""
     drawn = element(root, "g", class_="part")
-    label(drawn, printable(part.title), MARGIN, y + 16, 12, INK, font_weight="bold")
+    label(drawn, short(part.title, 90), MARGIN, y + 16, 12, INK, font_weight="bold")
     y += 24
     for figure in part.figures:
-        label(drawn, printable(f"{figure.name} {words.of_shape(figure.shape)}"), MARGIN, y + 14, 12, INK)
-        label(drawn, printable(words.of_figure(figure)), MARGIN, y + 28)
+        label(drawn, f"{short(figure.name, 80)} {words.of_shape(figure.shape)}", MARGIN, y + 14, 12, INK)
+        label(drawn, short(words.of_figure(figure), 125), MARGIN, y + 28)
         y += 34
         for bar in figure.bars:
             _bar(drawn, figure, bar, y)
@@ -100,7 +100,7 @@ def _slice(own: ET.Element, piece: Slice, tone: int, rectangle: tuple[float, flo
         element(own, "rect", x=x, y=y, width=width, height=height, fill="url(#fault)", stroke=FAULT, stroke_width=1.6)
     text = printable(next((text for text in labels if CHARACTER * len(text) + 8 <= width), ""))
     if text and height >= 12:
-        paper, centre, middle = CHARACTER * len(text) + 2, x + width / 2, y + height / 2
+        paper, centre, middle = CHARACTER * len(text) + 6, x + width / 2, y + height / 2
         element(own, "rect", x=centre - paper / 2, y=middle - 7, width=paper, height=14, rx=2, fill=PAPER)
         weight = "bold" if piece.faults else "normal"
         label(own, text, centre, middle + 4, 11, FAULT if piece.faults else INK, text_anchor="middle", font_weight=weight)
