@@ -1,10 +1,9 @@
-"""The picture of a traced load: its geometry against numbers worked out by hand, what it says, and the page in a real browser."""
+"""The picture of a traced load: its geometry against numbers worked out by hand, and what it says."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -183,7 +182,7 @@ def test_faults_are_slices_of_their_own() -> None:
     wide = captured("fault-o-proj-too-wide")
     assert kinds(wide, CUT, "checkpoint tensor") == [("read", 0, 0, 128), ("cut off", 0, 128, 160)]
     (copy,) = figure(wide, CUT).bars[0].slices
-    assert words.labels(figure(wide, CUT), copy)[0] == "o_proj[:, 0:128], cut off".replace("128", "64")
+    assert words.labels(figure(wide, CUT), copy)[0] == "o_proj[:, 0:64], cut off"
 
 
 def one(tensor: str, **changes: Any) -> Trace:
@@ -223,6 +222,22 @@ def test_experts_run_along_the_bar_and_their_rows_down_it() -> None:
     ]
     assert shown.bars[0].lanes == 1
     assert short(records[3].tensor) == "1.w3"
+
+
+def test_a_scalar_and_an_empty_parameter_can_be_drawn() -> None:
+    scale = replace(one("a.scale"), records=(), checkpoint_shapes={}, parameter_shapes={"a.scale": (), "a.none": (0, 2)})
+    ((scalar, empty),) = [part.figures for part in parts(scale, verify(scale))]
+    assert [piece.kind for piece in scalar.bars[0].slices] == ["missing"]
+    assert (scalar.along(scalar.bars[0].slices[0]), empty.bars[0].slices) == ((0, 1), ())
+    ET.fromstring(svg(scale, verify(scale)))
+
+
+def test_two_stacks_of_layers_keep_their_names() -> None:
+    trace = replace(
+        one("vision.blocks.3.fc.weight"),
+        parameter_shapes={"vision.blocks.3.fc.weight": (4, 2), "model.layers.3.fc.weight": (4, 2)},
+    )
+    assert [part.title for part in parts(trace, [])] == ["vision.blocks 3", "model.layers 3"]
 
 
 def test_parts_are_the_layers_and_what_is_outside_them() -> None:
@@ -295,7 +310,8 @@ def rectangles(picture: str, kind: str) -> list[tuple[float, float]]:
 def test_the_still_picture_is_in_true_proportion() -> None:
     trace = around(captured("llama-3-8b-tp2"), FIVE[:1])
     picture = svg(trace, [])
-    # 704 of the 800 pixels are the bar's, after 16 of margin and 64 for the rank: 3072 rows, so 2048 are 469.33 and 512 are 117.33
+    # 704 of the 800 pixels are the bar's, after 16 of margin and 64 for the rank: 2048 of 3072 rows
+    # are 469.33 of them, 512 are 117.33
     assert rectangles(picture, "copy") == [(80, 469.33), (549.33, 117.33), (666.67, 117.33)] * 2
     root = ET.fromstring(picture)
     assert (root.get("role"), root.get("width"), root.get("aria-labelledby")) == ("img", "800", "trace-title trace-desc")
@@ -369,120 +385,3 @@ def test_a_place_that_cannot_be_meant_is_refused_before_the_load(
         assert (status, traced) == (1, [])
         assert sentence in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; it drives the browser")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("there is no chromium on the path; the page is tested in a real browser")
-    with sync.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Opened:
-    """A page in a real browser, its network cut, with all that it asked for and complained of."""
-
-    def __init__(self, browser: Any, file: Path, width: int, height: int) -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": height})
-        self.asked: list[str] = []
-        self.complaints: list[str] = []
-        self.page.route("**/*", self._route)
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto(file.as_uri())
-
-    def _route(self, route: Any) -> None:
-        self.asked.append(route.request.url)
-        route.continue_() if route.request.url.startswith("file:") else route.abort()
-
-    def panel(self) -> str:
-        return str(self.page.inner_text("#panel"))
-
-    def boxes(self, label: str) -> list[dict[str, float]]:
-        return [found.bounding_box() for found in self.page.locator(f".slice[aria-label^='{label}']").all()]
-
-    def close(self) -> None:
-        """Sees that the page asked for nothing but itself, had no error, and does not run off to the right."""
-        overflow = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert (len(self.asked), self.complaints, overflow) == (1, [], 0)
-        self.page.close()
-
-
-SIZES = pytest.mark.parametrize(("width", "height"), [(640, 400), (1280, 800)])
-
-
-@SIZES
-def test_the_page_by_keyboard(browser: Any, tmp_path: Path, width: int, height: int) -> None:
-    file = tmp_path / "load.html"
-    file.write_text(page(captured("llama-3-8b-tp2")))
-    opened = Opened(browser, file, width, height)
-    keyboard = opened.page.keyboard
-    keyboard.press("Tab")
-    assert opened.page.evaluate("document.activeElement.id") == "part"
-    keyboard.press("Tab")
-    assert "q_proj[0:2048], shard q on rank 0" in opened.panel()
-    keyboard.press("ArrowRight")
-    keyboard.press("ArrowDown")
-    told = opened.panel()
-    assert "k_proj[512:1024], shard k on rank 1" in told
-    assert "It lands at row 2048 = 2048 rows of q_proj above it." in told
-    assert "rows 2048:2560 of model.layers.0.self_attn.qkv_proj.weight (3072, 4096) bfloat16" in told
-    assert ".k_proj -> .qkv_proj, shard k" in told
-    focused = opened.page.locator(".slice:focus").bounding_box()
-    covered = opened.page.locator("#panel").bounding_box()
-    assert focused["y"] >= 0
-    assert covered["x"] >= focused["x"] + focused["width"] or focused["y"] + focused["height"] <= covered["y"]
-    opened.close()
-
-
-@SIZES
-def test_the_bars_are_in_true_proportion_on_the_screen(browser: Any, tmp_path: Path, width: int, height: int) -> None:
-    file = tmp_path / "load.html"
-    file.write_text(page(captured("llama-3-8b-one-layer-tp16")))
-    opened = Opened(browser, file, width, height)
-    q, k, v = (opened.boxes(f"{name}_proj[") for name in "qkv")
-    assert (len(q), len(k), len(v)) == (16, 16, 16)
-    for first, second, third in zip(q, k, v, strict=True):  # 256, 128 and 128 of 512 rows
-        assert first["width"] == pytest.approx(2 * second["width"], abs=0.5)
-        assert second["width"] == pytest.approx(third["width"], abs=0.5)
-        assert second["x"] == pytest.approx(first["x"] + first["width"], abs=0.5)
-    assert len({box["y"] for box in q}) == 16
-    opened.close()
-
-
-@SIZES
-def test_the_page_by_layer_and_by_fault(browser: Any, tmp_path: Path, width: int, height: int) -> None:
-    file = tmp_path / "load.html"
-    file.write_text(page(captured("fault-k-proj-missing")))
-    opened = Opened(browser, file, width, height)
-    options = [option.inner_text() for option in opened.page.locator("#part option").all()]
-    assert options == ["embeddings", "layer 0", "layer 1 (fault)", "norm and head"]
-    opened.page.select_option("#part", label="embeddings")
-    assert opened.page.locator("h2").first.inner_text() == "model.embed_tokens.weight (96, 64)"
-    opened.page.locator(".slice.padding").hover()
-    assert "no checkpoint tensor has values for it" in opened.panel()
-    opened.page.get_by_role("button", name="on rank 1").first.click()
-    assert opened.page.locator("#part option:checked").inner_text() == "layer 1 (fault)"
-    assert (
-        "Missing: rows 64:96 of model.layers.1.self_attn.qkv_proj.weight (128x64) were never written on rank 1." in opened.panel()
-    )
-    fault = opened.page.locator(".slice.fault").first
-    assert fault.inner_text().startswith("missing")
-    assert "repeating-linear-gradient" in fault.evaluate("element => getComputedStyle(element).backgroundImage")
-    opened.close()
-
-
-def test_names_from_strangers_stay_text_in_the_browser(browser: Any, tmp_path: Path) -> None:
-    trace = one(SPITE, file=SPITE, bytes=(8, 40), dtype="F32")
-    (tmp_path / "load.html").write_text(page(trace))
-    opened = Opened(browser, tmp_path / "load.html", 640, 400)
-    opened.page.locator(".slice").focus()
-    assert 'document.title="taken"' in opened.panel()
-    assert "bytes 8:40" in opened.panel()
-    assert "taken" not in opened.page.title()[:14]
-    assert opened.page.locator("img").count() == 0
-    opened.close()

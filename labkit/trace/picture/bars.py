@@ -82,8 +82,8 @@ class Figure:
 
     @property
     def length(self) -> int:
-        """How many rows or columns a bar is long."""
-        return self.shape[self.axes[0]] if self.axes else 1
+        """How many rows or columns a bar is long; 1 for a scalar, and for a tensor that has none."""
+        return (self.shape[self.axes[0]] if self.axes else 1) or 1
 
     @property
     def unit(self) -> str:
