@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from labkit.timeline.words import printable
+from labkit.drawing import printable
 from labkit.trace.coverage import Finding, written
 from labkit.trace.picture import words
 from labkit.trace.picture.bars import Bar, Figure, Part, Slice, parts, tones

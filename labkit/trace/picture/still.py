@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from labkit.timeline.glyphs import INK, MUTED, PAPER, element, group, label
-from labkit.timeline.words import printable, short
+from labkit.drawing import INK, MUTED, PAPER, element, group, label, printable, short
 from labkit.trace.coverage import Finding
 from labkit.trace.picture import words
 from labkit.trace.picture.bars import Bar, Figure, Part, Slice, parts, tones
