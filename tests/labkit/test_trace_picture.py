@@ -329,6 +329,9 @@ def test_the_still_picture_has_every_record_and_every_fault(name: str) -> None:
     assert len(rectangles(picture, "padding")) == len(trace.fills)
     for kind in ("missing", "twice", "cut off"):
         assert len(rectangles(picture, kind.replace(" ", "-"))) == sum(finding.fault == kind for finding in findings)
+    hatched = [rect for rect in ET.fromstring(picture).iter(f"{SVG}rect") if rect.get("fill") == "url(#fault)"]
+    slices = [piece for part in parts(trace, findings) for shown in part.figures for bar in shown.bars for piece in bar.slices]
+    assert len(hatched) == sum(bool(piece.faults) for piece in slices)
     description = next(node.text for node in ET.fromstring(picture) if node.tag == f"{SVG}desc")
     assert all(str(finding) in str(description) for finding in findings)
 
