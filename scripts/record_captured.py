@@ -1,6 +1,6 @@
 """Records every load that lab 02's tests are held against where vLLM is not installed, through the real vLLM.
 
-The tables in the lab's README are printed from these recordings and put between its markers. Run it in an environment that
+The tables in the lab's README are printed from these recordings, and its figure is drawn from one. Run it in an environment that
 has the pinned vLLM, and look at what git says has changed:
 
     python scripts/record_captured.py
@@ -19,10 +19,13 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 LAB = ROOT / "labs" / "lab-02-trace-weight-loading"
 CAPTURED = LAB / "captured"
+PICTURE = LAB / "load-tp2.svg"
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.trace import FIVE, Trace, TraceError, select, show  # noqa: E402  # found only with the line above
+from labkit.trace import FIVE, Trace, TraceError, around, select, show  # noqa: E402  # found only with the line above
+from labkit.trace.coverage import verify  # noqa: E402
+from labkit.trace.picture import svg  # noqa: E402
 from labkit.trace.recordings import RECORDINGS  # noqa: E402
 
 
@@ -42,7 +45,14 @@ def main() -> int:
         print(f"{stale.name}: removed, no recording has this name")
     readme = LAB / "README.md"
     readme.write_text(with_tables(readme.read_text()))
+    PICTURE.write_text(picture(), encoding="utf-8")
     return 0
+
+
+def picture() -> str:
+    """The figure of the README: the parameters of the five tensors on both ranks of TP 2."""
+    trace = Trace.read(CAPTURED / "llama-3-8b-tp2.json")
+    return svg(around(trace, FIVE), verify(trace))
 
 
 def with_tables(text: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree as ET
 
+from labkit.drawing import FAINT, MUTED, element, group, label
 from labkit.timeline import words
-from labkit.timeline.glyphs import DECODE, FAINT, MUTED, PREFILL, element, group, label
+from labkit.timeline.glyphs import DECODE, PREFILL
 from labkit.timeline.layout import GAP, GUTTER, HEAD, STRIP, Layout
 from labkit.timeline.read import StepTrace
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from labkit.drawing import INK, PAPER, element, group, label, short
+from labkit.files import write_whole
 from labkit.timeline import glyphs, words
 from labkit.timeline.charts import axis, charts
 from labkit.timeline.fields import TimelineError
-from labkit.timeline.glyphs import BAND, INK, PAPER, Cell, element, group, label
+from labkit.timeline.glyphs import BAND, Cell
 from labkit.timeline.layout import GUTTER, Layout
 from labkit.timeline.read import REASONS, Chunk, Finish, Preemption, StepTrace
 from labkit.timeline.rows import Event, Row, rows
@@ -49,19 +50,12 @@ def write(picture: str, path: Path) -> None:
     Raises:
         TimelineError: the file cannot be written there; says why.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(picture, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise TimelineError(f"cannot write {path}: {error.strerror}; name another place with --output") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, picture, TimelineError)
 
 
 def _head(root: ET.Element, trace: StepTrace, name: str, found: list[Row], layout: Layout) -> None:
-    title = f"Step trace {words.short(name, 40)}: {words.totals(trace, found)}"
-    by = f"Recorded by {words.short(trace.recorded_by, 60)}; {words.of_run(trace)}"
+    title = f"Step trace {short(name, 40)}: {words.totals(trace, found)}"
+    by = f"Recorded by {short(trace.recorded_by, 60)}; {words.of_run(trace)}"
     drawn = words.of_part(trace, layout.columns, layout.detailed)
     element(root, "title", title, id="timeline-title")
     element(root, "desc", f"A row per request, a column per step. {by}. {drawn}".strip(), id="timeline-desc")
@@ -98,7 +92,7 @@ def _row(root: ET.Element, trace: StepTrace, row: Row, place: int, layout: Layou
     if place % 2 == 0:
         element(drawn, "rect", class_="band", x=0, y=first.y, width=layout.width, height=first.height, fill=BAND)
     name = group(drawn, "name", words.of_row(row, trace))
-    label(name, words.short(row.request, 20), GUTTER - 10, first.middle + 4, 11.5, INK, text_anchor="end")
+    label(name, short(row.request, 20), GUTTER - 10, first.middle + 4, 11.5, INK, text_anchor="end")
     for stretch in row.stretches(end):
         start, stop = max(stretch.first, layout.columns.start), min(stretch.last, layout.columns.stop - 1)
         if start < stop:

@@ -10,33 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree as ET
 
-INK, MUTED, FAINT, BAND, PAPER = "#1a202c", "#5a6472", "#d8dee6", "#f4f6f8", "#ffffff"
+from labkit.drawing import INK, MUTED, PAPER, element, group, label
+
+BAND = "#f4f6f8"
 PREFILL, DECODE, HIT, CROSS = "#2459a8", "#0b7261", "#8a5a00", "#b91c1c"
 CHARACTER = 0.58
 """The width of a digit, in font sizes."""
-
-
-def element(parent: ET.Element, tag: str, text: str | None = None, **attributes: str | float) -> ET.Element:
-    """A child element: ``class_`` is written class, ``stroke_width`` stroke-width, and numbers with two decimals at most."""
-    named = {
-        name.rstrip("_").replace("_", "-"): value if isinstance(value, str) else f"{value:.2f}".rstrip("0").rstrip(".")
-        for name, value in attributes.items()
-    }
-    child = ET.SubElement(parent, tag, named)
-    child.text = text
-    return child
-
-
-def group(parent: ET.Element, class_: str, title: str) -> ET.Element:
-    """A group that shows ``title`` while the pointer is on it."""
-    child = element(parent, "g", class_=class_)
-    element(child, "title", title)
-    return child
-
-
-def label(parent: ET.Element, text: str, x: float, y: float, size: float = 11, fill: str = MUTED, **more: str | float) -> None:
-    """A text whose baseline is at ``y``."""
-    element(parent, "text", text, x=x, y=y, font_size=size, fill=fill, **more)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from labkit.drawing import printable, short
 from labkit.timeline import words
 from labkit.timeline.read import StepTrace
 from labkit.timeline.rows import rows
@@ -28,8 +29,8 @@ def show(trace: StepTrace, console: Console) -> None:
         counts = row.num_prefill_tokens, row.num_cached_tokens, row.num_sampled_tokens, row.num_preemptions
         steps = f"{trace.steps[row.first].step} to {trace.steps[row.last(end)].step}"
         ended = row.finish.reason if row.finish else "not yet"
-        table.add_row(Text(words.short(row.request, 14)), *map(str, counts), steps, ended)
-    console.print(f"recorded by {words.printable(trace.recorded_by)}", markup=False, soft_wrap=True)
+        table.add_row(Text(short(row.request, 14)), *map(str, counts), steps, ended)
+    console.print(f"recorded by {printable(trace.recorded_by)}", markup=False, soft_wrap=True)
     console.print(table)
     if len(found) > MOST:
         console.print(f"and {len(found) - MOST} more")

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.cells import cell_len, set_cell_size
-
+from labkit.drawing import printable
 from labkit.timeline.read import Chunk, Finish, Preemption, Step, StepTrace
 from labkit.timeline.rows import Row, Stretch
 
 SHOWN_BLOCKS = 12
-
-
-def printable(text: str) -> str:
-    """The text without what a terminal or an XML file would act on or choke on: each such character becomes U+FFFD."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def short(text: str, cells: int) -> str:
-    """The printable text, cut with an ellipsis to so many terminal cells (a Chinese character takes two)."""
-    text = printable(text)
-    return text if cell_len(text) <= cells else set_cell_size(text, cells - 1).rstrip() + "…"
 
 
 def count(number: int, noun: str) -> str:

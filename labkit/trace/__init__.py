@@ -19,7 +19,19 @@ from labkit.trace.quiet import quiet
 from labkit.trace.records import MappingRow, Record, Trace, TraceError
 from labkit.trace.table import show, show_verdict
 
-__all__ = ["FIVE", "MappingRow", "Record", "Trace", "TraceError", "known_names", "select", "show", "show_verdict", "trace_load"]
+__all__ = [
+    "FIVE",
+    "MappingRow",
+    "Record",
+    "Trace",
+    "TraceError",
+    "around",
+    "known_names",
+    "select",
+    "show",
+    "show_verdict",
+    "trace_load",
+]
 
 FIVE = tuple(
     f"model.layers.0.{name}.weight"
@@ -84,4 +96,24 @@ def select(trace: Trace, tensors: Sequence[str]) -> Trace:
         records=tuple(records),
         checkpoint_shapes={name: trace.checkpoint_shapes[name] for name in order},
         parameter_shapes={name: shape for name, shape in trace.parameter_shapes.items() if name in parameters},
+    )
+
+
+def around(trace: Trace, tensors: Sequence[str]) -> Trace:
+    """The part of a trace that concerns the parameters these checkpoint tensors were copied into, whatever else went there.
+
+    Raises:
+        TraceError: the checkpoint has no tensor of that name; names the nearest ones.
+    """
+    parameters = {record.parameter for record in select(trace, tensors).records}
+    records = tuple(record for record in trace.records if record.parameter in parameters)
+    kept = {*tensors, *(record.tensor for record in records)}
+    return replace(
+        trace,
+        records=records,
+        checkpoint_shapes={name: shape for name, shape in trace.checkpoint_shapes.items() if name in kept},
+        parameter_shapes={name: shape for name, shape in trace.parameter_shapes.items() if name in parameters},
+        fills=tuple(fill for fill in trace.fills if fill.parameter in parameters),
+        rounded=tuple(name for name in trace.rounded if name in kept),
+        repacked={name: text for name, text in trace.repacked.items() if name in parameters},
     )

@@ -10,12 +10,12 @@ The file form is JSON with one record on a line, so that two traces can be compa
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from labkit.files import write_whole
 from labkit.headers import Shape
 
 Span = tuple[int, int]
@@ -232,14 +232,7 @@ class Trace:
         Raises:
             TraceError: the file cannot be written there; says why.
         """
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise TraceError(f"cannot write {path}: {error.strerror}; name a file in a folder of yours") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, self.to_json(), TraceError)
 
     @classmethod
     def read(cls, path: Path) -> Trace:

@@ -23,7 +23,7 @@ def show(trace: Trace, console: Console | None = None) -> None:
     """
     console = console or Console(highlight=False)
     console.print(f"{trace.model}, loaded by vLLM {trace.vllm} (torch {trace.torch})", markup=False, soft_wrap=True)
-    console.print(f"parameters: {_held(trace.device)}", markup=False, soft_wrap=True)
+    console.print(f"parameters: {held(trace.device)}", markup=False, soft_wrap=True)
     for (rank, size), records in groupby(trace.records, key=lambda record: (record.tp_rank, record.tp_size)):
         title = f"TP {size}, rank {rank}"
         mine = list(records)
@@ -71,7 +71,8 @@ def _count(things: Sized, what: str) -> str:
     return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
-def _held(device: str) -> str:
+def held(device: str) -> str:
+    """What held the parameters, and so what the records are worth."""
     return "shapes only, on torch's meta device" if device == "meta" else f"on {device}, every record checked by value"
 
 

@@ -382,7 +382,7 @@ def test_a_full_disk_leaves_the_old_picture(trace: Path, lab: Lab, file_size_lim
     code, printed = lab(trace)
     assert (code, printed) == (
         1,
-        f"lab: cannot write {trace.with_suffix('.svg')}: File too large; name another place with --output\n",
+        f"lab: cannot write {trace.with_suffix('.svg')}: File too large; name a file in a folder of yours\n",
     )
     assert trace.with_suffix(".svg").read_text(encoding="utf-8") == "old"
     assert sorted(path.name for path in trace.parent.iterdir()) == ["run.jsonl", "run.svg"]

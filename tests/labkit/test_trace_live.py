@@ -95,6 +95,7 @@ def test_the_readmes_tables_are_printed_from_the_recordings() -> None:
     assert readme.count("<!-- captured: ") == 2
     assert script.with_tables(readme) == readme
     assert script.with_tables(readme.replace("rows 2048:2560", "rows 2048:2561")) == readme
+    assert script.PICTURE.read_text() == script.picture()
 
 
 # --- real values ---------------------------------------------------------------------------------------------------------
