@@ -17,6 +17,7 @@ import vllm
 from safetensors import safe_open
 from torch import Tensor, nn
 from vllm.config import LoadConfig, ModelConfig
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
@@ -40,6 +41,7 @@ def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None
     parameter_shapes: dict[str, Shape] = {}
     repacked: dict[str, str] = {}
     not_run = dict.fromkeys(_what_is_amiss())
+    head_size: int | None = None
     with group_of_one(), _frozen_heap():
         for rank in ranks:
             progress(f"loading {model.name} as rank {rank} of {tp_size}")
@@ -49,6 +51,7 @@ def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None
             mapping = _mapping_rows(built)
             records += (_record(copy, recorder, model, mapping, rank, tp_size) for copy in recorder.copies)
             fills += (Fill(parameter, destination, rank) for parameter, destination in recorder.fills)
+            head_size = _head_size(built)
             parameter_shapes = {name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()}
             if target.type != "meta":
                 rounded |= dict.fromkeys(recorder.check_values())
@@ -69,7 +72,16 @@ def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None
         rounded=tuple(rounded),
         repacked=repacked,
         not_run=tuple(not_run),
+        head_size=head_size,
     )
+
+
+def _head_size(built: nn.Module) -> int | None:
+    """The head size that all attention layers have."""
+    sizes = {
+        module.head_size for module in built.modules() if isinstance(module, AttentionLayerBase) and hasattr(module, "head_size")
+    }
+    return cast(int, sizes.pop()) if len(sizes) == 1 else None
 
 
 @contextmanager

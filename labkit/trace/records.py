@@ -157,6 +157,7 @@ class Trace:
         rounded: checkpoint tensors of which values were changed by being converted to the parameter's element type.
         repacked: parameters that vLLM replaces once they are loaded, each with what it makes of them, in words.
         not_run: what could not be done in this installation, a sentence for each.
+        head_size: D, rows of one head, as vLLM's attention layers have it; None where they have none, or several.
     """
 
     vllm: str
@@ -170,6 +171,7 @@ class Trace:
     rounded: tuple[str, ...] = ()
     repacked: Mapping[str, str] = field(default_factory=dict)
     not_run: tuple[str, ...] = ()
+    head_size: int | None = None
 
     def of_rank(self, tp_rank: int) -> Trace:
         """The part of the trace that concerns one rank."""
@@ -192,6 +194,7 @@ class Trace:
                     f'"rounded": {json.dumps(self.rounded)}',
                     f'"repacked": {json.dumps(self.repacked)}',
                     f'"not_run": {json.dumps(self.not_run)}',
+                    f'"head_size": {json.dumps(self.head_size)}',
                 ]
             )
             + "\n}\n"
@@ -218,6 +221,7 @@ class Trace:
                 rounded=tuple(data["rounded"]),
                 repacked=dict(data["repacked"]),
                 not_run=tuple(data["not_run"]),
+                head_size=data["head_size"],
             )
         except KeyError as error:
             raise TraceError(

@@ -106,11 +106,14 @@ def test_what_the_ranks_cut_along_columns_is_drawn_along_columns_and_said_to_be(
 def test_the_arithmetic_follows_from_the_trace() -> None:
     two, sixteen, tiny = captured("llama-3-8b-tp2"), captured("llama-3-8b-one-layer-tp16"), captured("tiny-tp2")
     assert said(two, QKV, 1, "v_proj") == (
+        "8 heads * 128 = 1024 rows.",
         "1024 rows / 2 ranks = 512.",
         "Rank 1 reads from row 1 * 512 = 512.",
         "It lands at row 2560 = 2048 (q_proj) + 512 (k_proj) above it.",
     )
+    assert said(two, QKV, 1, "q_proj")[0] == "32 heads * 128 = 4096 rows."
     assert said(sixteen, QKV, 5, "k_proj") == (
+        "8 heads * 128 = 1024 rows.",
         "1024 rows are 8 parts of 128; 16 ranks / 8 parts = 2 ranks to a part.",
         "Rank 5 reads part 5 // 2 = 2, from row 2 * 128 = 256.",
         "It lands at row 256 = 256 rows of q_proj above it.",
@@ -133,7 +136,7 @@ def test_every_equation_is_true_and_every_start_is_the_records(name: str) -> Non
             for bar in shown.bars:
                 for piece in bar.slices:
                     for sentence in words.of_slice(shown, bar, piece):
-                        bare = re.sub(r"\([a-z_.]+\)| rows of [a-z_.]+| (?:rows|columns|ranks|parts)\b", "", sentence)
+                        bare = re.sub(r"\([a-z_.]+\)| rows of [a-z_.]+| (?:rows|columns|ranks|parts|heads)\b", "", sentence)
                         for left, right in re.findall(r"(\d+(?: (?://|[-+*/]) \d+)+) = (\d+)", bare):
                             assert eval(left) == int(right), sentence
                             equations += 1

@@ -46,6 +46,7 @@ TRACES = st.builds(
     rounded=st.lists(st.text(), max_size=2).map(tuple),
     repacked=st.dictionaries(st.text(), st.text(), max_size=2),
     not_run=st.lists(st.text(), max_size=2).map(tuple),
+    head_size=st.none() | st.integers(1, 256),
 )
 
 
@@ -60,6 +61,7 @@ def test_the_file_form_is_the_documented_one_with_a_record_on_a_line() -> None:
     assert list(data) == [
         *["vllm", "torch", "device", "model", "records", "checkpoint_shapes", "parameter_shapes", "fills", "rounded", "repacked"],
         "not_run",
+        "head_size",
     ]
     k_proj = next(r for r in data["records"] if r["tensor"] == "model.layers.0.self_attn.k_proj.weight" and r["tp_rank"] == 1)
     assert k_proj == {

@@ -71,6 +71,7 @@ class Figure:
         axes: the axis that runs along the bars and, where two are cut, the one that runs down; none for a scalar.
         bars: rank after rank.
         repacked: what vLLM makes of it after the load, or None.
+        head_size: D, where vLLM's attention has one.
     """
 
     what: Literal["parameter", "checkpoint tensor"]
@@ -79,6 +80,7 @@ class Figure:
     axes: tuple[int, ...]
     bars: tuple[Bar, ...]
     repacked: str | None = None
+    head_size: int | None = None
 
     @property
     def length(self) -> int:
@@ -168,7 +170,7 @@ def _parameters(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
         mine = {rank: slices[name, rank] for rank in ranks}
         axes = _axes(shape, [piece for pieces in mine.values() for piece in pieces])
         bars = tuple(Bar(rank, _in_lanes(pieces, axes)) for rank, pieces in mine.items())
-        figures.append(Figure("parameter", name, shape, axes, bars, trace.repacked.get(name)))
+        figures.append(Figure("parameter", name, shape, axes, bars, trace.repacked.get(name), trace.head_size))
     return figures
 
 

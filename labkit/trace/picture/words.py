@@ -48,7 +48,7 @@ def of_slice(figure: Figure, bar: Bar, piece: Slice) -> tuple[str, ...]:
     faults = map(_sentence, piece.faults)
     if piece.record is None:
         return (*faults, *_without_record(piece))
-    return (*faults, *_read(piece.record), *_landed(figure, bar, piece))
+    return (*faults, *_heads(piece.record, figure.head_size), *_read(piece.record), *_landed(figure, bar, piece))
 
 
 def labels(figure: Figure, piece: Slice) -> tuple[str, ...]:
@@ -91,6 +91,14 @@ def _without_record(piece: Slice) -> Iterator[str]:
         yield "Padding: the load filled this part with a number; no checkpoint tensor has values for it."
     elif piece.kind == "read":
         yield "Some rank read this part."
+
+
+def _heads(record: Record, head_size: int | None) -> Iterator[str]:
+    """How many heads the rows of q, k or v are."""
+    row, rows = record.mapping, record.shape[0] if record.shape else 0
+    plain = "float" in record.parameter_dtype  # else several numbers share a row
+    if row and row.shard in ("q", "k", "v") and plain and head_size and rows and rows % head_size == 0:
+        yield f"{rows // head_size} heads * {head_size} = {rows} rows."
 
 
 def _read(record: Record) -> Iterator[str]:
