@@ -22,6 +22,10 @@ from labkit.trace.coverage import LEFT_OVER
 from labkit.trace.known import FAMILY, KNOWN, implied_shapes, known_names
 
 EMBED, HEAD, FIRST = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0."
+LAYER = r"model\.layers\.(\d{1,6})\."
+MOST_LAYERS = 1_000_000
+"""A layer's number has six digits at most; a longer one is somebody's joke and no layer."""
+
 COMPUTED = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings", "sliding_window")
 """What a config says and no tensor shows."""
 
@@ -67,10 +71,10 @@ class Sizes:
     def of(cls, shapes: Mapping[str, Shape]) -> Sizes | None:
         """The sizes, or None when the tensors that show them are not there."""
         needed = [EMBED, *(f"{FIRST}{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj"))]
-        if any(len(shapes.get(name, ())) != 2 for name in needed):
+        if any(len(shape := shapes.get(name, ())) != 2 or 0 in shape for name in needed):
             return None
         (vocabulary, hidden), (query_rows, _), (kv_rows, _), (intermediate, _) = (shapes[name] for name in needed)
-        numbers = {int(found[1]) for name in shapes if (found := re.match(r"model\.layers\.(\d+)\.", name))}
+        numbers = {int(found[1]) for name in shapes if (found := re.match(LAYER, name))}
         biases = sorted(name.removeprefix(FIRST)[:-5] for name in shapes if name.startswith(FIRST) and name.endswith(".bias"))
         norm = shapes.get(f"{FIRST}self_attn.q_norm.weight")
         head_size = norm[0] if norm else None
@@ -120,7 +124,11 @@ def fingerprint(path: Path) -> Fingerprint:
     Raises:
         HeaderError: there is nothing to read, or a header is broken.
     """
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise HeaderError(f"{path} cannot be read: {error.strerror}; look at the path and its permissions") from error
+    if not there:
         raise HeaderError(f"there is no {path}; give a directory with safetensors, or one such file")
     stored = read_checkpoint(path)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not name.endswith(LEFT_OVER)}
@@ -155,7 +163,7 @@ def differing(shapes: Mapping[str, Shape], config: Mapping[str, Any], sizes: Siz
     for name in sorted(expected.keys() | shapes.keys()):
         have, want = shapes.get(name), expected.get(name)
         if have != want:
-            found = re.match(r"model\.layers\.(\d+)\.(.+)", name)
+            found = re.match(f"{LAYER}(.+)", name)
             words = "missing" if have is None else "too many" if want is None else f"{have} instead of {want}"
             layers[words, found[2] if found else name] += [int(found[1])] if found else []
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -186,6 +194,9 @@ def _against_config(path: Path, shapes: Mapping[str, Shape]) -> Iterable[str]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["architectures"][0] not in FAMILY or "quantization_config" in config:
+            return
+        if (layers := config.get("num_hidden_layers", 0)) >= MOST_LAYERS:
+            yield f"it says {layers:,} layers, more than any model has"
             return
         yield from differing({name: shape for name, shape in shapes.items() if name != HEAD or not _tied(config)}, config)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, IndexError, RecursionError) as error:

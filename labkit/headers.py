@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,16 @@ MAX_HEADER = 100_000_000
 """Bytes; the safetensors library refuses longer headers, and so do we."""
 
 BITS = {
-    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+    **{"BOOL": 8, "U8": 8, "I8": 8},
+    **{"F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8},
     **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16},
     **{"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
 }
 """Bits of an element, by the names that the format gives to element types."""
+
+MAX_NUMBER = 2**64 - 1
+"""The format's numbers are 64 bits wide, and so are the products of a shape."""
 
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -60,9 +66,13 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
     Raises:
         HeaderError: nothing there to read, pickled files, an index that names what is not there or lies outside, a broken header.
     """
-    files = [path] if path.is_file() else weight_files(path)
+    try:
+        files = [path] if path.is_file() else weight_files(path)
+        remark = "" if files else _pickled(path)
+    except OSError as error:
+        raise HeaderError(f"{path} cannot be read: {error.strerror}; look at the path and its permissions") from error
     if not files:
-        raise HeaderError(f"there is no safetensors file in {path}{_pickled(path)}; fetch one that has")
+        raise HeaderError(f"there is no safetensors file in {path}{remark}; fetch one that has")
     return {name: tensor for file in files for name, tensor in read_header(file).items()}
 
 
@@ -76,7 +86,8 @@ def weight_files(directory: Path) -> list[Path]:
     if not index.is_file():
         return sorted(directory.glob("*.safetensors"))
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        read = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_object)
+        names = sorted(set(read["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HeaderError(f"{index} has no weight_map that can be read ({error!r:.200}); fetch it again") from error
     for name in names:
@@ -104,13 +115,16 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 raise HeaderError(f"{_broken(file, size)}: its header alone would take {8 + length:,}; fetch it again")
             if length > MAX_HEADER:
                 raise HeaderError(f"{_broken(file, size)}: a header of {length:,} bytes is over the limit of {MAX_HEADER:,}")
-            header = json.loads(opened.read(length))
+            header = json.loads(opened.read(length).decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number)
     except OSError as error:
         raise HeaderError(f"{file} cannot be read: {error.strerror}; look at its permissions, or fetch it again") from error
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"{_broken(file, size)}: its header is not JSON ({error}); fetch it again") from error
     if not isinstance(header, dict):
         raise HeaderError(f"{_broken(file, size)}: its header holds no JSON object; fetch it again")
+    metadata = header.get("__metadata__")
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())):
+        raise HeaderError(f"{file}: the header's __metadata__ is not text by names ({metadata!r:.200}); fetch the file again")
     tensors = {name: _stored(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
     _check_layout(file, size, 8 + length, tensors)
     return tensors
@@ -119,21 +133,50 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 def _stored(file: Path, name: str, entry: Any, data: int) -> StoredTensor:
     """One entry of a header, whose data begins at byte ``data``."""
     try:
-        dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        numbers = (*shape, start, stop)
-        sound = dtype in BITS and all(type(number) is int and number >= 0 for number in numbers)
+        dtype, dimensions, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        start, stop = offsets
+        sound = (
+            isinstance(dimensions, list)
+            and isinstance(offsets, list)
+            and dtype in BITS
+            and all(type(number) is int and 0 <= number <= MAX_NUMBER for number in (*dimensions, start, stop))
+            and all(size * BITS[dtype] <= MAX_NUMBER for size in accumulate(dimensions, _capped))
+        )
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
         raise HeaderError(
             f"{file}: the header's entry for {name!r} is not one of safetensors ({entry!r:.200}); fetch the file again"
         )
-    if prod(shape) * BITS[dtype] != (stop - start) * 8:
+    shape, bits = tuple(dimensions), prod(dimensions) * BITS[dtype]
+    if bits != (stop - start) * 8:
         raise HeaderError(
-            f"{file}: {name} is {dtype} of shape {shape}, {prod(shape) * BITS[dtype] // 8:,} bytes, and its data_offsets "
-            f"{start:,} to {stop:,} hold {stop - start:,}; fetch the file again"
+            f"{file}: {name} is {dtype} of shape {shape!r:.200}, {bits:,} bits, and its data_offsets "
+            f"{start:,} to {stop:,} hold {stop - start:,} bytes; fetch the file again"
         )
     return StoredTensor(file, dtype, shape, (data + start, data + stop))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a name given twice would mean one thing to one reader and another to the next."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in found if names.count(name) > 1)!r:.200} stands in it twice")
+    for name, value in pairs:
+        for text in (name, value):
+            if isinstance(text, str):
+                text.encode("utf-8")  # refuses half of a surrogate pair, which no terminal prints
+    return found
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _capped(product: int, size: int) -> int:
+    """A product that stops growing once it is beyond the format's numbers: a long shape must not cost minutes."""
+    return min(product * size, MAX_NUMBER + 1) if product <= MAX_NUMBER else product
 
 
 def _check_layout(file: Path, size: int, data: int, tensors: Mapping[str, StoredTensor]) -> None:

@@ -12,8 +12,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from labkit.fingerprint import Sizes, cannot_tell, fingerprint, show
 from labkit.headers import HeaderError, Shape
@@ -213,3 +215,23 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
         fingerprint(tmp_path / "nowhere")
     with pytest.raises(HeaderError, match="there is no safetensors file in"):
         fingerprint(tmp_path)
+
+
+def test_what_nobody_made_by_accident_ends_in_words(tmp_path: Path) -> None:
+    names = [
+        "model.embed_tokens",
+        *(f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")),
+    ]
+    weights = {f"{name}.weight": np.zeros((8, 8), np.float32) for name in names}
+    empty = weights | {"model.layers.0.self_attn.k_proj.weight": np.zeros((0, 8), np.float32)}
+    save_file(empty, tmp_path / "model.safetensors")
+    assert fingerprint(tmp_path).sizes is None
+    save_file(weights | {f"model.layers.{'9' * 5000}.a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 10**12}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = fingerprint(tmp_path)
+    assert found.sizes is not None
+    assert found.sizes.num_hidden_layers == 1
+    assert found.disagreements == ("it says 1,000,000,000,000 layers, more than any model has",)
+    with pytest.raises(HeaderError, match="File name too long"):
+        fingerprint(tmp_path / ("a" * 300))

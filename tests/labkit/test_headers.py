@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from labkit.headers import INDEX, MAX_HEADER, HeaderError, read_checkpoint, read_header
+from labkit.headers import BITS, INDEX, MAX_HEADER, HeaderError, read_checkpoint, read_header
 
 
 def written(folder: Path, header: Any, data: bytes = b"", name: str = "model.safetensors") -> Path:
@@ -112,6 +112,24 @@ BROKEN = {
     "a list": ([1], b"", "holds no JSON object"),
     "no JSON": (b"{", b"", "is not JSON"),
     "half a character": (b'{"\xc3": 1}', b"", "is not JSON"),
+    "a shape that is text": ({"a": entry(shape="", offsets=(0, 4))}, b"\0" * 4, "is not one of safetensors"),
+    "a shape that is an object": ({"a": entry(shape={}, offsets=(0, 4))}, b"\0" * 4, "is not one of safetensors"),
+    "a product of more digits than Python prints": (
+        b'{"a":{"dtype":"F32","shape":[%b,%b],"data_offsets":[0,0]}}' % (b"9" * 4000, b"9" * 4000),
+        b"",
+        "is not one of safetensors",
+    ),
+    "a product beyond 64 bits": ({"a": entry(shape=(2**40, 2**40, 0), offsets=(0, 0))}, b"", "is not one of safetensors"),
+    "UTF-16": (json.dumps({"a": entry()}).encode("utf-16-le"), b"\0" * 24, "is not JSON"),
+    "a byte order mark": (b"\xef\xbb\xbf" + json.dumps({"a": entry()}).encode(), b"\0" * 24, "is not JSON"),
+    "half of a surrogate pair": ({"\ud800": entry()}, b"\0" * 24, "is not JSON"),
+    "a field given twice": (
+        b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        b"\0" * 4,
+        "'dtype' stands in it twice",
+    ),
+    "NaN": (b'{"__metadata__":{"a":NaN}}', b"", "NaN is no JSON"),
+    "metadata that is no text": ({"__metadata__": {"a": 1}}, b"", "is not text by names"),
 }
 
 
@@ -122,6 +140,24 @@ def test_a_broken_header_is_refused_here_and_by_the_library(name: str, tmp_path:
     assert said in refusal(file)
     with pytest.raises((SafetensorError, OverflowError)), safe_open(file, framework="numpy"):
         pass
+
+
+def test_a_name_given_twice_is_refused_as_the_format_has_it(tmp_path: Path) -> None:
+    """The library keeps the last; the format's text disallows it, and another reader would keep the first."""
+    twice = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}'
+    assert "'a' stands in it twice" in refusal(written(tmp_path, twice, b"\0" * 4))
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_every_element_type_is_one_of_the_library_and_as_wide(dtype: str, tmp_path: Path) -> None:
+    file = written(tmp_path, {"a": entry(dtype, (8,), (0, BITS[dtype]))}, b"\0" * BITS[dtype])
+    with safe_open(file, framework="numpy") as theirs:
+        assert theirs.get_slice("a").get_dtype() == read_header(file)["a"].dtype == dtype
+
+
+def test_a_path_that_the_system_refuses(tmp_path: Path) -> None:
+    with pytest.raises(HeaderError, match="cannot be read: File name too long"):
+        read_checkpoint(tmp_path / ("a" * 300))
 
 
 def test_depth_and_length_are_bounded(tmp_path: Path) -> None:
