@@ -29,6 +29,9 @@ MOST_LAYERS = 1_000_000
 COMPUTED = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings", "sliding_window")
 """What a config says and no tensor shows."""
 
+MOST_ROWS = 16384
+"""Heads of more rows than these are not looked for."""
+
 OTHER_WAYS = {
     r"lora_[AB]\.": "a LoRA adapter: what is added to a model, and no model",
     r"\.(qweight|qzeros|weight_packed|weight_scale)$": "quantized weights: packed, with scales of their own",
@@ -87,7 +90,11 @@ class Sizes:
         if self.query_rows % self.kv_rows:
             return []
         usual = 64 if self.hidden_size <= 2048 else 128
-        sizes = [self.head_size] if self.head_size else [d for d in range(2, self.kv_rows + 1, 2) if self.kv_rows % d == 0]
+        sizes = (
+            [self.head_size]
+            if self.head_size
+            else [d for d in range(2, min(self.kv_rows, MOST_ROWS) + 1, 2) if self.kv_rows % d == 0]
+        )
         found = [(self.query_rows // d, self.kv_rows // d, d) for d in sizes]
         return sorted(found, key=lambda split: (abs(math.log(split[2] / usual)), -split[2]))
 
@@ -133,7 +140,7 @@ def fingerprint(path: Path) -> Fingerprint:
     stored = read_checkpoint(path)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not name.endswith(LEFT_OVER)}
     sizes = Sizes.of(shapes)
-    names = tuple(name for name in known_names() if sizes == _known(name)[1] and shapes == implied_shapes(_known(name)[0]))
+    names = tuple(name for name in known_names() if sizes and _is(name, sizes, shapes))
     nearest, differences = "", tuple[str, ...]()
     if sizes and not names:
         nearest = min(known_names(), key=lambda name: _known(name)[1].distance(sizes))
@@ -141,6 +148,16 @@ def fingerprint(path: Path) -> Fingerprint:
     config = path / "config.json"
     disagreements = tuple(_against_config(config, shapes)) if path.is_dir() and config.is_file() else ()
     return Fingerprint(stored, sizes, names, nearest, differences, disagreements)
+
+
+def _is(name: str, sizes: Sizes, shapes: Mapping[str, Shape]) -> bool:
+    """Whether every name and shape is that of a known model; a tied model may have been saved with a copy of its head."""
+    config, known = _known(name)
+    copied = sizes.head_stored and bool(config.get("tie_word_embeddings"))
+    if replace(sizes, head_stored=known.head_stored if copied else sizes.head_stored) != known:
+        return False
+    expected = implied_shapes(config)
+    return shapes == (expected | {HEAD: expected[EMBED]} if copied else expected)
 
 
 @cache
@@ -210,7 +227,9 @@ def _tied(config: Mapping[str, Any]) -> bool:
 def show(found: Fingerprint, path: Path, console: Console) -> None:
     """Prints what the checkpoint is, and what its headers cannot tell."""
     for line in _lines(found, path):
-        console.print(line, markup=False, soft_wrap=True)
+        # Names come from the file, and might hold what a terminal takes for commands.
+        printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+        console.print(printable, markup=False, soft_wrap=True)
 
 
 def _lines(found: Fingerprint, path: Path) -> Iterable[str]:

@@ -108,7 +108,7 @@ def changed(name: str, **changes: Any) -> dict[str, Shape]:
     ("shapes", "nearest", "differences"),
     [
         (changed("mistral-7b-v0.1", vocab_size=32064), "mistral-7b-v0.1", ["vocab_size 32064 instead of 32000"]),
-        (changed("smollm2-360m", tie_word_embeddings=False), "smollm2-360m", ["head_stored yes instead of no"]),
+        (changed("llama-2-7b", tie_word_embeddings=True), "llama-2-7b", ["head_stored no instead of yes"]),
         (changed("llama-2-7b", num_hidden_layers=31), "llama-2-7b", ["num_hidden_layers 31 instead of 32"]),
         (
             changed("qwen3-8b") | {"model.layers.1.self_attn.k_proj.weight": (4096, 4096)},
@@ -128,6 +128,21 @@ def test_the_nearest_is_named_and_what_differs(
 ) -> None:
     found = fingerprint(write_headers(tmp_path / "m", shapes))
     assert (found.names, found.nearest, list(found.differences)) == ((), nearest, differences)
+
+
+def test_a_tied_model_that_was_saved_with_a_copy_of_its_head_is_still_known(tmp_path: Path) -> None:
+    """As Qwen3-0.6B is on the hub, whose files hold 751,632,384 numbers where the model has 596,049,920."""
+    shapes = changed("qwen3-0.6b", tie_word_embeddings=False)
+    assert sum(map(prod, shapes.values())) == 751_632_384
+    found = fingerprint(write_headers(tmp_path / "m", shapes))
+    assert found.names == ("qwen3-0.6b",)
+    assert "whether the lm_head is a copy of the embedding" in list(cannot_tell(found))
+
+
+def test_what_a_terminal_would_take_for_a_command_is_shown_and_not_sent(tmp_path: Path) -> None:
+    text = printed(write_headers(tmp_path / "m", {"\x1b[2Jtransformer.h": (2, 2)}))
+    assert "\x1b" not in text
+    assert "\\x1b[2Jtransformer.h" in text
 
 
 def test_files_and_their_config_that_disagree(tmp_path: Path) -> None:
