@@ -21,7 +21,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-from labkit.headers import Shape
+from labkit.headers import Shape, read_header
 from labkit.labs import ROOT
 from labkit.trace.build import DTYPES, as_rank, build, group_of_one, parameter_dtype, place, said_by
 from labkit.trace.known import Model
@@ -127,12 +127,14 @@ def record_load(built: nn.Module, model: Model, dtype: torch.dtype, device: torc
 
 def _tensors(model: Model, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """The checkpoint's tensors one after the other; shapes without values where the parameters have none either."""
-    if device.type == "meta":
+    if not model.files:
         for name, shape in model.shapes.items():
-            stored = DTYPES[model.stored[name].dtype] if name in model.stored else dtype
-            yield name, torch.empty(shape, dtype=stored, device="meta")
-        return
+            yield name, torch.empty(shape, dtype=dtype, device="meta")
     for file in model.files:
+        if device.type == "meta":
+            for name, stored in read_header(file).items():
+                yield name, torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device="meta")
+            continue
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 yield name, tensors.get_tensor(name)

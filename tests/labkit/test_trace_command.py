@@ -10,7 +10,8 @@ from typer.testing import CliRunner, Result
 
 from labkit import cli
 from labkit.faults import break_checkpoint
-from labkit.trace import Trace, TraceError
+from labkit.trace import Trace, TraceError, trace_load
+from labkit.trace.coverage import verify
 from labkit.trace.known import implied_shapes
 from labkit.trace.recordings import TINY, write_checkpoint
 
@@ -42,6 +43,14 @@ def test_a_whole_load_ends_well_and_a_faulty_one_does_not(good: Path, tmp_path: 
 
     ended = lab("trace", tmp_path / "bad", "--tp", 2, "--verify", "--device", "cpu")
     assert ended.exit_code == 1
+
+
+def test_shapes_alone_show_a_tensor_that_stands_in_two_files(good: Path, tmp_path: Path) -> None:
+    """The headers of both are enough: no value is read."""
+    break_checkpoint(good, "in-two-files", tmp_path / "bad")
+    assert lab("trace", tmp_path / "bad", "--verify", "--device", "meta").exit_code == 1
+    findings = verify(trace_load(tmp_path / "bad", device="meta"))
+    assert [(finding.fault, finding.part[0]) for finding in findings] == [("twice", (128, 192))]
 
 
 def test_everything_that_is_asked_for_is_written(good: Path, tmp_path: Path) -> None:
