@@ -106,15 +106,18 @@ def show_machine(results: dict[str, list[Result]]) -> None:
 def show_engines(results: dict[str, list[Result]]) -> None:
     """One line for each engine, one column for each work."""
     limits = results["limits"]
-    best = {key: [max(values) for values in zip(*(found[key] for found in limits), strict=True)] for key in ("fp32", "int8")}
+    best = {
+        key: [max(values) for values in zip(*(found[key] for found in limits), strict=True)] for key in ("fp32", "bf16", "int8")
+    }
     print(f"\ntokens out per second, rounds: {len(limits)}; median (least..most), and the median as a share of the limit\n")
     print(row("", [f"{requests} x {out} out" for requests, out in WORKS], "ready after", "peak memory"))
     print(row("limit, fp32 weights", [f"{limit:.1f}" for limit in best["fp32"]]))
+    print(row("limit, held as bf16", [f"{limit:.1f}" for limit in best["bf16"]]))
     print(row("limit, int8 weights", [f"{limit:.1f}" for limit in best["int8"]]))
     for engine in (engine for engine in ENGINES if engine in results):
         runs = results[engine]
         # llama.cpp reads yet another number of bytes, and its limit is not ours to say.
-        own_limits = {INT8: best["int8"], "llama.cpp": []}.get(engine, best["fp32"])
+        own_limits = {OURS: best["bf16"], INT8: best["int8"], "llama.cpp": []}.get(engine, best["fp32"])
         cells = [spread(column) for column in zip(*(found["rates"] for found in runs), strict=True)]
         shares = [f" {median(f['rates'][i] for f in runs) / limit:.0%}" for i, limit in enumerate(own_limits)]
         ready, memory = median(f["ready"] for f in runs), median(f["memory"] for f in runs) / 1e9

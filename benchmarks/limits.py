@@ -7,16 +7,18 @@ TASK is JSON: ``folder``, the checkpoint, and ``works``, pairs of requests and t
 The limit is a roofline. A step reads every weight once, whatever the number of its requests, and multiplies every weight with
 every row, so it takes at least
 
-    max(bytes / read rate, flops / gemm rate)        bytes = 4 * weights + the keys and values of all requests
+    max(bytes / read rate, flops / gemm rate)        bytes = width * weights + the keys and values of all requests
                                                      flops = 2 * weights * rows
 
 and the whole work one prefill of all prompts, then a decode step for every token but the first. The embedding is tied: the LM
 head reads the table whole in each step, and in the prefill it has only the last row of each request. Attention's own
 multiplications, norms, sampling and the looking up of embeddings count as nothing, so nobody reaches the limit.
 
-The read rate is that of a buffer as large as the weights, read again and again: where a cache keeps some of it, that counts, as
-it does for the engine. With int8 weights it is a buffer a quarter as large. The limit for them is given for one request only;
-the prefill is still counted in fp32, and for more rows one would have to know the rate of int8 gemms as well.
+A weight is 4 bytes wide in fp32. The checkpoint is in bfloat16, so 2 hold each of its numbers as well, whatever is computed with
+them, and that is the other limit. The read rate is that of a buffer as large as the weights, read again and again: where a cache
+keeps some of it, that counts, as it does for the engine. With int8 weights it is a buffer a quarter as large. The limit for them
+is given for one request only; the prefill is still counted in fp32, and for more rows one would have to know the rate of int8
+gemms as well.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from mini_vllm.layers.packed_matmul import LANES, packed_matmul
+from mini_vllm.layers.packed_matmul import PackedWeight, lanes, packed_matmul
 from mini_vllm.layers.quantization import plain_matmul
 
 PROMPT = 128
-FP32 = 4
+FP32, BF16, INT8 = 4, 2, 1
+"""Bytes of a weight."""
+
 RUNS = 5
 GEMMS = ((4096, 576, 3072), (4096, 1536, 576), (2048, 2048, 2048))
 """Rows, inputs, outputs: a prefill of 32 prompts through the model's widest layers, and the shape that gemms are praised for."""
@@ -101,13 +105,15 @@ def fastest(work: Callable[[], object]) -> float:
 def read_rate(num_bytes: int) -> float:
     """Bytes per second, reading ``num_bytes`` of float32 with all cores: the fastest of torch's dot, torch's product of one row
     with a matrix, and mini_vllm's."""
-    matrix = torch.ones(num_bytes // FP32 // 1024 // LANES * LANES, 1024)
-    row, flat, packed = torch.ones(1, 1024), matrix.view(-1), matrix.view(-1, 1024, LANES)
+    width = lanes(torch.float32)
+    matrix = torch.ones(num_bytes // FP32 // 1024 // width * width, 1024)
+    row, flat = torch.ones(1, 1024), matrix.view(-1)
     scale, zero = torch.ones(1, len(matrix)), torch.empty(0, 0)
+    weight = PackedWeight.of(matrix.view(-1, 1024, width), scale, zero, None, len(matrix))
     reads = (
         lambda: linear(row, matrix),
         lambda: torch.dot(flat, flat),
-        lambda: packed_matmul(row, packed, scale, zero, LANES * len(packed)),
+        lambda: packed_matmul(row, weight),
     )
     return flat.nbytes / min(map(fastest, reads))
 
@@ -123,17 +129,19 @@ def gemm_rate() -> float:
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
-    """Measures the rates and works out the limits: ``fp32`` for each work, ``int8`` for the first."""
+    """Measures the rates and works out the limits: ``fp32`` and ``bf16`` for each work, ``int8`` for the first."""
     size = Size.of(json.loads(Path(task["folder"], "config.json").read_text()))
-    read, read_int8, gemm = read_rate(FP32 * size.weights), read_rate(size.weights), gemm_rate()
+    read, read_bf16, read_int8 = (read_rate(width * size.weights) for width in (FP32, BF16, INT8))
+    gemm = gemm_rate()
     return {
         "threads": torch.get_num_threads(),
         "machine": f"{torch.get_num_threads()} cores, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}",
         "read": [FP32 * size.weights, read],
         "read_int8": [size.weights, read_int8],
         "gemm": gemm,
+        "bf16": [tokens_per_second(size, *work, read_bf16, gemm, width=BF16) for work in task["works"]],
         "fp32": [tokens_per_second(size, requests, out, read, gemm) for requests, out in task["works"]],
-        "int8": [tokens_per_second(size, *task["works"][0], read_int8, gemm, width=1)],
+        "int8": [tokens_per_second(size, *task["works"][0], read_int8, gemm, width=INT8)],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import nn
 from mini_vllm.config import EngineConfig, QuantizationConfig
 from mini_vllm.engine.engine import LLMEngine
 from mini_vllm.forward_context import KVCache
-from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
+from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, check_sizes, read_json
 from mini_vllm.lora import LoRAManager
 from mini_vllm.models.registry import build_model
 from mini_vllm.parallel import RankLostError, connect, tp_group
@@ -60,6 +61,7 @@ def build_engine(
     if not folder.is_dir():
         raise CheckpointError(f"there is no directory {folder}; give one with config.json and safetensors")
     config = read_json(folder / "config.json")
+    check_sizes(config)
     engine_config = EngineConfig(
         max_model_len=_max_model_len(config, max_model_len),
         eos_token_ids=_eos_token_ids(folder, config),
@@ -76,6 +78,7 @@ def build_engine(
         from mini_vllm.layers.quantization import process_weights_after_loading
 
         process_weights_after_loading(served, quantization_config)
+    _keep_freed_memory()
     if tp.rank:
         try:
             follow(served, tp, KVCache(engine_config.num_blocks, engine_config.block_size))
@@ -87,6 +90,19 @@ def build_engine(
         served = LeadingModel(served, tp)
     tokenizer = Tokenizer.find(folder)
     return LLMEngine(served, engine_config, tokenizer, Path(step_trace) if step_trace else None), tokenizer, lora_manager
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc's malloc keep what a step frees for the next, which asks for as much: given back to the system, each page would
+    be cleared before it comes again. What loading has freed is given back first. Without glibc, nothing changes."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.malloc_trim(0)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 @contextmanager

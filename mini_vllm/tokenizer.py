@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as Encoding
 from tokenizers.decoders import DecodeStream
 
 from mini_vllm.loading.checkpoint import CheckpointError, read_json
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = Mapping[str, str]
 """{"role": "user", "content": "..."}"""
@@ -70,6 +71,8 @@ class Tokenizer:
         Raises:
             CheckpointError: there is no template, or it refuses the messages.
         """
+        from jinja2 import TemplateError  # here and below: whoever does not chat need not wait for it
+
         try:
             template = _environment().from_string(self._chat_template())
             return template.render(messages=list(messages), add_generation_prompt=True, **self._special_tokens())
@@ -93,6 +96,8 @@ class Tokenizer:
 
 def _environment() -> ImmutableSandboxedEnvironment:
     """jinja as chat templates expect it (transformers' chat_template_utils)."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)

@@ -41,21 +41,29 @@ class Attention(nn.Module):
             (T, N * D).
         """
         context = get_forward_context()
+        groups = context.attention_metadata.get(self.sliding_window)
+        if groups is None:
+            groups = attention_groups(context, self.sliding_window, q)
+            context.attention_metadata[self.sliding_window] = groups
         keys, values = context.kv_cache.layer(self.name, k)
+        if isinstance(groups[0], PagedDecodes):
+            return self._paged(groups[0], q, k, v, keys, values).flatten(1)
         slots = context.write_slots.to(k.device)
         keys.flatten(0, 1).index_copy_(0, slots, k)
         values.flatten(0, 1).index_copy_(0, slots, v)
-        if self.sliding_window not in context.attention_metadata:
-            context.attention_metadata[self.sliding_window] = attention_groups(context, self.sliding_window, q)
         out = torch.empty_like(q)
-        for group in context.attention_metadata[self.sliding_window]:
+        for group in groups:
             if isinstance(group, PagedDecodes):
-                tables, lengths = group.block_tables, group.lengths
-                out[group.rows] = paged_decode_attention(q[group.rows], keys, values, tables, lengths, self.sliding_window)
-            else:
-                attend = self._decode if group.is_decode else self._prefill
-                out[group.rows] = attend(q[group.rows], group.read(keys), group.read(values), group.mask)
+                rows = group.rows
+                out[rows] = self._paged(group, q[rows], k[rows], v[rows], keys, values)
+            elif group.is_decode:
+                out[group.rows] = self._decode(q[group.rows], group.read(keys), group.read(values), group.mask)
+            else:  # a request's rows follow one another, so this is a view
+                self._prefill(q[group.rows], group.read(keys), group.read(values), group.mask, out[group.rows])
         return out.flatten(1)
+
+    def _paged(self, group: PagedDecodes, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return paged_decode_attention(q, k, v, keys, values, group.block_tables, group.lengths, self.sliding_window)
 
     def _decode(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """S requests with one query each, (S, N, D), over keys (S, L, K, D). The G queries of a kv head stand where SDPA
@@ -64,22 +72,24 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
         return out.reshape(q.shape)
 
-    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor) -> None:
         """n queries of one request, (n, N, D), over keys (1, L, K, D). The kv heads stand where SDPA expects the batch, and
         each is given to its G queries by a stride of zero."""
-        grouped = q.view(len(q), k.shape[2], -1, k.shape[3]).permute(1, 2, 0, 3)
-        k, v = (heads.permute(2, 0, 1, 3).expand(-1, grouped.shape[1], -1, -1) for heads in (k, v))
-        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, is_causal=mask is None)
-        return out.permute(2, 0, 1, 3).reshape(q.shape)
+        grouped = (len(q), k.shape[2], -1, k.shape[3])
+        q = q.view(grouped).permute(1, 2, 0, 3)
+        k, v = (heads.permute(2, 0, 1, 3).expand(-1, q.shape[1], -1, -1) for heads in (k, v))
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        out.view(grouped).copy_(seen.permute(2, 0, 1, 3))
 
 
 @dataclass(frozen=True)
 class PagedDecodes:
-    """All decodes of a step in float32 on a CPU: their attention reads the blocks where they lie.
+    """All decodes of a step in float32 on a CPU: their attention reads the blocks where they lie, and writes to them. Where it is
+    the first group of a step, it is the only one.
 
     Attributes:
         rows: which rows of the step the queries are.
-        block_tables: int64 of shape (S, blocks of the longest request), padded with zeros.
+        block_tables: int64 of shape (S, blocks of the longest request, rounded up to TABLE_STEP), padded with zeros.
         lengths: int64 of shape (S,): the tokens of each request in the cache.
     """
 
@@ -117,7 +127,8 @@ class AttentionGroup:
 
 
 def attention_groups(context: ForwardContext, window: int | None, q: Tensor) -> list[PagedDecodes | AttentionGroup]:
-    """Cuts a step into calls; every layer with the same window makes the same ones. Queries say the device and the dtype."""
+    """Cuts a step into calls, prefills first; every layer with the same window makes the same ones. Queries say the device and
+    the dtype."""
     num_queries = [stop - start for start, stop in zip(context.query_start, context.query_start[1:], strict=False)]
     decodes = [request for request, count in enumerate(num_queries) if count == 1]
     groups: list[PagedDecodes | AttentionGroup] = [
@@ -125,13 +136,18 @@ def attention_groups(context: ForwardContext, window: int | None, q: Tensor) -> 
     ]
     if decodes:
         paged = q.dtype == torch.float32 and q.device.type == "cpu"
-        groups.append(_paged(context, decodes) if paged else _group(context, decodes, window, q))
+        groups.append(paged_decodes(context, decodes) if paged else _group(context, decodes, window, q))
     return groups
 
 
-def _paged(context: ForwardContext, requests: Sequence[int]) -> PagedDecodes:
+TABLE_STEP = 64
+"""Tables are as wide as a multiple of it, so that a step's are mostly as wide as those of the step before."""
+
+
+def paged_decodes(context: ForwardContext, requests: Sequence[int]) -> PagedDecodes:
+    """The step's decodes, of these requests."""
     tables = [context.block_tables[r] for r in requests]
-    num_blocks = max(map(len, tables))
+    num_blocks = -(-max(map(len, tables)) // TABLE_STEP) * TABLE_STEP
     rows = [context.query_start[r] for r in requests]
     return PagedDecodes(
         rows=_slice(rows) or torch.tensor(rows),

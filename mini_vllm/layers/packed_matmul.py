@@ -1,4 +1,5 @@
-"""Matrix products with few rows, at the speed at which memory gives the weights: float32, int8, or two 4-bit numbers to a byte.
+"""Matrix products with few rows, at the speed at which memory gives the weights: float32, bfloat16, int8, or two 4-bit numbers
+to a byte.
 
 A decode step of a few requests reads every weight once and does little with it. What torch's own kernels reach of memory's speed,
 and what this one does, is in the ledger of benchmarks/README.md. numba compiles it for the processor at hand and runs it on the
@@ -9,60 +10,68 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
 import numpy as np
 import torch
 import torch.nn.functional as F
 from llvmlite import ir
 from numba import prange, types
-from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mini_vllm.layers.compiled import compiled, use_torchs_threads
+from mini_vllm.layers.compiled import call, compiled, use_torchs_threads
+from mini_vllm.layers.vectors import BYTE, INT32, REGISTERS, Vectors
 
-LANES = 32
-"""Outputs computed side by side."""
+_LARGEST_TILE, _LANES = (8, 48) if REGISTERS == 32 else (2, 32)
+"""Rows, and outputs, computed side by side: as many as there are registers for their sums."""
 
-_LARGEST_TILE = 8 if llvm.get_host_cpu_features().get("avx512f") else 2
-"""Rows computed side by side: as many as there are registers for their sums."""
+_LANES_OF_4_BITS = 32
+
+
+def lanes(dtype: torch.dtype) -> int:
+    """Outputs computed side by side for weights of this dtype; 4-bit numbers are uint8."""
+    return _LANES_OF_4_BITS if dtype == torch.uint8 else _LANES
 
 
 def packed_shape(weight: Tensor) -> tuple[int, int, int]:
-    """(ceil(out / LANES), in, LANES) for a weight of shape (out, in); of 4-bit numbers, which are uint8, half as many bytes."""
-    return -(-len(weight) // LANES), weight.shape[1], LANES // 2 if weight.dtype == torch.uint8 else LANES
+    """(ceil(out / lanes), in, lanes) for a weight of shape (out, in); of 4-bit numbers, which are uint8, half as many bytes."""
+    width = lanes(weight.dtype)
+    return -(-len(weight) // width), weight.shape[1], width // 2 if weight.dtype == torch.uint8 else width
 
 
 def pack(weight: Tensor, into: Tensor) -> None:
     """Lays a weight out in the order in which :func:`packed_matmul` reads it:
 
-        float32, int8      out 0     1     2     3  ...  31         one after the other, for each input
+        all but 4 bits     out 0     1     2     3  ...  31 ...     one after the other, for each input
         4 bits             out 0 16  1 17  2 18  3 19 .. 15 31      two to a byte, the first in the low half
 
     Args:
-        weight: (out, in); float32, int8, or uint8 with numbers from 0 to 15.
+        weight: (out, in); float32, bfloat16, int8, or uint8 with numbers from 0 to 15.
         into: of :func:`packed_shape` and the same dtype; what the weight does not fill is zero.
     """
+    width = lanes(weight.dtype)
     if weight.dtype == torch.uint8:
-        low, high = F.pad(weight, (0, 0, 0, -len(weight) % LANES)).view(len(into), 2, LANES // 2, -1).unbind(1)
+        low, high = F.pad(weight, (0, 0, 0, -len(weight) % width)).view(len(into), 2, width // 2, -1).unbind(1)
         into[:] = (low | high << 4).transpose(1, 2)
         return
-    size, whole = weight.shape[1], len(weight) // LANES
-    into[:whole] = weight[: whole * LANES].view(whole, LANES, size).transpose(1, 2)
-    if rest := len(weight) % LANES:
+    size, whole = weight.shape[1], len(weight) // width
+    into[:whole] = weight[: whole * width].view(whole, width, size).transpose(1, 2)
+    if rest := len(weight) % width:
         into[whole].zero_()
         into[whole, :, :rest] = weight[-rest:].t()
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """What :func:`pack` made, to (in, out rounded up): the weight's transpose, good until the next call."""
+    """What :func:`pack` made, to (in, out rounded up): the weight's transpose, good until the next call; bfloat16 as float32."""
     num_blocks, num_in, _ = packed.shape
-    plain = _scratch(num_blocks * num_in * LANES, packed.dtype)[: num_blocks * num_in * LANES].view(num_in, num_blocks, LANES)
+    width = lanes(packed.dtype)
+    dtype = torch.float32 if packed.dtype == torch.bfloat16 else packed.dtype
+    plain = _scratch(num_blocks * num_in * width, dtype)[: num_blocks * num_in * width].view(num_in, num_blocks, width)
     if packed.dtype == torch.uint8:
-        torch.bitwise_and(packed.permute(1, 0, 2), 15, out=plain[..., : LANES // 2])
-        torch.bitwise_right_shift(packed.permute(1, 0, 2), 4, out=plain[..., LANES // 2 :])
+        torch.bitwise_and(packed.permute(1, 0, 2), 15, out=plain[..., : width // 2])
+        torch.bitwise_right_shift(packed.permute(1, 0, 2), 4, out=plain[..., width // 2 :])
     else:
         plain.copy_(packed.permute(1, 0, 2))
     return plain.view(num_in, -1)
@@ -87,24 +96,49 @@ def _scratch(size: int, dtype: torch.dtype) -> Tensor:
     return kept[dtype]
 
 
-def packed_matmul(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, out_size: int) -> Tensor:
-    """x @ weight.T for few rows of x, where weight = packed * scale + zero.
+class PackedWeight(NamedTuple):
+    """weight = packed * scale + zero and a bias, as the loop takes them: made once, not in each step.
+
+    Attributes:
+        packed: as :func:`pack` lays it out.
+        scale: (groups, out rounded up to lanes), one for each group of inputs of each output; float16 for 4 bits, else float32.
+        zero: the same, for 4 bits; of shape (0, 0) for the others, which have none.
+        bias: float32 (out,), or of shape (0,) for none.
+        out_size: out.
+    """
+
+    packed: NDArray[Any]
+    scale: NDArray[Any]
+    zero: NDArray[Any]
+    bias: NDArray[Any]
+    out_size: int
+
+    @classmethod
+    def of(cls, packed: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None, out_size: int) -> PackedWeight:
+        """The same memory as the tensors'."""
+        added = torch.empty(0) if bias is None else bias.detach().float()
+        return cls(_as_numpy(packed), _as_numpy(scale), _as_numpy(zero), added.numpy(), out_size)
+
+
+def _as_numpy(numbers: Tensor) -> NDArray[Any]:
+    """numba has no 16-bit floats on processors: they pass as int16, and the loop in LLVM's words reads them."""
+    half = numbers.is_floating_point() and numbers.itemsize == 2
+    return (numbers.view(torch.int16) if half else numbers).numpy()
+
+
+def packed_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
+    """x @ weight.T + bias for few rows of x.
 
     Args:
         x: float32 (T, in).
-        packed: the weight as :func:`pack` lays it out.
-        scale: (groups, out rounded up to LANES), one for each group of inputs of each output; float16 for 4 bits, else float32.
-        zero: the same, for 4 bits; of shape (0, 0) for the others, which have none.
-        out_size: how many outputs there are.
+        weight: (out, in).
 
     Returns:
         float32 (T, out).
     """
     use_torchs_threads()
-    out = torch.empty(len(x), out_size)
-    # numba has no float16 on processors; the loop in LLVM's words reads it.
-    numbers = (scale.view(torch.int16), zero.view(torch.int16)) if scale.dtype == torch.float16 else (scale, zero)
-    _packed_matmul(x.contiguous().numpy(), packed.numpy(), *(each.numpy() for each in numbers), out.numpy())
+    out = torch.empty(len(x), weight.out_size)
+    call(_packed_matmul, x.contiguous().numpy(), *weight[:4], out.numpy())
     return out
 
 
@@ -114,10 +148,9 @@ def _tile(num_rows: int) -> Callable[..., None]:
         for k in the group's inputs:  sums[r, lane] += x[row + r, k] * packed[block, k, lane]      for all lanes, and r < num_rows
         totals[r, lane] += sums[r, lane] * scale[group, lane] + x_sums[row + r, group] * zero[group, lane]
 
-    With each k it asks memory for what lies ``ahead + k * per_k`` bytes behind the block's beginning, and does not wait for it.
+    With each k it asks memory for what lies ``ahead + k * step`` bytes behind the block's beginning, and does not wait for it.
     """
-    i8, i32, half = ir.IntType(8), ir.IntType(32), 16
-    i8p, vector, halves = i8.as_pointer(), ir.VectorType(ir.FloatType(), half), range(LANES // half)
+    half = 16
 
     @intrinsic
     def multiply(
@@ -136,91 +169,78 @@ def _tile(num_rows: int) -> Callable[..., None]:
     ) -> Any:
         four_bits = packed.dtype == types.uint8
         width = packed.dtype.bitwidth // 8
-        bytes_per_k = LANES // 2 if four_bits else LANES * width
+        num_lanes = _LANES_OF_4_BITS if four_bits else _LANES
+        halves, bytes_per_k = range(0, num_lanes, half), num_lanes // 2 if four_bits else num_lanes * width
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            def data(argument: int) -> Any:
-                return context.make_array(signature.args[argument])(context, builder, arguments[argument]).data
-
-            def at(pointer: Any, index: Any, kind: Any) -> Any:
-                return builder.bitcast(builder.gep(pointer, [index]), kind.as_pointer())
+            its = Vectors(context, builder, signature, arguments, half)
+            _, row, _, block, group, *_, ahead, step = arguments
+            x, packed, totals = (its.array(argument).data for argument in (0, 2, 8))
+            num_blocks, num_in, num_groups = its.size(2, 0), its.size(2, 1), its.size(5, 0)
+            wide = ir.VectorType(INT32, half)
 
             def weights(first: Any) -> list[Any]:
                 if four_bits:
-                    pairs = builder.load(at(data(2), first, ir.VectorType(i8, half)), align=1)
+                    pairs = its.load(packed, first, ir.VectorType(BYTE, half))
                     bits = ir.Constant(pairs.type, [4] * half), ir.Constant(pairs.type, [15] * half)
                     numbers = builder.and_(pairs, bits[1]), builder.lshr(pairs, bits[0])
-                    return [builder.uitofp(builder.zext(number, ir.VectorType(i32, half)), vector) for number in numbers]
-                kind = ir.VectorType(i8, half) if width == 1 else vector
-                stored = [builder.load(at(data(2), builder.add(first, index(p * half)), kind), align=width) for p in halves]
+                    return [builder.uitofp(builder.zext(number, wide), its.vector) for number in numbers]
+                kind = its.vector if width == 4 else ir.VectorType(ir.IntType(8 * width), half)
+                stored = [its.load(packed, its.plus(first, lane), kind) for lane in halves]
                 if width == 1:
-                    return [builder.sitofp(builder.sext(part, ir.VectorType(i32, half)), vector) for part in stored]
+                    return [builder.sitofp(builder.sext(part, wide), its.vector) for part in stored]
+                if width == 2:  # a bfloat16 is the upper half of a float32
+                    upper = ir.Constant(wide, [16] * half)
+                    return [builder.bitcast(builder.shl(builder.zext(part, wide), upper), its.vector) for part in stored]
                 return stored
 
             def of_group(argument: int) -> list[Any]:
                 """The group's scale or zero for all lanes."""
-                kind = ir.VectorType(ir.HalfType(), half) if four_bits else vector
-                first = builder.add(
-                    builder.mul(arguments[4], builder.mul(num_blocks, index(LANES))), builder.mul(arguments[3], index(LANES))
-                )
-                loaded = [builder.load(at(data(argument), builder.add(first, index(p * half)), kind), align=2) for p in halves]
-                return [builder.fpext(part, vector) for part in loaded] if four_bits else loaded
+                kind = ir.VectorType(ir.HalfType(), half) if four_bits else its.vector
+                first = its.times(its.plus(its.times(group, num_blocks), block), num_lanes)
+                loaded = [its.load(its.array(argument).data, its.plus(first, lane), kind) for lane in halves]
+                return [builder.fpext(part, its.vector) for part in loaded] if four_bits else loaded
 
-            def splat(pointer: Any) -> Any:
-                one = builder.insert_element(ir.Constant(vector, ir.Undefined), builder.load(pointer), i32(0))
-                return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(i32, half), [0] * half))
-
-            shape = context.make_array(signature.args[2])(context, builder, arguments[2]).shape
-            num_blocks, num_in = builder.extract_value(shape, 0), builder.extract_value(shape, 1)
-            num_groups = builder.extract_value(context.make_array(signature.args[5])(context, builder, arguments[5]).shape, 0)
-            index = num_in.type
             group_size = builder.sdiv(num_in, num_groups)
-            start = builder.mul(arguments[4], group_size)
-            stop = builder.add(start, group_size)
-            x_row, first_weight = builder.mul(arguments[1], num_in), builder.mul(arguments[3], num_in)
-            bytes_ = builder.bitcast(data(2), i8p)
-            ahead_from = builder.add(builder.mul(first_weight, index(bytes_per_k)), arguments[9])
-            multiply_add_type = ir.FunctionType(vector, [vector] * 3)
-            multiply_add = cgutils.get_or_insert_function(builder.module, multiply_add_type, f"llvm.fmuladd.v{half}f32")
-            prefetch_type = ir.FunctionType(ir.VoidType(), [i8p, i32, i32, i32])
-            prefetch = cgutils.get_or_insert_function(builder.module, prefetch_type, "llvm.prefetch.p0i8")
+            start = its.times(group, group_size)
+            stop = its.plus(start, group_size)
+            x_row, first_weight = its.times(row, num_in), its.times(block, num_in)
+            ahead_from = its.plus(its.times(first_weight, bytes_per_k), ahead)
             before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
             builder.branch(loop)
 
             builder.position_at_end(loop)
-            k = builder.phi(index)
-            sums = [[builder.phi(vector) for _ in halves] for _ in range(num_rows)]
-            here = builder.mul(builder.add(first_weight, k), index(bytes_per_k // width))
-            wanted = builder.add(ahead_from, builder.mul(k, arguments[10]))
+            k = builder.phi(num_in.type)
+            sums = [[builder.phi(its.vector) for _ in halves] for _ in range(num_rows)]
+            wanted = its.plus(ahead_from, its.times(k, step))
+            in_bytes = builder.bitcast(packed, BYTE.as_pointer())
             for line in range(0, bytes_per_k, 64):
-                address = builder.gep(bytes_, [builder.add(wanted, index(line))])
-                builder.call(prefetch, [address, i32(0), i32(2), i32(1)])  # to read, into the second cache, data
-            loaded = weights(here)
+                its.prefetch(in_bytes, its.plus(wanted, line))
+            loaded = weights(its.times(its.plus(first_weight, k), bytes_per_k // width))
             after_k = []
             for r, parts in enumerate(sums):
-                x_k = splat(builder.gep(data(0), [builder.add(x_row, builder.add(builder.mul(index(r), num_in), k))]))
-                after_k.append([builder.call(multiply_add, [w, x_k, part]) for w, part in zip(loaded, parts, strict=True)])
-            next_k = builder.add(k, index(1))
+                x_k = its.splat(x, its.plus(x_row, its.plus(its.times(num_in, r), k)))
+                after_k.append([its.multiply_add(w, x_k, part) for w, part in zip(loaded, parts, strict=True)])
+            next_k = its.plus(k, 1)
             builder.cbranch(builder.icmp_signed("<", next_k, stop), loop, after)
             k.add_incoming(start, before)
             k.add_incoming(next_k, loop)
             for parts, new_parts in zip(sums, after_k, strict=True):
                 for part, new_part in zip(parts, new_parts, strict=True):
-                    part.add_incoming(ir.Constant(vector, [0.0] * half), before)
+                    part.add_incoming(ir.Constant(its.vector, [0.0] * half), before)
                     part.add_incoming(new_part, loop)
 
             builder.position_at_end(after)
             scales, zeros = of_group(5), of_group(6) if four_bits else []
             for r, new_parts in enumerate(after_k):
                 if four_bits:
-                    place = builder.add(builder.mul(builder.add(arguments[1], index(r)), num_groups), arguments[4])
-                    x_sum = splat(builder.gep(data(7), [place]))
-                for p, new_part in enumerate(new_parts):
-                    address = at(data(8), index(r * LANES + p * half), vector)
-                    total = builder.call(multiply_add, [new_part, scales[p], builder.load(address, align=4)])
+                    x_sum = its.splat(its.array(7).data, its.plus(its.times(its.plus(row, r), num_groups), group))
+                for p, (new_part, lane) in enumerate(zip(new_parts, halves, strict=True)):
+                    place = num_in.type(r * num_lanes + lane)
+                    total = its.multiply_add(new_part, scales[p], its.load(totals, place))
                     if four_bits:
-                        total = builder.call(multiply_add, [zeros[p], x_sum, total])
-                    builder.store(total, address, align=4)
+                        total = its.multiply_add(zeros[p], x_sum, total)
+                    its.store(total, totals, place)
             return context.get_dummy_value()
 
         number = types.intp
@@ -233,17 +253,18 @@ _TILE_8, _TILE_4, _TILE_2, _TILE_1 = (_tile(num_rows) for num_rows in (8, 4, 2, 
 
 
 @compiled
-def _packed_matmul(x: Any, packed: Any, scale: Any, zero: Any, out: Any) -> None:
+def _packed_matmul(x: Any, packed: Any, scale: Any, zero: Any, bias: Any, out: Any) -> None:
     """A block of weights stays in the processor's own cache while all rows go by it, and brings the next block in bit by bit."""
     num_rows, num_out = out.shape
     num_in, num_groups, bytes_per_k = packed.shape[1], len(scale), packed.shape[2] * packed.itemsize
+    num_lanes = scale.shape[1] // len(packed)
     x_sums = np.zeros((num_rows, num_groups if len(zero) else 0), np.float32)
     for r in range(len(x_sums) if len(zero) else 0):
         for k in range(num_in):
             x_sums[r, k // (num_in // num_groups)] += x[r, k]
     for block in prange(len(packed)):
-        totals = np.empty((8, LANES), np.float32)
-        first, row, ahead = block * LANES, 0, num_in * bytes_per_k
+        totals = np.empty((8, num_lanes), np.float32)
+        first, row, ahead = block * num_lanes, 0, num_in * bytes_per_k
         per_k = bytes_per_k // -(-num_rows // _LARGEST_TILE)
         while row < num_rows:
             left = min(num_rows - row, _LARGEST_TILE)
@@ -259,7 +280,7 @@ def _packed_matmul(x: Any, packed: Any, scale: Any, zero: Any, out: Any) -> None
                 else:
                     _TILE_1(x, row, packed, block, group, scale, zero, x_sums, totals, ahead, per_k)
             for r in range(size):
-                for lane in range(min(LANES, num_out - first)):
-                    out[row + r, first + lane] = totals[r, lane]
+                for lane in range(min(num_lanes, num_out - first)):
+                    out[row + r, first + lane] = totals[r, lane] + bias[first + lane] if len(bias) else totals[r, lane]
             row += size
             ahead += num_in * per_k

@@ -2,15 +2,15 @@
 
     block table of request s    7              2              9
     tokens                      0 1 2 3   |    4 5 6 7   |    8
-    read                        ^^^^^^^        ^^^^^^^ on its way from memory while the block before is worked on
+    tiles                       |-------------------|------->   as many tokens as a vector has numbers
+                                                    ^^^^^^^^^   on its way from memory while the tile before is worked on
 
-Reading is most of the work: at 32 requests a step's keys and values fit in no cache, and blocks lie anywhere, so that the
-processor cannot foresee what follows; the kernel asks for the next block by name.
+At 32 requests a step's keys and values fit in no cache, and blocks lie anywhere, so that the processor cannot foresee what
+follows; the kernel asks for the next tile by name.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -18,25 +18,36 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from mini_vllm.layers.compiled import compiled, use_torchs_threads
+from mini_vllm.layers.compiled import call, compiled, exp, use_torchs_threads
+from mini_vllm.layers.vectors import REGISTERS, Vectors
 
 FLOATS_PER_CACHE_LINE = 16
 
-LN_2, LN_2_HIGH = math.log(2), 0.693359375
-"""LN_2_HIGH has 9 bits, so that a small integer times it is exact (Cody & Waite 1980)."""
+MOST_TOGETHER = 4
+"""Queries of a kv head that are worked on side by side; more would take the compiler long."""
 
 
 def paged_decode_attention(
-    q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, lengths: Tensor, window: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    block_tables: Tensor,
+    lengths: Tensor,
+    window: int | None = None,
 ) -> Tensor:
-    """One query of each request over the tokens it has in the cache; everything in float32 on the CPU.
+    """One query of each request over the tokens it has in the cache, once its own key and value are written there; everything in
+    float32 on the CPU.
 
     Args:
         q: (S, N, D), the newest token of each request.
+        k: (S, K, D), its key, whose slot is the last of ``lengths``.
+        v: (S, K, D), its value.
         keys: (B, block_size, K, D), contiguous.
         values: (B, block_size, K, D), contiguous.
         block_tables: int64 of shape (S, blocks of the longest request), contiguous; a row's padding is not read.
@@ -52,27 +63,54 @@ def paged_decode_attention(
     kernel = _kernel(q.shape[1] // kv_heads, head_dim, block_size)
     # One task takes all heads of a request, whose rows lie side by side; too few tasks for the threads are one for each head.
     tasks_per_request = 1 if len(q) >= torch.get_num_threads() else kv_heads
-    arrays = (q.numpy(), keys.numpy(), values.numpy(), block_tables.numpy(), lengths.numpy())
-    kernel(*arrays, window or 0, tasks_per_request, out.numpy())
+    arrays = (q, k, v, keys, values, block_tables, lengths)
+    call(kernel, *(array.numpy() for array in arrays), window or 0, tasks_per_request, out.numpy())
     return out
 
 
 @cache
 def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
-    """Compiled for G = ``group`` queries that share a kv head. Inner loops whose length is known come out twice as fast."""
+    """Compiled for G = ``group`` queries that share a kv head."""
     scale = np.float32(head_dim**-0.5)
+    lanes = _lanes(head_dim)
+    together = max(count for count in range(1, MOST_TOGETHER + 1) if group % count == 0)
 
-    # One signature: q may be a view into a wider tensor, all else is contiguous.
-    signature = "void(f4[:,:,:], f4[:,:,:,::1], f4[:,:,:,::1], i8[:,::1], i8[::1], i8, i8, f4[:,:,::1])"
+    # One signature: q, k and v may be views into a wider tensor, all else is contiguous.
+    new, cached = "f4[:,:,:]", "f4[:,:,:,::1]"
+    signature = f"void({new}, {new}, {new}, {cached}, {cached}, i8[:,::1], i8[::1], i8, i8, f4[:,:,::1])"
 
-    def kernel(q: Any, keys: Any, values: Any, tables: Any, lengths: Any, window: int, tasks_per_request: int, out: Any) -> None:
+    def kernel(
+        q: Any,
+        k: Any,
+        v: Any,
+        keys: Any,
+        values: Any,
+        tables: Any,
+        lengths: Any,
+        window: int,
+        tasks_per_request: int,
+        out: Any,
+    ) -> None:
         kv_heads = keys.shape[2]
         for task in prange(len(q) * tasks_per_request):
             request, part = task // tasks_per_request, task % tasks_per_request
             first, last = part * kv_heads // tasks_per_request, (part + 1) * kv_heads // tasks_per_request
             table, stop = tables[request], lengths[request]
             start = max(0, stop - window) if window else 0
-            first_block, last_block = start // block_size, (stop - 1) // block_size
+            num_tokens = stop - start
+            num_tiles = -(-num_tokens // lanes)
+
+            # Where each token's keys and values begin; what is beyond the last token is the last one again.
+            rows = np.empty(num_tiles * lanes, np.int64)
+            for i in range(len(rows)):
+                position = min(start + i, stop - 1)
+                rows[i] = (table[position // block_size] * block_size + position % block_size) * kv_heads * head_dim
+
+            newest = (stop - 1) % block_size
+            for head in range(first, last):
+                for d in range(head_dim):
+                    keys[table[(stop - 1) // block_size], newest, head, d] = k[request, head, d]
+                    values[table[(stop - 1) // block_size], newest, head, d] = v[request, head, d]
 
             queries = np.empty((kv_heads, group, head_dim), np.float32)
             for head in range(first, last):
@@ -80,47 +118,37 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
                     for d in range(head_dim):
                         queries[head, g, d] = q[request, head * group + g, d] * scale
 
-            weights = np.empty((kv_heads, group, stop), np.float32)
-            for i in range(first_block, last_block + 1):
-                block = keys[table[i]]
-                for position in range(max(start, i * block_size), min(stop, (i + 1) * block_size)):
-                    offset = position - i * block_size
-                    for head in range(first, last):
-                        if i < last_block:
-                            _prefetch(keys, table[i + 1], offset, head, head_dim)
-                        else:
-                            _prefetch(values, table[first_block], offset, head, head_dim)
-                        for g in range(group):
-                            score = np.float32(0)
-                            for d in range(head_dim):
-                                score += queries[head, g, d] * block[offset, head, d]
-                            weights[head, g, position] = score
+            weights = np.empty((kv_heads, group, num_tiles * lanes), np.float32)
+            for tile in range(num_tiles):
+                for head in range(first, last):
+                    if tile + 1 < num_tiles:
+                        _ask_for(keys, rows, head, tile + 1, head_dim)
+                    else:
+                        _ask_for(values, rows, head, 0, head_dim)
+                    for g in range(0, group, together):
+                        _score(queries, keys, rows, weights, head, g, tile, together, head_dim)
 
             totals = np.zeros((kv_heads, group), np.float32)
             for head in range(first, last):
                 for g in range(group):
-                    largest = weights[head, g, start]
-                    for position in range(start, stop):
-                        largest = max(largest, weights[head, g, position])
+                    largest = weights[head, g, 0]
+                    for i in range(num_tokens):
+                        largest = max(largest, weights[head, g, i])
                     total = np.float32(0)
-                    for position in range(start, stop):
-                        weight = _exp(weights[head, g, position] - largest)
-                        weights[head, g, position] = weight
+                    for i in range(num_tokens):
+                        weight = exp(weights[head, g, i] - largest)
+                        weights[head, g, i] = weight
                         total += weight
                     totals[head, g] = total
+                    weights[head, g, num_tokens:] = 0
 
             sums = np.zeros((kv_heads, group, head_dim), np.float32)
-            for i in range(first_block, last_block + 1):
-                block = values[table[i]]
-                for position in range(max(start, i * block_size), min(stop, (i + 1) * block_size)):
-                    offset = position - i * block_size
-                    for head in range(first, last):
-                        if i < last_block:
-                            _prefetch(values, table[i + 1], offset, head, head_dim)
-                        for g in range(group):
-                            weight = weights[head, g, position]
-                            for d in range(head_dim):
-                                sums[head, g, d] += weight * block[offset, head, d]
+            for tile in range(num_tiles):
+                for head in range(first, last):
+                    if tile + 1 < num_tiles:
+                        _ask_for(values, rows, head, tile + 1, head_dim)
+                    for g in range(0, group, together):
+                        _add_values(weights, values, rows, sums, head, g, tile, together, head_dim)
             for head in range(first, last):
                 for g in range(group):
                     for d in range(head_dim):
@@ -129,47 +157,126 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
     return compiled(kernel, signature)
 
 
-@njit(fastmath=True)
-def _exp(x: Any) -> Any:
-    """e^x for x <= 0, several at a time, where np.exp would be called for each. x = n ln 2 + f; e^f by the Taylor series to f^7,
-    whose remainder for |f| <= ln 2 / 2 is under 6e-9."""
-    x = max(x, np.float32(-87))
-    n = np.floor(x * np.float32(1 / LN_2) + np.float32(0.5))
-    f = x - n * np.float32(LN_2_HIGH) - n * np.float32(LN_2 - LN_2_HIGH)
-    power = np.float32(1 / 5040)
-    for factorial in (720, 120, 24, 6, 2, 1, 1):
-        power = power * f + np.float32(1 / factorial)
-    return power * _float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+def _lanes(head_dim: int) -> int:
+    """Numbers in a vector, and tokens in a tile: at most 16, and a head is made of whole vectors."""
+    return min(16, head_dim & -head_dim)
 
 
-@intrinsic
-def _float_of_bits(typing_context: Any, bits: Any) -> Any:
-    """The float32 whose bits an int32 has: sign 1, exponent 8, fraction 23."""
+class _Tile(Vectors):
+    """What an intrinsic is given of a tile: its last arguments are the kv head, the first of G' queries, the tile, G' and D."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
+        *_, together, head_dim = signature.args
+        self.together, self.head_dim = together.literal_value, head_dim.literal_value
+        super().__init__(context, builder, signature, arguments, _lanes(self.head_dim))
+        self.head, self.first_query, self.tile = arguments[4:7]
+        self.given, self.cached, self.result = (self.array(argument).data for argument in (0, 1, 3))
+        self.rows = _rows(self, 2, self.head, self.tile, self.head_dim)
+        self.parts = range(0, self.head_dim, self.lanes)
+
+    def of_query(self, argument: int, g: int) -> Any:
+        """Where a query's row begins in an array (K, G, ...)."""
+        query = self.plus(self.plus(self.times(self.size(argument, 1), self.head), self.first_query), g)
+        return self.times(self.size(argument, 2), query)
+
+    def weights(self, argument: int, g: int) -> Any:
+        """Where the weights of a query for this tile begin in (K, G, tokens)."""
+        return self.plus(self.of_query(argument, g), self.times(self.tile, self.lanes))
+
+
+def _rows(its: Vectors, argument: int, head: Any, tile: Any, head_dim: int) -> list[Any]:
+    """Where the head's numbers of each of a tile's tokens begin."""
+    rows, first, start = its.array(argument).data, its.times(tile, its.lanes), its.times(head, head_dim)
+    places = [its.builder.gep(rows, [its.plus(first, token)]) for token in range(its.lanes)]
+    return [its.plus(its.builder.load(place), start) for place in places]
+
+
+@intrinsic(prefer_literal=True)
+def _ask_for(typing_context: Any, cached: Any, rows: Any, head: Any, tile: Any, head_dim: Any) -> Any:
+    """Has a head's keys or values of a tile brought in from memory."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
-@njit(fastmath=True)
-def _prefetch(cache: Any, block: int, offset: int, head: int, head_dim: int) -> None:
-    """Has the row cache[block, offset, head], (D,), fetched from memory without waiting for it."""
-    for d in range(0, head_dim, FLOATS_PER_CACHE_LINE):
-        _prefetch_line(cache, ((block * cache.shape[1] + offset) * cache.shape[2] + head) * head_dim + d)
-
-
-@intrinsic
-def _prefetch_line(typing_context: Any, cache: Any, index: Any) -> Any:
-    """The processor's prefetch instruction, for the cache line around the float ``index`` of a contiguous array."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        line = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [line.type, *[ir.IntType(32)] * 3])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [line.type], kind)
-        # 0: to be read; 3: into the nearest cache; 1: data.
-        builder.call(prefetch, [line, *(ir.Constant(ir.IntType(32), number) for number in (0, 3, 1))])
+        size = head_dim.literal_value
+        its = Vectors(context, builder, signature, arguments, _lanes(size))
+        for row in _rows(its, 1, arguments[2], arguments[3], size):
+            for d in range(0, size, FLOATS_PER_CACHE_LINE):
+                its.prefetch(its.array(0).data, its.plus(row, d))
         return context.get_dummy_value()
 
-    return types.void(cache, types.int64), generate
+    return types.void(cached, rows, head, tile, head_dim), generate
+
+
+@intrinsic(prefer_literal=True)
+def _score(
+    typing_context: Any,
+    queries: Any,
+    keys: Any,
+    rows: Any,
+    weights: Any,
+    head: Any,
+    first_query: Any,
+    tile: Any,
+    together: Any,
+    head_dim: Any,
+) -> Any:
+    """weights[head, g, token] = queries[head, g] . keys[rows[token], head] for each of the tile's tokens.
+
+    The products of a query and a token fill the lanes of a vector. To add them up, of two vectors is made one, of the sums of
+    neighbours, and so on, until a single one has the sum of each token in a lane of its own.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        its = _Tile(context, builder, signature, arguments)
+        even, odd = range(0, 2 * its.lanes, 2), range(1, 2 * its.lanes, 2)
+
+        def sums(query: list[Any], first: int, count: int) -> Any:
+            """Of the products of ``count`` tokens, each in its share of the lanes."""
+            if count > 1:
+                a, b = sums(query, first, count // 2), sums(query, first + count // 2, count // 2)
+                return builder.fadd(its.shuffle(a, b, even), its.shuffle(a, b, odd))
+            total = ir.Constant(its.vector, [0.0] * its.lanes)
+            for numbers, d in zip(query, its.parts, strict=True):
+                total = its.multiply_add(numbers, its.load(its.cached, its.plus(its.rows[first], d)), total)
+            return total
+
+        for g in range(its.together):
+            query = [its.load(its.given, its.plus(its.of_query(0, g), d)) for d in its.parts]
+            its.store(sums(query, 0, its.lanes), its.result, its.weights(3, g))
+        return context.get_dummy_value()
+
+    return types.void(queries, keys, rows, weights, head, first_query, tile, together, head_dim), generate
+
+
+@intrinsic(prefer_literal=True)
+def _add_values(
+    typing_context: Any,
+    weights: Any,
+    values: Any,
+    rows: Any,
+    sums: Any,
+    head: Any,
+    first_query: Any,
+    tile: Any,
+    together: Any,
+    head_dim: Any,
+) -> Any:
+    """sums[head, g] += weights[head, g, token] * values[rows[token], head], over the tile's tokens."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        its = _Tile(context, builder, signature, arguments)
+        at_once = max(1, REGISTERS * 3 // 4 // its.together)
+        for part in range(0, len(its.parts), at_once):
+            parts = its.parts[part : part + at_once]
+            places = {(g, d): its.plus(its.of_query(3, g), d) for g in range(its.together) for d in parts}
+            totals = {place: its.load(its.result, index) for place, index in places.items()}
+            for token, row in enumerate(its.rows):
+                numbers = {d: its.load(its.cached, its.plus(row, d)) for d in parts}
+                for g in range(its.together):
+                    weight = its.splat(its.given, its.plus(its.weights(0, g), token))
+                    for d in parts:
+                        totals[g, d] = its.multiply_add(weight, numbers[d], totals[g, d])
+            for place, index in places.items():
+                its.store(totals[place], its.result, index)
+        return context.get_dummy_value()
+
+    return types.void(weights, values, rows, sums, head, first_query, tile, together, head_dim), generate

@@ -3,8 +3,8 @@
     q * scale            int8    q from -127 to 127, a scale for each output
     q * scale + zero     int4    q from 0 to 15, a scale and a zero for each group of inputs of each output
 
-Only weights are quantized, not activations. vLLM gives every linear layer a quant method for this, with the same hook
-(vllm/model_executor/layers/linear.py).
+Plain weights take two bytes where the checkpoint's did. Only weights are quantized, not activations. vLLM gives every linear
+layer a quant method for this, with the same hook (vllm/model_executor/layers/linear.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mini_vllm.config import QuantizationConfig
 from mini_vllm.layers.embedding import ParallelLMHead
 from mini_vllm.layers.linear import LinearBase
-from mini_vllm.layers.packed_matmul import LANES, pack, packed_matmul, packed_shape, unpack
+from mini_vllm.layers.packed_matmul import PackedWeight, lanes, pack, packed_matmul, packed_shape, unpack
 
 HEAD_GROUP = 32
 """Inputs that share a scale in the LM head, which is int8 with either method. What is rounded there goes into the logits as it
@@ -33,7 +33,7 @@ class QuantizedWeight:
     """A weight as q * scale + zero.
 
     Attributes:
-        q: (out, in): int8, uint8 with numbers from 0 to 15, or float32 when nothing is rounded.
+        q: (out, in): int8, uint8 with numbers from 0 to 15, or floating point when nothing is rounded.
         scale: (groups, out): float16 for uint8, else float32. Group g has the inputs from g * in / groups on.
         zero: the same for uint8, where it is the weight that q = 0 stands for; of shape (0, 0) for the others.
     """
@@ -44,7 +44,7 @@ class QuantizedWeight:
 
     @classmethod
     def plain(cls, weight: Tensor) -> QuantizedWeight:
-        """A float32 weight (out, in) as it is."""
+        """A weight (out, in) as it is."""
         return cls(weight, torch.ones(1, len(weight)), torch.empty(0, 0))
 
     @classmethod
@@ -86,18 +86,19 @@ class PackedKernel:
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, packed: Tensor) -> None:
         self.out_size = len(weight.q)
         self.packed, self.bias = packed, bias
-        self.scale, self.zero = (F.pad(part, (0, -self.out_size % LANES)).contiguous() for part in (weight.scale, weight.zero))
+        padding = -self.out_size % lanes(packed.dtype)
+        self.scale, self.zero = (F.pad(part, (0, padding)).contiguous() for part in (weight.scale, weight.zero))
         pack(weight.q, packed)
+        self._weight = PackedWeight.of(packed, self.scale, self.zero, bias, self.out_size)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out), in x's dtype."""
         if len(x) <= self.FEW_ROWS:
-            out = packed_matmul(x.float(), self.packed, self.scale, self.zero, self.out_size).to(x.dtype)
-        else:
-            plain = unpack(self.packed)
-            if not plain.is_floating_point():
-                plain = self._dequantized(plain).to(x.dtype)
-            out = plain_matmul(x, plain[:, : self.out_size])
+            return packed_matmul(x.float(), self._weight).to(x.dtype)
+        plain = unpack(self.packed)
+        if not plain.is_floating_point():
+            plain = self._dequantized(plain).to(x.dtype)
+        out = plain_matmul(x, plain[:, : self.out_size])
         return out if self.bias is None else out.add_(self.bias)
 
     @property
@@ -180,8 +181,20 @@ def _check_groups(name: str, layer: LinearBase, group_size: int) -> None:
 
 def _dtype(layer: LinearBase, quantization: QuantizationConfig | None) -> torch.dtype:
     if quantization is None:
-        return torch.float32
+        return torch.bfloat16 if is_bfloat16(layer.weight) else torch.float32
     return torch.int8 if quantization.method == "int8" or isinstance(layer, ParallelLMHead) else torch.uint8
+
+
+def is_bfloat16(weight: Tensor) -> bool:
+    """Whether bfloat16 holds every number of a float32 weight as it is, as when the checkpoint was in bfloat16.
+
+    Such a weight is kept in half the memory and widened again where it is multiplied: the same numbers for half the reading.
+    """
+    return all(torch.equal(part.bfloat16().float(), part) for part in weight.data.split(ROWS_AT_A_TIME))  # type: ignore[no-untyped-call]
+
+
+ROWS_AT_A_TIME = 256
+"""A float32 checkpoint is found out by the first of them, and what is made for the others fits in a cache."""
 
 
 def _quantized(layer: LinearBase, quantization: QuantizationConfig | None) -> QuantizedWeight:

@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from numba import prange
 from torch import Tensor, nn
+
+from mini_vllm.layers.compiled import row_loop, suits
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "default": (),
@@ -70,7 +73,24 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (T, heads, D), in x's dtype.
     """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
+    if not suits(x):
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
+    out = torch.empty(x.shape)
+    _apply_rotary(out.numpy(), x.numpy(), cos.numpy(), sin.numpy())
+    return out
+
+
+@row_loop
+def _apply_rotary(out: Any, x: Any, cos: Any, sin: Any) -> None:
+    """As above, in one pass. ``x`` may be some heads out of wider rows."""
+    num_tokens, num_heads, size = out.shape
+    half = size // 2
+    for t in prange(num_tokens):
+        for head in range(num_heads):
+            for i in range(half):
+                first, second = x[t, head, i], x[t, head, i + half]
+                out[t, head, i] = first * cos[t, 0, i] + second * sin[t, 0, i]
+                out[t, head, i + half] = second * cos[t, 0, i + half] + first * sin[t, 0, i + half]
 
 
 def inverse_frequency(head_dim: int, max_position: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:

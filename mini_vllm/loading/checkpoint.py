@@ -28,11 +28,35 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"there is no {path.name} in {path.parent}; give a directory with config.json and safetensors"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); fetch the checkpoint again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not an object; fetch the checkpoint again")
     return data
+
+
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+"""What config.json counts."""
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Sees that what config.json counts are numbers that one can count to.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    for key in SIZES:
+        if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
+            raise CheckpointError(f"config.json gives {key} {size!r}; it must be a whole number, at least 1")
 
 
 class Checkpoint(Mapping[str, Tensor]):

