@@ -116,9 +116,10 @@ def write(name: str, found: dict[str, Pins], leave_out: Iterable[str] = ("torch"
     for pin in sorted(wanted, key=lambda pin: pin.split("==")):
         needing = [platform for platform in found if pin in found[platform]]
         written[pin] = frozenset().union(*(found[platform][pin] for platform in needing))
-        only = "sys_platform == 'linux'" if needing == LINUX else PLATFORMS[needing[0]]
+        only = "sys_platform == 'linux'" if needing == LINUX else " or ".join(PLATFORMS[platform] for platform in needing)
         marker = "" if needing == list(found) else f" ; {only}"
-        lines.append(" \\\n    ".join([pin + marker, *(f"--hash={digest}" for digest in sorted(written[pin]))]))
+        line = PLAIN if pin == PLAIN.replace("===", "==") else pin
+        lines.append(" \\\n    ".join([line + marker, *(f"--hash={digest}" for digest in sorted(written[pin]))]))
     (REQUIREMENTS / f"{name}.txt").write_text("\n".join(lines) + "\n")
     print(f"{name}.txt: {len(written)} packages", flush=True)
     return written
@@ -131,13 +132,14 @@ def names(pins: Pins) -> set[str]:
 
 def main() -> None:
     """All sets together, then each of them."""
-    together = resolve(["uv", "base", "dev", "vllm-cpu", "vllm-cuda"], X86, exclude=IMAGES_AND_SOUND)
+    together = resolve(["uv", "base", "dev", "ray", "vllm-cpu", "vllm-cuda"], X86, exclude=IMAGES_AND_SOUND)
 
     def each(name: str, platforms: Iterable[str] = PLATFORMS, exclude: Iterable[str] = NOT_FOR_CPU) -> dict[str, Pins]:
         return {platform: resolve([name], platform, exclude, together) for platform in platforms}
 
     base = write("base", each("base"))
     write("dev", each("dev"), leave_out={"torch", *names(base)})
+    write("ray", each("ray"), leave_out={"torch", *names(base)})
     write("vllm-cpu", each("vllm-cpu", LINUX))
     torch = write("torch-cuda", each("torch-cuda", exclude=()), leave_out=names(base))
     write("vllm-cuda", each("vllm-cuda", [X86], IMAGES_AND_SOUND), leave_out=names(torch))
