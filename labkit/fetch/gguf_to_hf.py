@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from labkit.fetch.wheel import FetchError
+from labkit.fetch.place import FetchError
+from labkit.trace.known import implied_shapes
 
 IN_A_LAYER = {
     "attn_norm": "input_layernorm",
@@ -50,6 +51,19 @@ class ConversionError(FetchError):
     """The GGUF file holds something that this converter does not know, or the written directory is not what it should be."""
 
 
+class PlainReader(GGUFReader):
+    """The same reader on a plain view of the mapped file: a memmap makes each of the million slices that it takes much dearer."""
+
+    @property
+    def data(self) -> Any:
+        """The file's bytes, uint8 of shape (size,)."""
+        return self._plain
+
+    @data.setter
+    def data(self, mapped: NDArray[Any]) -> None:
+        self._plain = mapped.view(np.ndarray)
+
+
 def convert(gguf: Path, to: Path) -> None:
     """Writes config.json, generation_config.json, model.safetensors, tokenizer.json and tokenizer_config.json.
 
@@ -63,7 +77,7 @@ def convert(gguf: Path, to: Path) -> None:
         ConversionError: another architecture or tokenizer, a tensor of no Llama, or a result that does not fit its config.
         OSError: the folder cannot be written, or the disk is full.
     """
-    reader = GGUFReader(gguf)
+    reader = PlainReader(gguf)
     keys = {name: field.contents() for name, field in reader.fields.items()}
     if (keys["general.architecture"], keys["tokenizer.ggml.pre"]) != ("llama", "smollm"):
         raise ConversionError(
@@ -192,7 +206,7 @@ def verify(folder: Path) -> None:
         ConversionError: naming the tensors that are missing, unknown or of another shape.
     """
     config = json.loads((folder / "config.json").read_text())
-    wanted = expected_shapes(config)
+    wanted = implied_shapes(config)
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -203,30 +217,6 @@ def verify(folder: Path) -> None:
     ends = json.loads((folder / "tokenizer_config.json").read_text())
     if tokenizer.encode(ends["bos_token"] + ends["eos_token"]).ids != [config["bos_token_id"], config["eos_token_id"]]:
         raise ConversionError(f"tokenizer.json does not turn {ends['bos_token']} and {ends['eos_token']} into one token each")
-
-
-def expected_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a Llama of this config has; H hidden size, N heads, K kv heads, D head size."""
-    h, i, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
-    layer = {
-        "input_layernorm": (h,),
-        "self_attn.q_proj": (q, h),
-        "self_attn.k_proj": (kv, h),
-        "self_attn.v_proj": (kv, h),
-        "self_attn.o_proj": (h, q),
-        "post_attention_layernorm": (h,),
-        "mlp.gate_proj": (i, h),
-        "mlp.up_proj": (i, h),
-        "mlp.down_proj": (h, i),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        f"model.layers.{n}.{name}.weight": shape for n in range(config["num_hidden_layers"]) for name, shape in layer.items()
-    }
-    shapes |= {"model.embed_tokens.weight": (config["vocab_size"], h), "model.norm.weight": (h,)}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (config["vocab_size"], h)
-    return shapes
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

