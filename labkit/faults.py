@@ -70,6 +70,8 @@ def break_checkpoint(source: Path, name: str, to: Path) -> Fault:
         fault.apply(draft)
     except (FaultError, DraftError) as error:
         raise type(error)(f"{name} cannot be made of this checkpoint: {error}") from error
+    except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:  # config.json speaks of other tensors than these
+        raise FaultError(f"{name} cannot be made of this checkpoint, whose config.json does not fit it: {error}") from error
     about = {"fault": f"{name}: {fault.title}", "made from": str(source.resolve())}
     readme = (
         f"# A faulty copy: {name}\n\nMade by `./lab break --fault {name}` from `{source.resolve()}`.\n\n"
@@ -81,7 +83,8 @@ def break_checkpoint(source: Path, name: str, to: Path) -> Fault:
 
 def _check_family(draft: Draft) -> None:
     """Sees that names and shapes are those of the Llama family, unquantized."""
-    architecture = next(iter(draft.config.get("architectures") or []), None)
+    named = draft.config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else named
     if architecture not in FAMILY:
         raise FaultError(f"{draft.source} is of architecture {architecture}; faults are made in {', '.join(FAMILY)}")
     if "quantization_config" in draft.config:

@@ -17,15 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
+from labkit.console import visible
 from labkit.headers import HeaderError, Shape, StoredTensor, read_checkpoint
 from labkit.trace.coverage import LEFT_OVER
-from labkit.trace.known import FAMILY, KNOWN, implied_shapes, known_names
+from labkit.trace.known import FAMILY, KNOWN, MOST_LAYERS, implied_shapes, known_names
 
 EMBED, HEAD, FIRST = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0."
 LAYER = r"model\.layers\.(\d{1,6})\."
-MOST_LAYERS = 1_000_000
-"""A layer's number has six digits at most; a longer one is somebody's joke and no layer."""
-
 COMPUTED = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings", "sliding_window")
 """What a config says and no tensor shows."""
 
@@ -212,7 +210,7 @@ def _against_config(path: Path, shapes: Mapping[str, Shape]) -> Iterable[str]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["architectures"][0] not in FAMILY or "quantization_config" in config:
             return
-        if (layers := config.get("num_hidden_layers", 0)) >= MOST_LAYERS:
+        if (layers := config.get("num_hidden_layers", 0)) > MOST_LAYERS:
             yield f"it says {layers:,} layers, more than any model has"
             return
         yield from differing({name: shape for name, shape in shapes.items() if name != HEAD or not _tied(config)}, config)
@@ -227,9 +225,7 @@ def _tied(config: Mapping[str, Any]) -> bool:
 def show(found: Fingerprint, path: Path, console: Console) -> None:
     """Prints what the checkpoint is, and what its headers cannot tell."""
     for line in _lines(found, path):
-        # Names come from the file, and might hold what a terminal takes for commands.
-        printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
-        console.print(printable, markup=False, soft_wrap=True)
+        console.print(visible(line), markup=False, soft_wrap=True)
 
 
 def _lines(found: Fingerprint, path: Path) -> Iterable[str]:

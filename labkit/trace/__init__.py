@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ FIVE = tuple(
 def trace_load(
     model: str | Path,
     tp_size: int = 1,
-    ranks: Iterable[int] = (0,),
+    ranks: Sequence[int] = (0,),
     device: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Trace:
@@ -64,15 +64,15 @@ def trace_load(
     Raises:
         TraceError: the model, the ranks or the device will not do, vLLM is not installed, or vLLM refuses the load.
     """
-    found, chosen = resolve(model), tuple(ranks)
-    check_ranks(found.config, tp_size, chosen)
+    found = resolve(model)
+    check_ranks(found.config, tp_size, ranks)
     if importlib.util.find_spec("vllm") is None:
         raise TraceError("vLLM is not installed in this environment; run ./lab trace, which installs the pinned version first")
     progress("importing vLLM")
     with quiet():
         from labkit.trace import live
     with quiet():  # again, for the loggers that their libraries have set up meanwhile
-        return live.trace(found, tp_size, chosen, device, progress)
+        return live.trace(found, tp_size, ranks, device, progress)
 
 
 def select(trace: Trace, tensors: Sequence[str]) -> Trace:

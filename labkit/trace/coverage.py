@@ -68,15 +68,15 @@ def verify(trace: Trace) -> list[Finding]:
     for rank in ranks:
         for name, shape in trace.parameter_shapes.items():
             once, twice = covered(written[rank, name])
-            missing = without(_whole(shape), [*once, *filled[rank, name]])
+            missing = without(whole(shape), [*once, *filled[rank, name]])
             findings += [Finding("missing", name, box, shape, rank) for box in missing]
             findings += [Finding("twice", name, box, shape, rank) for box in twice]
     if all(len(ranks) == record.tp_size for record in trace.records[:1]):
         for name, shape in trace.checkpoint_shapes.items():
             if not name.endswith(LEFT_OVER):
-                findings += [Finding("cut off", name, box, shape) for box in without(_whole(shape), read[name])]
+                findings += [Finding("cut off", name, box, shape) for box in without(whole(shape), read[name])]
     shapes = {name: trace.checkpoint_shapes[name] for name in trace.rounded}
-    return findings + [Finding("rounded", name, _whole(shape), shape) for name, shape in shapes.items()]
+    return findings + [Finding("rounded", name, whole(shape), shape) for name, shape in shapes.items()]
 
 
 def covered(boxes: Iterable[Box]) -> tuple[list[Box], list[Box]]:
@@ -84,8 +84,8 @@ def covered(boxes: Iterable[Box]) -> tuple[list[Box], list[Box]]:
     once: list[Box] = []
     twice: list[Box] = []
     for box in boxes:
-        for common in [_common(box, other) for other in once]:
-            twice += without(common, twice) if common is not None else []
+        for both in [common(box, other) for other in once]:
+            twice += without(both, twice) if both is not None else []
         once += without(box, once)
     return _joined(once), _joined(twice)
 
@@ -100,11 +100,11 @@ def without(box: Box, others: Iterable[Box]) -> list[Box]:
 
 def _minus(box: Box, other: Box) -> list[Box]:
     """A box without another: axis by axis, what lies before and behind the other; then on with what is between."""
-    common = _common(box, other)
-    if common is None:
+    both = common(box, other)
+    if both is None:
         return [box]
     pieces, rest = [], list(box)
-    for axis, ((start, stop), (first, last)) in enumerate(zip(box, common, strict=True)):
+    for axis, ((start, stop), (first, last)) in enumerate(zip(box, both, strict=True)):
         for side in ((start, first), (last, stop)):
             if side[0] < side[1]:
                 pieces.append((*rest[:axis], side, *rest[axis + 1 :]))
@@ -112,13 +112,14 @@ def _minus(box: Box, other: Box) -> list[Box]:
     return pieces
 
 
-def _common(one: Box, other: Box) -> Box | None:
+def common(one: Box, other: Box) -> Box | None:
     """What two boxes have in common, or None; an empty box has nothing in common with any."""
     both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
     return both if all(start < stop for start, stop in both) else None
 
 
-def _whole(shape: Shape) -> Box:
+def whole(shape: Shape) -> Box:
+    """All of a tensor of this shape."""
     return tuple((0, size) for size in shape)
 
 

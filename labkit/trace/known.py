@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,17 @@ KNOWN = Path(__file__).resolve().parent.parent / "known"
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """The architectures whose checkpoint follows from config.json; any other is traced from the headers of its files."""
 
+MOST_LAYERS = 1_000_000
+"""A layer's number has six digits at most; a longer one is somebody's joke and no layer."""
+
 VOCAB_PADDING = 64
 """vLLM rounds the vocabulary up to a multiple of this (vllm/model_executor/layers/vocab_parallel_embedding.py:36)."""
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+_OPTIONAL = ("num_key_value_heads", "head_dim")
+"""Sizes that a config may leave out, or give as null."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Model:
         files: its safetensors files; none when there are only shapes to trace.
         stored: every tensor as the files hold it; of a name in two files, the later.
         shapes: every checkpoint tensor's shape, read from the files' headers, or implied by the config where there are none.
+        arch: the class to build, ``module:Class``, in place of the one that vLLM has for the architecture.
+        trust_remote_code: whether code that lies beside the checkpoint may be run.
     """
 
     name: str
@@ -48,6 +55,8 @@ class Model:
     files: tuple[Path, ...]
     stored: Mapping[str, StoredTensor]
     shapes: Mapping[str, Shape]
+    arch: str | None = None
+    trust_remote_code: bool = False
 
     @property
     def architecture(self) -> str:
@@ -56,12 +65,14 @@ class Model:
 
 
 def resolve(model: str | Path) -> Model:
-    """The model that a known name or a directory with config.json stands for.
+    """The model that a known name, a directory with config.json, or a file of headers beside one stands for.
 
     Raises:
         TraceError: neither of the two, an architecture whose tensors are not known and not there, a file that cannot be read.
     """
     directory = KNOWN / model if str(model) in known_names() else Path(model).expanduser()
+    if directory.suffix == ".json" and directory.is_file():
+        return Model(str(model), directory.parent, _read_config(directory.parent), (), {}, _headers(directory))
     config = _read_config(directory)
     try:
         files = tuple(weight_files(directory))
@@ -88,7 +99,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror}; look at its permissions") from error
+    except (ValueError, RecursionError) as error:
         raise TraceError(f"{path} is not JSON ({error}); fetch it again") from error
     if not isinstance(config, dict):
         raise TraceError(f"{path} holds no JSON object; fetch it again")
@@ -96,6 +109,20 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(architectures, list) or not architectures:
         raise TraceError(f'{path} names no architecture; vLLM finds its class by "architectures": ["{FAMILY[0]}"]')
     return config
+
+
+def _headers(file: Path) -> dict[str, Shape]:
+    """The shapes in a file of headers: JSON as safetensors has it, ``{name: {"dtype": ..., "shape": [...]}}``."""
+    try:
+        read = json.loads(file.read_text(encoding="utf-8"))
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in read.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TraceError(
+            f'{file} holds no headers ({error!r:.100}); it should be {{"NAME": {{"dtype": "BF16", "shape": [...]}}, ...}}'
+        ) from error
+    if not shapes:
+        raise TraceError(f"{file} names no tensor; give the headers of a whole checkpoint")
+    return shapes
 
 
 def _known_shapes(directory: Path, config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -108,10 +135,17 @@ def _known_shapes(directory: Path, config: Mapping[str, Any]) -> dict[str, Shape
         )
     if "quantization_config" in config:
         raise TraceError(f"{path} describes a quantized checkpoint, whose tensors do not follow from it; put its files beside it")
-    missing = [key for key in _SIZES if type(config.get(key)) is not int or config[key] < 1]
+    missing = [key for key in _SIZES if not _is_size(config.get(key))]
+    missing += [key for key in _OPTIONAL if config.get(key) is not None and not _is_size(config[key])]
     if missing:
         raise TraceError(f"{path} does not say {', '.join(missing)}; a {architecture} needs a whole number for each")
+    if config["num_hidden_layers"] > MOST_LAYERS:
+        raise TraceError(f"{path} says {config['num_hidden_layers']:,} layers, more than any model has; fetch it again")
     return implied_shapes(config)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -169,7 +203,7 @@ def head_counts(config: Mapping[str, Any]) -> tuple[int, int]:
     return heads, config.get("num_key_value_heads") or heads
 
 
-def check_ranks(config: Mapping[str, Any], tp_size: int, ranks: tuple[int, ...]) -> None:
+def check_ranks(config: Mapping[str, Any], tp_size: int, ranks: Sequence[int]) -> None:
     """Sees that the model can be split over ``tp_size`` ranks, and that ``ranks`` are some of them.
 
     Raises:
@@ -189,7 +223,7 @@ def _obstacle(config: Mapping[str, Any], tp_size: int) -> str | None:
     """Why the model cannot be split over ``tp_size`` ranks, or None."""
     if tp_size < 1:
         return f"TP {tp_size} is not a number of ranks"
-    if not all(type(config.get(key)) is int for key in _SIZES):
+    if not all(_is_size(config.get(key)) for key in _SIZES) or not _is_size(head_counts(config)[1]):
         return None  # another architecture's words; vLLM says itself what does not fit
     heads, kv_heads = head_counts(config)
     padded = -(-config["vocab_size"] // VOCAB_PADDING) * VOCAB_PADDING

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,16 +23,31 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
 from labkit.headers import Shape, read_header
 from labkit.labs import ROOT
-from labkit.trace.build import DTYPES, as_rank, build, group_of_one, parameter_dtype, place, said_by
+from labkit.trace.build import DTYPES, as_rank, build, group_of_one, load_plugins, parameter_dtype, place, said_by
 from labkit.trace.known import Model
 from labkit.trace.recorder import Copy, CopyRecorder
-from labkit.trace.records import Fill, MappingRow, Record, Trace, TraceError
+from labkit.trace.records import Fill, LoadRefused, MappingRow, Record, Trace, TraceError
 
 PINNED_TORCH = re.findall(r"^torch=+([\d.]+)", (ROOT / "requirements" / "torch-cpu.in").read_text(), re.MULTILINE)[0]
 
 
-def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None, progress: Callable[[str], None]) -> Trace:
-    """Loads ``model`` once per rank and returns what was copied where; see ``labkit.trace.trace_load``."""
+Tensors = Iterable[tuple[str, Tensor]]
+"""A checkpoint as a loader takes it, names and tensors."""
+
+
+def trace(
+    model: Model,
+    tp_size: int,
+    ranks: Sequence[int],
+    device: str | None,
+    progress: Callable[[str], None],
+    change: Callable[[Tensors], Tensors] = lambda tensors: tensors,
+) -> Trace:
+    """Loads ``model`` once per rank and returns what was copied where; see ``labkit.trace.trace_load``.
+
+    Args:
+        change: what is done with the names before the class sees them.
+    """
     target, label = place(model, device)
     dtype = parameter_dtype(model)
     records: list[Record] = []
@@ -40,19 +55,24 @@ def trace(model: Model, tp_size: int, ranks: tuple[int, ...], device: str | None
     rounded: dict[str, None] = {}
     parameter_shapes: dict[str, Shape] = {}
     repacked: dict[str, str] = {}
-    not_run = dict.fromkeys(_what_is_amiss())
+    not_run = dict.fromkeys([*_what_is_amiss(), *load_plugins()])
     head_size: int | None = None
     with group_of_one(), _frozen_heap():
         for rank in ranks:
             progress(f"loading {model.name} as rank {rank} of {tp_size}")
             with as_rank(rank, tp_size):
                 built, config = build(model, dtype, target)
-            recorder = record_load(built, model, dtype, target, f"rank {rank} of {tp_size}")
-            mapping = _mapping_rows(built)
+                recorder = record_load(built, model, dtype, target, f"rank {rank} of {tp_size}", change)
+            mapping = mapping_rows(built)
             records += (_record(copy, recorder, model, mapping, rank, tp_size) for copy in recorder.copies)
             fills += (Fill(parameter, destination, rank) for parameter, destination in recorder.fills)
             head_size = _head_size(built)
             parameter_shapes = {name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()}
+            if computed := sorted({copy.tensor for copy in recorder.copies if copy.changed}):
+                not_run[
+                    f"the loader computes with the values of {len(computed)} tensors, such as {computed[0]}, on the way: "
+                    "their parts are checked, and their values are not"
+                ] = None
             if target.type != "meta":
                 rounded |= dict.fromkeys(recorder.check_values())
                 del recorder
@@ -102,26 +122,33 @@ def _what_is_amiss() -> Iterator[str]:
         yield f"torch is {torch.__version__}, and vLLM {vllm.__version__} is built for {PINNED_TORCH}; kernels may fail"
 
 
-def record_load(built: nn.Module, model: Model, dtype: torch.dtype, device: torch.device, who: str) -> CopyRecorder:
+def record_load(
+    built: nn.Module,
+    model: Model,
+    dtype: torch.dtype,
+    device: torch.device,
+    who: str,
+    change: Callable[[Tensors], Tensors] = lambda tensors: tensors,
+) -> CopyRecorder:
     """Runs the real ``load_weights`` over the checkpoint, then the real check for parameters left out.
 
     Raises:
-        TraceError: vLLM refuses the load.
+        LoadRefused: vLLM refuses the load; in its words.
     """
-    recorder = CopyRecorder(dict(built.named_parameters()))
+    recorder = CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True))
     refused = f"vLLM {vllm.__version__} refused the load as {who}"
     try:
         with recorder:
-            loaded = cast(Any, built).load_weights(recorder.watch(_tensors(model, dtype, device)))
+            loaded = cast(Any, built).load_weights(change(recorder.watch(_tensors(model, dtype, device))))
     except TraceError:
         raise
     except Exception as error:
-        raise TraceError(f"{refused}: {said_by(error)}; {_at(recorder, built)}") from error
+        raise LoadRefused(f"{refused}: {said_by(error)}; {_at(recorder, built)}") from error
     if "quantization_config" not in model.config:  # as the engine decides (default_loader.py:508)
         try:
             DefaultModelLoader(LoadConfig()).track_weights_loading(built, loaded)
         except Exception as error:
-            raise TraceError(f"{refused}: {said_by(error)}; is a file of the checkpoint missing?") from error
+            raise LoadRefused(f"{refused}: {said_by(error)}; is a file of the checkpoint missing?") from error
     return recorder
 
 
@@ -162,9 +189,9 @@ def described(parameter: Tensor) -> str:
     return f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
 
 
-def _mapping_rows(built: nn.Module) -> tuple[MappingRow, ...]:
+def mapping_rows(built: nn.Module) -> tuple[MappingRow, ...]:
     """The rows that fuse, of every mapper in the model: ``orig_to_new_stacked`` of its ``WeightsMapper``."""
-    mappers: list[Any] = [module.hf_to_vllm_mapper for module in built.modules() if hasattr(module, "hf_to_vllm_mapper")]
+    mappers: list[Any] = [mapper for module in built.modules() if (mapper := getattr(module, "hf_to_vllm_mapper", None))]
     rows = {MappingRow(old, *new): None for mapper in mappers for old, new in mapper.orig_to_new_stacked.items()}
     return tuple(rows)
 

@@ -30,7 +30,16 @@ def in_words(part: tuple[Span, ...], shape: Shape) -> str:
 
 
 class TraceError(Exception):
-    """A load cannot be traced, or a trace cannot be read; the message is a sentence that says why and what to try."""
+    """A load cannot be traced, or a trace cannot be read; the message is a sentence that says why and what to try.
+
+    ``status`` is the exit status of a command that ends with it.
+    """
+
+    status = 1
+
+
+class LoadRefused(TraceError):
+    """vLLM's own loader refused the checkpoint: a finding about it, and not a failure to look."""
 
 
 @dataclass(frozen=True)

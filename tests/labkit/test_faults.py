@@ -307,6 +307,13 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "not JSON": ("missing-k", lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
     "other family": ("missing-k", lambda folder: rewritten(folder, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel; faults"),
     "quantized": ("missing-k", lambda folder: rewritten(folder, quantization_config={}), "is quantized"),
+    "no list": ("missing-k", lambda folder: rewritten(folder, architectures=5), "architecture 5; faults"),
+    "other heads": (
+        "mha-into-gqa",
+        lambda folder: rewritten(folder, num_key_value_heads=3),
+        "config.json does not fit it: shape",
+    ),
+    "no number": ("inv-freq", lambda folder: rewritten(folder, rope_theta="x"), "does not fit it: could not"),
     "multi-head": ("mha-into-gqa", lambda folder: rewritten(folder, num_key_value_heads=4), "4 query heads and 4 kv heads; give"),
     "no layers": ("missing-k", lambda folder: rewritten(folder, num_hidden_layers=0), "num_hidden_layers 0; it must be"),
     "a layer less": (

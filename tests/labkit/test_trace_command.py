@@ -32,7 +32,7 @@ def good(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "ensure", lambda name: None)
+    monkeypatch.setattr("labkit.environment.ensure", lambda name: None)
 
 
 def test_a_whole_load_ends_well_and_a_faulty_one_does_not(good: Path, tmp_path: Path) -> None:

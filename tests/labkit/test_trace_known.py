@@ -77,6 +77,11 @@ def test_a_config_that_cannot_be_used(tmp_path: Path) -> None:
     assert "names MixtralForCausalLM, and there is no safetensors file beside it; from config.json alone, traced are" in said
     assert "names no architecture" in refusal(write(tmp_path, {}))
     assert "does not say vocab_size" in refusal(write(tmp_path, TINY | {"vocab_size": "many"}))
+    assert "does not say num_key_value_heads, head_dim" in refusal(
+        write(tmp_path, TINY | {"num_key_value_heads": "2", "head_dim": 2.5}), tp_size=2
+    )
+    assert "1,000,000,000 layers, more than any model has" in refusal(write(tmp_path, TINY | {"num_hidden_layers": 10**9}))
+    assert "is not JSON" in refusal(write(tmp_path, "[" * 100_000))
     assert "describes a quantized checkpoint" in refusal(write(tmp_path, TINY | {"quantization_config": {"quant_method": "fp8"}}))
 
 
@@ -118,4 +123,5 @@ def test_heads_that_the_ranks_cannot_share() -> None:
 
 def test_ranks_that_there_are_not() -> None:
     assert refusal("llama-3-8b", tp_size=2, ranks=[2]) == "there is no rank 2 at TP 2; give one of 0 to 1"
+    assert "heads cannot be divided over" in refusal("llama-3-8b", tp_size=10**15, ranks=range(10**15))
     assert "no rank was given" in refusal("llama-3-8b", tp_size=2, ranks=[])

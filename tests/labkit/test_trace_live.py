@@ -40,6 +40,16 @@ def without_file(record: Record) -> Record:
     return replace(record, dtype=None, file=None, bytes=None, parameter_dtype="any")
 
 
+def test_the_cuda_build_without_a_gpu_is_a_sentence() -> None:
+    """vLLM finds no platform then; here it is told so before it looks."""
+    platform = "import vllm.platforms as p; p._current_platform = p.interface.UnspecifiedPlatform()"
+    code = f"{platform}\nimport sys; sys.argv[1:] = ['trace', 'llama-3-8b']\nfrom labkit.cli import main; main()"
+    ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "lab: this is the CUDA build of vLLM 0.32.0, which builds no model where it finds no GPU" in ran.stdout
+    assert "a defect of ours" not in ran.stdout
+
+
 # --- Llama-3-8B, by hand -------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +295,7 @@ def test_one_process_that_plays_two_ranks_copies_what_two_real_ranks_copy(tmp_pa
     """Two gloo processes under torchrun, tensor parallel for real, on the same checkpoint."""
     write_checkpoint(tmp_path, TINY, implied_shapes(TINY))
     (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     # vLLM's launcher would name the ranks' shared memory (VLLM_DIST_IDENT); torchrun does not.
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_DIST_IDENT": tmp_path.name}
     ended = subprocess.run(

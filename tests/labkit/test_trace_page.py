@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from labkit.trace import Trace
 from labkit.trace.coverage import verify
@@ -29,11 +30,10 @@ def page(trace: Trace) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; it drives the browser")
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("there is no chromium on the path; the page is tested in a real browser")
-    with sync.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield started
         started.close()

@@ -358,8 +358,8 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         traced.append("load")
         return captured("tiny-tp2")
 
-    monkeypatch.setattr(cli, "ensure", lambda _: None)
-    monkeypatch.setattr(cli, "trace_load", load)
+    monkeypatch.setattr("labkit.environment.ensure", lambda _: None)
+    monkeypatch.setattr("labkit.trace.trace_load", load)
 
     def run(*arguments: str) -> tuple[int, list[str]]:
         monkeypatch.setattr("sys.argv", ["lab", "trace", "tiny", *arguments])

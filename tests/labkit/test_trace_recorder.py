@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.trace.recorder import Copy, CopyRecorder, span_of
+from labkit.trace.recorder import Copy, CopyRecorder
 from labkit.trace.records import TraceError
+from labkit.trace.views import pairs, span_of
 
 
 @st.composite
@@ -34,16 +35,94 @@ def test_a_part_is_told_by_offset_and_strides(part: Any, device: str, before: in
     for axis, (start, stop) in enumerate(spans):
         view = view.narrow(axis, start, stop - start)
     told = span_of(view, base)
-    if view.numel():
-        assert told == spans
-    else:
-        assert tuple(stop - start for start, stop in told) == tuple(view.shape)
+    assert told == (spans if view.numel() else ((0, 0),) * len(shape))
+    # Turned round, and flattened where that needs no copy, it is the same part.
+    assert span_of(view.permute(*reversed(range(len(shape)))), base) == told
+    if view.is_contiguous():
+        assert span_of(view.reshape(-1), base) == told
 
 
-def test_a_transposed_view_is_refused() -> None:
-    base = torch.empty(4, 3)
-    with pytest.raises(TraceError, match=r"is no rectangle of a tensor of shape \(4, 3\)"):
-        span_of(base.t(), base)
+def test_a_view_that_is_no_rectangle_is_cut_into_some() -> None:
+    """Every other row: two rectangles of two rows each would need a gap, so each row is its own."""
+    base, rows = torch.empty(6, 3), torch.empty(3, 3)
+    assert span_of(base[::2], base) is None
+    assert [(pair.one_box[0], pair.two_box[0]) for pair in pairs(base[::2], base, rows, rows)] == [
+        ((0, 1), (0, 1)),
+        ((2, 3), (1, 2)),
+        ((4, 5), (2, 3)),
+    ]
+
+
+HEADS = 2
+
+
+def turned(tensor: torch.Tensor) -> torch.Tensor:
+    """GPT-2: a matrix stored the other way round."""
+    return tensor.t()
+
+
+def sorted_heads(tensor: torch.Tensor) -> torch.Tensor:
+    """Bloom: q, k, v of one head after the other on disk, all q, all k, all v in the parameter."""
+    return tensor.view(HEADS, 3, -1, tensor.shape[-1]).transpose(0, 1).reshape(tensor.shape)
+
+
+def joined_heads(tensor: torch.Tensor) -> torch.Tensor:
+    """Falcon: the same by narrowing, and putting together again."""
+    split = tensor.view(HEADS, 3, -1, tensor.shape[-1])
+    return torch.cat([split.narrow(1, part, 1).reshape(-1, tensor.shape[-1]) for part in range(3)])
+
+
+def stacked(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.stack([tensor[6:].clone(), tensor[:6].t().contiguous().t()]).view(tensor.shape)
+
+
+@pytest.mark.parametrize("change", [turned, sorted_heads, joined_heads, stacked])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_tensor_that_is_made_anew_on_the_way_is_traced_to_its_elements(change: Any, device: str) -> None:
+    """Against torch itself: the copies, done again from the records alone, give the parameter that the loader made."""
+    tensor = torch.arange(12.0 * 4).view(12, 4)
+    loaded = change(tensor)
+    parameter = torch.zeros(loaded.shape, device=device)
+    recorder = CopyRecorder({"p": parameter})
+    with recorder:
+        for _, each in recorder.watch([("a", tensor.to(device))]):
+            made = change(each)
+            half = len(made) // 2
+            parameter[:half].copy_(made[:half])
+            parameter[half:].copy_(made[half:])
+    again = torch.zeros(loaded.shape)
+    for copy in recorder.copies:
+        part = tensor[tuple(slice(*span) for span in copy.source)]
+        again[tuple(slice(*span) for span in copy.destination)] = part.t() if change is turned else part
+    assert torch.equal(again, loaded)
+    assert not any(copy.changed for copy in recorder.copies)
+    if device == "cpu":
+        recorder.check_values()
+
+
+def test_a_tensor_that_is_computed_with_keeps_its_place_and_says_so() -> None:
+    """Mamba stores the logarithm of A; its loader takes the power."""
+    parameter = torch.zeros(4, 3)
+    recorder = CopyRecorder({"p": parameter})
+    with recorder:
+        for _, tensor in recorder.watch([("a", torch.rand(8, 3))]):
+            parameter.copy_(-torch.exp(tensor[4:].float()))
+    assert recorder.copies == [Copy("a", "p", ((0, 4), (0, 3)), ((4, 8), (0, 3)), None, changed=True)]
+    recorder.check_values()
+
+
+def test_what_else_is_written_counts_from_then_on() -> None:
+    """A buffer; and Phi's head has a bias that the loader makes when it meets one, on the CPU while all else is on meta."""
+    held = {"mean": torch.zeros(2), "constant": torch.zeros(2)}
+    recorder = CopyRecorder({"p": torch.zeros(2)}, lambda: held)
+    with recorder:
+        for _, tensor in recorder.watch([("a", torch.rand(2)), ("b", torch.rand(3, device="meta"))]):
+            if len(tensor) == 3:
+                held["bias"] = torch.zeros(3)
+            held["bias" if len(tensor) == 3 else "mean"].copy_(tensor)
+            torch.zeros(len(tensor)).copy_(tensor)
+    assert list(recorder.parameters) == ["p", "mean", "bias"]
+    assert recorder.copies == [Copy("a", "mean", ((0, 2),), ((0, 2),), None), Copy("b", "bias", ((0, 3),), ((0, 3),), None)]
 
 
 def test_copies_are_told_apart_by_storage() -> None:
@@ -80,7 +159,7 @@ def test_a_copy_from_elsewhere_is_not_passed_over() -> None:
     recorder = CopyRecorder({"p": parameter})
     ((_, tensor),) = recorder.watch([("a", torch.rand(4, 3))])
     with recorder, pytest.raises(TraceError, match="written from a tensor that is no part of a checkpoint tensor"):
-        parameter.copy_(tensor + 1)
+        parameter.copy_(tensor.sum(0).expand(4, 3))
 
 
 def test_a_value_that_changed_after_the_copy_is_named() -> None:

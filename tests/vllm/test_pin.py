@@ -22,6 +22,7 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "labs" / "lab-02-trace-weight-loading" / "README.md"
+GRADUATION = ROOT / "labs" / "lab-04-graduate-to-vllm" / "README.md"
 MODELS = Path(llama.__file__).parent
 
 
@@ -112,7 +113,8 @@ CLAIM = re.compile(r"`?([\w.]+)`?\s+\(`?(vllm/[\w/]+\.py):(\d+)`?\)")
 def claims() -> list[tuple[str, str, str, str, int]]:
     """(file of ours, its section or key, name, file of vLLM, line): a name, and in parentheses where it stands."""
     found = []
-    for file in sorted((ROOT / "labs").glob("*/README.md")) + sorted((ROOT / "labs").glob("*/lab.toml")):
+    pages = ("labs/*/README.md", "labs/*/lab.toml", "docs/*.md", "labkit/plugins.py")
+    for file in sorted(file for page in pages for file in ROOT.glob(page)):
         text = file.read_text(encoding="utf-8")
         for claim in CLAIM.finditer(text):
             heading = (re.findall(r"^#+ (.+)$", text[: claim.start()], re.MULTILINE) or [""])[-1]
@@ -126,6 +128,12 @@ def test_a_line_of_vllm_that_a_lab_points_to_has_the_name(file: str, section: st
     assert name.split(".")[-1] in text, f"rewrite {file}, section {section!r}: {path}:{line} is {text!r}, which has no {name}"
 
 
-def test_every_line_that_lab_02_points_to_is_a_claim() -> None:
-    mentioned = re.findall(r"vllm/[\w/]+\.py:\d+", LAB.read_text(encoding="utf-8"))
-    assert len([claim for claim in claims() if claim[0] == str(LAB.relative_to(ROOT))]) == len(mentioned) > 20
+COUNTED = {LAB: 20, GRADUATION: 15, GRADUATION.with_name("lab.toml"): 8, ROOT / "docs" / "glossary.md": 20}
+"""Pages that point to many lines, and how many at least."""
+
+
+@pytest.mark.parametrize("page", [*{*COUNTED, *(ROOT / "docs").glob("*.md")}], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_line_that_a_page_points_to_is_a_claim(page: Path) -> None:
+    mentioned = re.findall(r"vllm/[\w/]+\.py:\d+", page.read_text(encoding="utf-8"))
+    assert len([claim for claim in claims() if claim[0] == str(page.relative_to(ROOT))]) == len(mentioned)
+    assert len(mentioned) > COUNTED.get(page, -1)

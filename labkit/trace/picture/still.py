@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from labkit.drawing import INK, MUTED, PAPER, element, group, label, printable, short
+from labkit.drawing import (
+    CHARACTER,
+    INK,
+    MARGIN,
+    MUTED,
+    PAPER,
+    TONES,
+    WIDTH,
+    element,
+    group,
+    label,
+    pattern,
+    plate,
+    printable,
+    short,
+    svg_root,
+    svg_text,
+)
 from labkit.trace.coverage import Finding
 from labkit.trace.picture import words
 from labkit.trace.picture.bars import Bar, Figure, Part, Slice, parts, tones
 from labkit.trace.records import Trace
 
-WIDTH, MARGIN, GUTTER, LANE = 800, 16, 64, 22
+GUTTER, LANE = 64, 22
 ROOM = WIDTH - 2 * MARGIN - GUTTER
 """How many pixels a bar is long."""
-CHARACTER = 6.2
-"""The width of a character of a slice's label, at most."""
 FAULT = "#b91c1c"
-TONES = ("#dbe8f8", "#f8e5c4", "#cfeadb", "#e6dcf3")
 
 
 def svg(trace: Trace, findings: Sequence[Finding]) -> str:
@@ -27,30 +41,19 @@ def svg(trace: Trace, findings: Sequence[Finding]) -> str:
         findings: of this trace, or of a larger one that it is part of; those about other tensors are not drawn.
     """
     shown = parts(trace, findings)
-    root = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", role="img")
-    root.attrib["aria-labelledby"] = "trace-title trace-desc"
-    title = f"Weight load of {short(trace.model, 70)}"
-    element(root, "title", title, id="trace-title")
-    about = printable(words.of_trace(trace))
-    element(
-        root,
-        "desc",
-        f"{about}. A bar for each parameter and rank, cut into what was copied into it; {_told(shown)}",
-        id="trace-desc",
-    )
-    _patterns(root)
-    element(root, "rect", width="100%", height="100%", fill=PAPER)
+    title, about = f"Weight load of {short(trace.model, 70)}", printable(words.of_trace(trace))
+    told = f"{about}. A bar for each parameter and rank, cut into what was copied into it; {_told(shown)}"
+    root = svg_root(title, told, "trace")
+    defs = element(root, "defs")
+    pattern(defs, "padding", 10, PAPER, "M5 4V6M4 5H6", MUTED, 1)
+    pattern(defs, "fault", 8, "none", "M-1 1L1 -1M0 8L8 0M7 9L9 7", FAULT, 1.6)
     label(root, title, MARGIN, 28, 16, INK, font_weight="bold")
     label(root, short(about, 125), MARGIN, 46)
     label(root, "A slice's label is what was read; its place in the bar is where that landed, in true proportion.", MARGIN, 61)
     y = 72.0
     for part in shown:
         y = _part(root, part, y)
-    height = f"{y + MARGIN - 8:.0f}"
-    root.attrib |= {"width": str(WIDTH), "height": height, "viewBox": f"0 0 {WIDTH} {height}"}
-    root.attrib["font-family"] = "system-ui, sans-serif"
-    ET.indent(root, "")
-    return ET.tostring(root, encoding="unicode") + "\n"
+    return svg_text(root, WIDTH, y + MARGIN - 8)
 
 
 def _told(shown: Sequence[Part]) -> str:
@@ -99,23 +102,5 @@ def _slice(own: ET.Element, piece: Slice, tone: int, rectangle: tuple[float, flo
         element(own, "rect", x=x, y=y, width=width, height=height, fill="url(#fault)", stroke=FAULT, stroke_width=1.6)
     text = printable(next((text for text in labels if CHARACTER * len(text) + 8 <= width), ""))
     if text and height >= 12:
-        paper, centre, middle = CHARACTER * len(text) + 6, x + width / 2, y + height / 2
-        element(own, "rect", x=centre - paper / 2, y=middle - 7, width=paper, height=14, rx=2, fill=PAPER)
         weight = "bold" if piece.faults else "normal"
-        label(own, text, centre, middle + 4, 11, FAULT if piece.faults else INK, text_anchor="middle", font_weight=weight)
-
-
-def _patterns(root: ET.Element) -> None:
-    """A tone and a pattern for each tensor of a parameter, crosses for padding, a hatch for a fault: never colour alone."""
-    defs = element(root, "defs")
-    marks = ("", "M0.5 0V8", "M4 3V5M3 4H5", "M0 0.5H8")
-    for number, (fill, mark) in enumerate(zip(TONES, marks, strict=True)):
-        _pattern(defs, f"tone{number}", 8, fill, mark, MUTED, 0.6)
-    _pattern(defs, "padding", 10, PAPER, "M5 4V6M4 5H6", MUTED, 1)
-    _pattern(defs, "fault", 8, "none", "M-1 1L1 -1M0 8L8 0M7 9L9 7", FAULT, 1.6)
-
-
-def _pattern(defs: ET.Element, name: str, size: int, fill: str, mark: str, stroke: str, width: float) -> None:
-    pattern = element(defs, "pattern", id=name, width=size, height=size, patternUnits="userSpaceOnUse")
-    element(pattern, "rect", width=size, height=size, fill=fill)
-    element(pattern, "path", d=mark or "M0 0", stroke=stroke, stroke_width=width)
+        plate(own, text, x + width / 2, y + height / 2, FAULT if piece.faults else INK, font_weight=weight)
