@@ -1,6 +1,10 @@
-"""The verdict on one implementation of a lab, taken in a child process: the learner's file may loop, crash or exit.
+"""The verdict on one implementation of a lab: the learner's file may loop, crash, exit or lie.
 
-The child is plain pytest; what it found comes back as JUnit XML. No file, or an unfinished one, is never a pass.
+here            starts the judge, reads what it found as JUnit XML; no file, or an unfinished one, is never a pass
+the judge       plain pytest with the lab's tests and the engine (judge.py); runs nothing of the learner's
+in the box      the learner's file; answers the judge's calls by plain values (remote/, box.py)
+
+A lab whose tests hand the file to processes of their own is not ``boxed`` (lab.toml): there the tests import it themselves.
 """
 
 from __future__ import annotations
@@ -11,15 +15,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
+from labkit import box
 from labkit.labs import ROOT, Lab, LabError, Task
 
 Status = Literal["passed", "failed", "skipped", "not run"]
+Fault = Literal["failure", "error", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class TestResult:
         message: why it failed or was skipped, a few lines; empty for a pass.
         line: the graded file's line that the failure came through, if any.
         against: what a lab 02 prediction was held against, if the test says so.
+        seconds: how long it took, all parametrisations together.
+        fault: of a failure, what kind: the test said no, something around it broke, or it did not end.
     """
 
     name: str
@@ -39,6 +50,8 @@ class TestResult:
     message: str = ""
     line: int | None = None
     against: str = ""
+    seconds: float = 0.0
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +85,16 @@ class Report:
         graded: the file that was graded.
         tasks: a result for each of the lab's tasks.
         broken: why no verdict could be reached at all, empty when one was.
+        sha256: of the graded file's bytes, before anything of it ran.
+        seconds: how long it took.
     """
 
     lab: Lab
     graded: Path
     tasks: tuple[TaskResult, ...]
     broken: str = ""
+    sha256: str = ""
+    seconds: float = 0.0
 
     @property
     def points(self) -> int:
@@ -86,8 +103,9 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether everything that could run here has passed."""
-        return not self.broken and all(result.status in ("passed", "skipped") for result in self.tasks)
+        """Whether everything that could run here has passed, and something could."""
+        statuses = {result.status for result in self.tasks}
+        return not self.broken and "passed" in statuses and statuses <= {"passed", "skipped"}
 
 
 def check(lab: Lab, choice: str) -> Report:
@@ -103,17 +121,44 @@ def check(lab: Lab, choice: str) -> Report:
     graded = lab.implementation(choice)
     if not graded.is_file():
         raise LabError(f"{graded} is missing; `git checkout -- {graded.relative_to(ROOT)}` brings it back")
-    with tempfile.TemporaryDirectory(prefix="lab-check-") as folder:
-        report = Path(folder) / "report.xml"
-        ended = _run_tests(lab, graded, report)
-        if not report.exists():
-            return Report(lab, graded, _results(lab, {}), broken=_why_no_report(graded, ended))
-        found = _read_report(report, graded)
+    own, trusted, started = sha256_of([graded]), sha256_of(trusted_files()), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="lab-check-", ignore_cleanup_errors=True) as folder, _nameless_file() as report:
+        ended = _run_tests(lab, graded, Path(folder), report)
+        # Whoever ends the judge before its time has not been judged, whatever lies where the report should be.
+        found = _read_report(report, graded) if ended.status in (0, 1) else {}
+    broken = "" if found else _why_no_report(graded, ended)
+    if sha256_of(trusted_files()) != trusted:
+        found, broken = {}, CHANGED
+    return replace(report_on(lab, graded, found, broken), sha256=own, seconds=time.monotonic() - started)
+
+
+CHANGED = (
+    "the tests, the engine or labkit changed on disk while this was graded, so there is no verdict; see what did with `git "
+    "status`, undo it with `git checkout -- labs mini_vllm labkit`, then check again"
+)
+
+
+def trusted_files() -> list[Path]:
+    """What decides: the labs' tests, the engine and labkit."""
+    folders = (ROOT / "mini_vllm", ROOT / "labkit")
+    return sorted([*(ROOT / "labs").glob("*/test_lab.py"), *(file for each in folders for file in each.rglob("*.py"))])
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Of the files' bytes, one after the other."""
+    whole = sha256()
+    for file in files:
+        whole.update(file.read_bytes())
+    return whole.hexdigest()
+
+
+def report_on(lab: Lab, graded: Path, found: dict[str, TestResult], broken: str = "") -> Report:
+    """What the results of a lab's tests, by test function, come to; a function that is not among them has not run."""
     # A file that cannot even be loaded fails every test for one reason, which is said once.
     reasons = {(result.status, result.message) for result in found.values()}
     everything = len(reasons) == 1 and len(found) == sum(len(task.tests) for task in lab.tasks)
     one = reasons.pop() if everything else ("passed", "")
-    return Report(lab, graded, _results(lab, found), broken=one[1] if one[0] == "failed" else "")
+    return Report(lab, graded, _results(lab, found), broken or (one[1] if one[0] == "failed" else ""))
 
 
 @dataclass(frozen=True)
@@ -125,18 +170,39 @@ class _Ended:
     output: str
 
 
-def _run_tests(lab: Lab, graded: Path, report: Path) -> _Ended:
+def _nameless_file() -> IO[bytes]:
+    """A file that no other process can open: it is handed on as a descriptor."""
+    return os.fdopen(os.memfd_create("report"), "w+b") if sys.platform == "linux" else tempfile.TemporaryFile()
+
+
+def _run_tests(lab: Lab, graded: Path, folder: Path, report: IO[bytes]) -> _Ended:
     """pytest on the lab's tests; a test that takes too long fails by itself, a child that cannot even do that is killed."""
-    command = [sys.executable, "-m", "pytest", str(lab.tests), "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
-    # Two endless tests are enough to know; the session then ends, and what has not run by then is said to be not run.
-    command += [f"--timeout={lab.time_limit}", f"--session-timeout={2 * lab.time_limit}", f"--junitxml={report}"]
+    command = [sys.executable, "-P", "-m", "pytest", str(lab.tests), "-q", "-c", str(ROOT / "pyproject.toml")]
+    command += ["-p", "no:cacheprovider", f"--basetemp={folder / 'box' / 'tests'}"]
     environment = os.environ | {"LAB_IMPL": str(graded)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # pytest would rewrite and compile every plugin on every run
-    seconds = 3 * lab.time_limit + 30  # torch has to be imported too
+    if lab.boxed:
+        # No conftest.py: one that lies beside the graded file would be run in the process that judges.
+        command += ["-p", "labkit.judge", "--noconftest"]
+        environment[box.FOLDER] = str(folder / "box")
+    session = 2 * lab.time_limit + 20  # torch has to be imported too
+    command += [f"--timeout={lab.time_limit}", f"--session-timeout={session}", f"--junitxml=/dev/fd/{report.fileno()}"]
+    (folder / "box").mkdir()
+    # With the first pytest would rewrite and compile every plugin on every run; the others would load something of their own.
+    for name in ("PYTHONDONTWRITEBYTECODE", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTHONPATH", "PYTHONSTARTUP"):
+        environment.pop(name, None)
+    seconds = session + 2 * lab.time_limit
+    box.undumpable()
     with tempfile.TemporaryFile() as output:
         # A session of its own, so that whatever the learner's code started is ended with it.
         child = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=(report.fileno(),),
         )
         status: int | None = None
         try:
@@ -170,37 +236,73 @@ def _why_no_report(graded: Path, ended: _Ended) -> str:
     )
 
 
-def _read_report(report: Path, graded: Path) -> dict[str, TestResult]:
+def _read_report(report: IO[bytes], graded: Path) -> dict[str, TestResult]:
     """Test function -> result, from JUnit XML; of several parametrisations the first that did not pass stands for all."""
     results: dict[str, TestResult] = {}
-    for case in ET.parse(report).getroot().iter("testcase"):
-        result = _read_case(case, graded)
-        before = results.get(result.name)
-        if before is None or before.status == "passed" or (before.status == "skipped" and result.status == "failed"):
-            results[result.name] = result
+    report.seek(0)
+    try:
+        cases = ET.parse(report).getroot().iter("testcase")
+    except ET.ParseError:  # empty, or cut off
+        return {}
+    for case in cases:
+        keep_worst(results, _read_case(case, graded))
     return results
 
 
+def keep_worst(results: dict[str, TestResult], result: TestResult) -> None:
+    """Notes a result under its test function, unless one that is worse stands there."""
+    before = results.get(result.name, TestResult(result.name, "passed"))
+    worse = before.status == "passed" or (before.status == "skipped" and result.status == "failed")
+    results[result.name] = replace(result if worse else before, seconds=before.seconds + result.seconds)
+
+
 def _read_case(case: ET.Element, graded: Path) -> TestResult:
-    name = re.sub(r"\[.*", "", case.get("name", ""))
+    name, seconds = case.get("name", ""), float(case.get("time", 0))
     against = next((p.get("value", "") for p in case.iter("property") if p.get("name") == "against"), "")
-    for kind in ("failure", "error"):
+    kinds: tuple[Literal["failure", "error"], ...] = ("failure", "error")
+    for kind in kinds:
         if (fault := case.find(kind)) is not None:
-            lines = [int(number) for number in re.findall(rf"{re.escape(graded.name)}:(\d+):", fault.text or "")]
-            return TestResult(name, "failed", _words(fault.get("message", "")), lines[-1] if lines else None, against)
+            result = read_outcome(name, "failed", graded, fault.get("message", ""), fault.text or "", against)
+            return replace(result, seconds=seconds, fault="timeout" if result.message.startswith(LATE) else kind)
     if (skip := case.find("skipped")) is not None:
-        return TestResult(name, "skipped", _words(skip.get("message", "")), None, against)
-    return TestResult(name, "passed", against=against)
+        return replace(read_outcome(name, "skipped", graded, skip.get("message", ""), against=against), seconds=seconds)
+    return replace(read_outcome(name, "passed", graded, against=against), seconds=seconds)
+
+
+def read_outcome(name: str, status: Status, graded: Path, message: str = "", text: str = "", against: str = "") -> TestResult:
+    """A test's result from what pytest says of it.
+
+    Args:
+        name: the test's, with or without the brackets of a parametrisation.
+        status: how it ended.
+        graded: the file whose line is looked for.
+        message: pytest's message, with its prefixes.
+        text: the traceback as pytest writes it.
+        against: the property of that name, if the test noted one.
+    """
+    lines = [int(number) for number in re.findall(rf"{re.escape(graded.name)}:(\d+):", text)]
+    if "FlakyFailure" in message and (late := re.search(TIMEOUT, text)):
+        message = late[0]  # hypothesis has tried the case that took too long once more, and that was in time
+    return TestResult(re.sub(r"\[.*", "", name), status, _words(message), lines[-1] if lines else None, against)
+
+
+LATE = "did not end within"
+
+TIMEOUT = r"Timeout \(>([\d.]+)s\)"
+"""What pytest-timeout says."""
 
 
 def _words(message: str) -> str:
     """The first lines of a failure, without pytest's own prefixes."""
     message = re.sub(r"^(Failed|AssertionError|failed on setup with \"(Failed: )?)(: )?", "", message).strip().rstrip('"')
-    if late := re.match(r"Timeout \(>([\d.]+)s\)", message):
-        return f"did not end within {float(late[1]):.0f} seconds; look for a loop that never ends"
+    message = re.sub(r"^labkit\.remote\.standin\.(LearnerError|LostError): ", "", message)
+    if late := re.match(TIMEOUT, message):
+        return f"{LATE} {float(late[1]):.0f} seconds; look for a loop that never ends"
     if message.startswith("NotImplementedError"):
         message = message.splitlines()[0]  # what hypothesis had drawn when it met it says nothing more
-    return "\n".join(line for line in message.splitlines() if line.strip())[:600]
+    # With CI set, hypothesis adds how to reproduce a case: of use to nobody who has only the message.
+    lines = [line for line in message.splitlines() if line.strip() and not line.startswith("You can reproduce this test case")]
+    return "\n".join(lines)[:600]
 
 
 def _results(lab: Lab, found: dict[str, TestResult]) -> tuple[TaskResult, ...]:

@@ -54,6 +54,7 @@ class Lab:
         time_limit: seconds a test may take before it is called endless.
         tags: what it needs, "CPU-OK" or "GPU-OPT".
         tasks: its steps.
+        boxed: whether a verdict is taken with the file in a process of its own; not where the tests hand it on to their own ones.
     """
 
     folder: Path
@@ -63,13 +64,15 @@ class Lab:
     time_limit: int
     tags: tuple[str, ...]
     tasks: tuple[Task, ...]
+    boxed: bool = True
 
     @classmethod
     def read(cls, folder: Path) -> Lab:
         """The lab that ``folder``/lab.toml describes."""
         data = tomllib.loads((folder / "lab.toml").read_text())
         tasks = tuple(Task(t["name"], t["title"], t["points"], tuple(t["tests"]), tuple(t["hints"])) for t in data.pop("tasks"))
-        return cls(folder, data["number"], data["title"], data["order"], data.get("time_limit", 10), tuple(data["tags"]), tasks)
+        limit, boxed = data.get("time_limit", 10), data.get("boxed", True)
+        return cls(folder, data["number"], data["title"], data["order"], limit, tuple(data["tags"]), tasks, boxed)
 
     @property
     def points(self) -> int:
@@ -80,6 +83,22 @@ class Lab:
     def tests(self) -> Path:
         """The file that decides: test_lab.py."""
         return self.folder / "test_lab.py"
+
+    @property
+    def pristine(self) -> Path:
+        """starter.py as the course gives it out, kept apart: in git a learner's own commits may stand before it."""
+        return ROOT / "labkit" / "starters" / f"{self.folder.name}.txt"
+
+    def find_task(self, name: str) -> Task:
+        """The task with this name.
+
+        Raises:
+            LabError: naming the lab's tasks.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise LabError(f"lab {self.number} has no task {name!r}; its tasks are {', '.join(task.name for task in self.tasks)}")
 
     def implementation(self, choice: str) -> Path:
         """The file to grade.
@@ -101,7 +120,7 @@ class Lab:
 
 
 def all_labs() -> list[Lab]:
-    """Every lab, in the order in which they are meant to be done: 01, 03, 02."""
+    """Every lab, in the order in which they are meant to be done: 01, 03, 02, 04."""
     return sorted((Lab.read(toml.parent) for toml in (ROOT / "labs").glob("*/lab.toml")), key=lambda lab: lab.order)
 
 
@@ -134,11 +153,11 @@ def load_implementation(path: Path) -> ModuleType:
     name = f"lab_{path.parent.name.replace('-', '_')}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # Compiled anew each time: Python tells stale bytecode by size and whole seconds, and two saves can have both in common.
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
     except SyntaxError as error:
         raise LabError(
             f"{path.name} line {error.lineno} is not Python yet: {error.msg}; mend that line, then check again"

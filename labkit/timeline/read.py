@@ -20,6 +20,9 @@ from labkit.timeline.fields import Fields, TimelineError
 FORMAT = "mini_vllm step trace"
 VERSION = 1
 
+GIVE = "give a file that mini_vllm's step tracer wrote, as LLM(MODEL, step_trace=FILE) has it do"
+"""What to do about a file that is none, as part of a sentence."""
+
 Kind = Literal["prefill", "decode"]
 Reason = Literal["stop", "length", "abort", "error"]
 KINDS: tuple[Kind, ...] = ("prefill", "decode")
@@ -141,7 +144,7 @@ def read(path: Path) -> StepTrace:
     try:
         *lines, rest = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise TimelineError(f"cannot read {path}: {error.strerror}; give a file that mini_vllm's step tracer wrote") from error
+        raise TimelineError(f"cannot read {path}: {error.strerror}; {GIVE}") from error
     # A whole file ends with a newline. What follows the last one is either a line without its newline, or a piece of one.
     cut = False
     if rest:
@@ -174,10 +177,7 @@ def read(path: Path) -> StepTrace:
 def _header(line: bytes, path: Path) -> Fields:
     data = json.loads(line) if _is_json(line) else None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise TimelineError(
-            f'{path} is no step trace: its first line is not {{"format": "{FORMAT}", ...}}; '
-            "give a file that mini_vllm's step tracer wrote"
-        )
+        raise TimelineError(f'{path} is no step trace: its first line is not {{"format": "{FORMAT}", ...}}; {GIVE}')
     fields = Fields(data, f"{path}, line 1")
     if (version := fields.integer("version")) != VERSION:
         raise TimelineError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labkit.board import parts_to_write
-from labkit.check import Report, check
+from labkit.check import Report, check, read_outcome
 from labkit.labs import Lab, LabError, all_labs, find_lab
 
 LABS = all_labs()
@@ -25,8 +25,8 @@ def graded(tmp_path: Path, name: str, old: str, new: str) -> Report:
     return check(find_lab("01"), str(file))
 
 
-def test_the_course_goes_01_03_02() -> None:
-    assert [lab.number for lab in LABS] == ["01", "03", "02"]
+def test_the_course_goes_01_03_02_04() -> None:
+    assert [lab.number for lab in LABS] == ["01", "03", "02", "04"]
 
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.number)
@@ -84,5 +84,11 @@ def test_an_endless_loop_is_ended_and_its_line_named(tmp_path: Path) -> None:
 def test_an_implementation_that_is_none(choice: str, sentence: str) -> None:
     with pytest.raises(LabError, match=sentence):
         check(find_lab("1"), choice)
-    with pytest.raises(LabError, match="there is no lab '9'; the labs are 01, 03, 02"):
+    with pytest.raises(LabError, match="there is no lab '9'; the labs are 01, 03, 02, 04"):
         find_lab("9")
+
+
+def test_a_case_of_hypothesis_that_was_late_once_is_late(tmp_path: Path) -> None:
+    said = "_WrappedBaseException() [single exception in FlakyFailure]"
+    result = read_outcome("test_any", "failed", tmp_path / "mine.py", said, "  | Failed: Timeout (>40.0s) from pytest-timeout.\n")
+    assert result.message == "did not end within 40 seconds; look for a loop that never ends"

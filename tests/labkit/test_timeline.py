@@ -469,6 +469,7 @@ def test_a_file_without_a_whole_line_is_a_sentence(tmp_path: Path, lab: Lab) -> 
 
 def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path, lab: Lab) -> None:
     path = tmp_path / "none.jsonl"
-    sentence = f"lab: cannot read {path}: No such file or directory; give a file that mini_vllm's step tracer wrote\n"
+    where = "give a file that mini_vllm's step tracer wrote, as LLM(MODEL, step_trace=FILE) has it do"
+    sentence = f"lab: cannot read {path}: No such file or directory; {where}\n"
     assert lab(path) == (1, sentence)
     assert lab(tmp_path)[1].startswith(f"lab: cannot read {tmp_path}: Is a directory; give a file")
