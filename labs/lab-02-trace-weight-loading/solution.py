@@ -271,8 +271,11 @@ def _parts(shape: Shape, spans: Iterable[Sequence[Sequence[int]]], wanted: Calla
         edges = sorted({0, size} | {min(edge, size) for span in covering for edge in span[axis]})
         cells = [(*cell, piece) for cell in cells for piece in pairwise(edges)]
 
+    def inside(span: Sequence[int], piece: Span) -> bool:
+        return span[0] <= piece[0] and piece[1] <= span[1]
+
     def count(cell: tuple[Span, ...]) -> int:
-        return sum(all(a <= c and d <= b for (a, b), (c, d) in zip(span, cell, strict=True)) for span in covering)
+        return sum(all(map(inside, span, cell)) for span in covering)
 
     parts = [cell for cell in cells if wanted(count(cell))]
     for axis in range(len(shape)):
@@ -282,10 +285,14 @@ def _parts(shape: Shape, spans: Iterable[Sequence[Sequence[int]]], wanted: Calla
 
 def _joined(parts: list[tuple[Span, ...]], axis: int) -> list[tuple[Span, ...]]:
     """Makes one of any two parts that touch along ``axis`` and agree in every other."""
+
+    def others(part: tuple[Span, ...]) -> tuple[Span, ...]:
+        return part[:axis] + part[axis + 1 :]
+
     joined: list[tuple[Span, ...]] = []
-    for part in sorted(parts, key=lambda part: (part[:axis], part[axis + 1 :], part[axis])):
+    for part in sorted(parts, key=lambda part: (others(part), part[axis])):
         last = joined[-1] if joined else None
-        if last and last[:axis] + last[axis + 1 :] == part[:axis] + part[axis + 1 :] and last[axis][1] == part[axis][0]:
+        if last and others(last) == others(part) and last[axis][1] == part[axis][0]:
             joined[-1] = (*last[:axis], (last[axis][0], part[axis][1]), *last[axis + 1 :])
         else:
             joined.append(part)

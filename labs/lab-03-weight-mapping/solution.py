@@ -57,10 +57,11 @@ def translate(name: str) -> tuple[str, ShardId | None]:
     Returns:
         (parameter name, shard id); ``(name, None)`` when no mapping row matches the module that owns the tensor.
     """
-    *path, module, kind = ("", *name.split("."))
+    owner, _, kind = name.rpartition(".")
+    path, dot, module = owner.rpartition(".")
     for fused, original, shard_id in STACKED_PARAMS_MAPPING:
         if module == original:
-            return ".".join((*path[1:], fused, kind)), shard_id
+            return f"{path}{dot}{fused}.{kind}", shard_id
     return name, None
 
 
@@ -74,13 +75,11 @@ def shard_slices(shard_id: ShardId, shape: ModelShape, tp_rank: int = 0, tp_size
         ValueError: the heads or the intermediate size cannot be shared evenly.
     """
     if shard_id in (0, 1):
-        rows = share(shape.intermediate_size, tp_size, "rows of gate_proj cannot be shared by {} ranks")
+        rows = share(shape.intermediate_size, tp_size, f"{shape.intermediate_size} rows of gate_proj")
         return block(int(shard_id), rows), block(tp_rank, rows)
-    heads = share(shape.num_heads, tp_size, "query heads cannot be shared by {} ranks")
-    if tp_size <= shape.num_kv_heads:
-        kv_heads, replicas = share(shape.num_kv_heads, tp_size, "kv heads cannot be shared by {} ranks"), 1
-    else:
-        kv_heads, replicas = 1, share(tp_size, shape.num_kv_heads, "ranks cannot hold copies of {} kv heads")
+    heads = share(shape.num_heads, tp_size, f"{shape.num_heads} query heads")
+    replicas = max(1, tp_size // shape.num_kv_heads)
+    kv_heads = share(shape.num_kv_heads * replicas, tp_size, f"{shape.num_kv_heads} kv heads")
     first_head, num_heads, source = {
         "q": (0, heads, tp_rank),
         "k": (heads, kv_heads, tp_rank // replicas),
@@ -90,11 +89,11 @@ def shard_slices(shard_id: ShardId, shape: ModelShape, tp_rank: int = 0, tp_size
     return slice(start, start + rows), block(source, rows)
 
 
-def share(total: int, parts: int, fault: str) -> int:
-    """``total / parts``, refused when it does not come out even."""
-    if total % parts:
-        raise ValueError(f"{total} {fault.format(parts)} evenly; choose another tp_size")
-    return total // parts
+def share(total: int, tp_size: int, what: str) -> int:
+    """``total / tp_size``, refused when it does not come out even; ``what`` says which of the model's numbers is to blame."""
+    if total % tp_size:
+        raise ValueError(f"{what} cannot be shared evenly by {tp_size} ranks; choose another tp_size")
+    return total // tp_size
 
 
 def block(index: int, rows: int) -> slice:
@@ -129,8 +128,9 @@ def load_shard(
     wanted = (checkpoint_rows(shard_id, shape), *inputs)
     if loaded.shape != wanted:
         raise ValueError(
-            f"shard {shard_id!r} of the checkpoint is {tuple(loaded.shape)} and the config asks for {wanted}; "
-            "compare num_key_value_heads, head_dim and intermediate_size in config.json with the checkpoint's"
+            f"shard {shard_id!r} of the checkpoint is {tuple(loaded.shape)} and the config asks for {wanted}; compare the "
+            f"checkpoint with config.json's num_key_value_heads {shape.num_kv_heads}, head_dim {shape.head_dim} and "
+            f"intermediate_size {shape.intermediate_size}"
         )
     wanted = (fused_rows(shard_id, shape, tp_rank, tp_size), *inputs)
     if param.shape != wanted:
@@ -140,14 +140,13 @@ def load_shard(
 
 def unfused_source(param: Tensor, loaded: Tensor, tp_rank: int, tp_size: int) -> tuple[slice, ...]:
     """This rank's part of a tensor that is not fused: its block of every dimension in which the parameter is smaller."""
-    if loaded.dim() != param.dim() or any(
-        big not in (own, own * tp_size) for own, big in zip(param.shape, loaded.shape, strict=True)
-    ):
+    sizes = list(zip(param.shape, loaded.shape, strict=False))
+    if loaded.dim() != param.dim() or any(big not in (own, own * tp_size) for own, big in sizes):
         raise ValueError(
             f"the checkpoint tensor is {tuple(loaded.shape)} and the parameter of rank {tp_rank} of {tp_size} is "
             f"{tuple(param.shape)}; each dimension must be the same, or {tp_size} times the parameter's"
         )
-    return tuple(block(tp_rank if big != own else 0, own) for own, big in zip(param.shape, loaded.shape, strict=True))
+    return tuple(block(tp_rank if big != own else 0, own) for own, big in sizes)
 
 
 def load_weights(
@@ -163,24 +162,28 @@ def load_weights(
         The names of the parameters that were filled: all of them.
 
     Raises:
-        ValueError: naming what is unknown, what came twice and what never came.
+        ValueError: naming what is unknown, what came twice and what never came, and which of the three it is.
     """
-    expected = {(name, shard_id) for name in params for shard_id in shards_of(name)}
+    expected = [(name, shard_id) for name in params for shard_id in shards_of(name)]
     missing, problems = set(expected), []
     for name, loaded in weights:
         target = parameter, shard_id = translate(name)
-        if target in missing:
+        if target not in expected:
+            problems.append(f"{name} has no parameter {parameter} to go to")
+        elif target not in missing:
+            problems.append(f"{name} came twice")
+        else:
             load_shard(params[parameter], loaded, shard_id, shape, tp_rank, tp_size)
             missing.remove(target)
-        else:
-            problems.append(f"{name} came twice" if target in expected else f"{name} has no parameter {parameter} to go to")
-    problems += [f"{name}{'' if shard is None else f' [{shard}]'} was never filled" for name, shard in sorted(missing, key=str)]
+    for name, shard_id in expected:
+        if (name, shard_id) in missing:
+            problems.append(f"{name} was never filled" if shard_id is None else f"{name} [{shard_id}] was never filled")
     if problems:
-        raise ValueError("the checkpoint does not fit the model: " + "; ".join(problems))
+        raise ValueError(f"the checkpoint does not fit the model: {'; '.join(problems)}")
     return set(params)
 
 
 def shards_of(parameter: str) -> tuple[ShardId | None, ...]:
     """The shards that fill a parameter, by the mapping rows; (None,) when it is not fused."""
-    module = parameter.split(".")[-2] if "." in parameter else ""
+    module = parameter.rpartition(".")[0].rpartition(".")[2]
     return tuple(shard_id for fused, _, shard_id in STACKED_PARAMS_MAPPING if fused == module) or (None,)

@@ -122,6 +122,6 @@ def load_weights(
 
     Raises:
         ValueError: naming every tensor that has no parameter or comes twice, and every parameter, with its shard, that no
-            tensor filled.
+            tensor filled; what is wrong with each is told apart.
     """
     raise NotImplementedError("task load: translate, load each shard, and account for every one of them")

@@ -1,0 +1,9 @@
+"""A table that does not fit is caught by an assert, which python -O takes out."""
+
+
+class BigramModel:
+    @classmethod
+    def from_checkpoint(cls, config, checkpoint):
+        size = config["vocab_size"]
+        assert checkpoint["table"].shape == (size, size), f"{tuple(checkpoint['table'].shape)} is not {size}, {size}"
+        return cls(checkpoint["table"])

@@ -1,0 +1,7 @@
+"""The last norm is loaded and not used."""
+
+
+class TinyAttentionModel:
+    def __init__(self, config):
+        self.right___init__(config)
+        self.norm.forward = lambda hidden: hidden

@@ -1,0 +1,14 @@
+"""The slices of k and v are exchanged when qkv is split."""
+
+
+class TinyAttentionModel:
+    def forward(self, tokens, positions):
+        attend = self.attn
+        hidden = self.embed_tokens(tokens)
+        qkv = self.qkv_proj(self.input_layernorm(hidden)).view(len(tokens), -1, self.head_dim)
+        num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+        q, v, k = qkv.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+        cos, sin = self.rotary_emb(positions)
+        hidden = hidden + self.o_proj(attend(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v))
+        hidden = hidden + self.down_proj(self.act_fn(self.gate_up_proj(self.post_attention_layernorm(hidden))))
+        return self.lm_head(self.norm(hidden))

@@ -1,0 +1,13 @@
+"""The attention's output replaces the stream, where it should be added to it."""
+
+
+class TinyAttentionModel:
+    def forward(self, tokens, positions):
+        hidden = self.embed_tokens(tokens)
+        qkv = self.qkv_proj(self.input_layernorm(hidden)).view(len(tokens), -1, self.head_dim)
+        num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+        q, k, v = qkv.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+        cos, sin = self.rotary_emb(positions)
+        hidden = self.o_proj(self.attn(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v))
+        hidden = hidden + self.down_proj(self.act_fn(self.gate_up_proj(self.post_attention_layernorm(hidden))))
+        return self.lm_head(self.norm(hidden))

@@ -1,0 +1,10 @@
+"""The table's rows are compared with the vocabulary, and its columns are not."""
+
+
+class BigramModel:
+    @classmethod
+    def from_checkpoint(cls, config, checkpoint):
+        table = checkpoint["table"]
+        if len(table) != config["vocab_size"]:
+            raise ValueError(f"{tuple(table.shape)} is not {config['vocab_size']} square")
+        return cls(table)

@@ -1,0 +1,5 @@
+"""Without a record there is nothing to find."""
+
+
+def diagnose(rows, checkpoint_shapes, parameter_shapes):
+    return right_diagnose(rows, checkpoint_shapes, parameter_shapes) if rows else []

@@ -1,0 +1,5 @@
+"""The parameter is called what the checkpoint calls the tensor."""
+
+
+def trace_row(name, config, tp_size=1, tp_rank=0):
+    return right_trace_row(name, config, tp_size, tp_rank) | {"parameter": name}

@@ -1,0 +1,6 @@
+"""Only rows are counted: a missing or unread column is not seen."""
+
+
+def diagnose(rows, checkpoint_shapes, parameter_shapes):
+    found = right_diagnose(rows, checkpoint_shapes, parameter_shapes)
+    return [finding for finding in found if all(start == 0 for start, _ in finding.part[1:])]

@@ -1,0 +1,5 @@
+"""Whatever hangs on a module is taken for its weight: q_proj.scale gets a record."""
+
+
+def _checkpoint_shape(name, config):
+    return right__checkpoint_shape(f"{name.rpartition('.')[0]}.weight", config)

@@ -1,0 +1,5 @@
+"""Because of its padding, the embedding is left out of what can be missing."""
+
+
+def _without_padding(name, shape, checkpoint_shapes, rank):
+    return (0, *shape[1:]) if name in ("model.embed_tokens.weight", "lm_head.weight") else shape

@@ -1,0 +1,6 @@
+"""Shapes are (inputs, outputs), as a Linear's arguments are."""
+
+
+def trace_row(name, config, tp_size=1, tp_rank=0):
+    row = right_trace_row(name, config, tp_size, tp_rank)
+    return row | {key: row[key][::-1] for key in ("shape", "parameter_shape", "destination", "source")}

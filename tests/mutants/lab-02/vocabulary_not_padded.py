@@ -1,0 +1,3 @@
+"""The vocabulary is divided by the ranks as it is."""
+
+VOCAB_PADDING = 1

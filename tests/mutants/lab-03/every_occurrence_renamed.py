@@ -1,0 +1,9 @@
+"""The right module is found, and then its word is replaced everywhere in the name."""
+
+
+def translate(name):
+    module = name.split(".")[-2] if "." in name else ""
+    for fused, original, shard_id in STACKED_PARAMS_MAPPING:
+        if module == original:
+            return name.replace(original, fused), shard_id
+    return name, None

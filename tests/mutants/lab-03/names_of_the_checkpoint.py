@@ -1,0 +1,7 @@
+"""The names that are returned are the checkpoint's, not the parameters'."""
+
+
+def load_weights(params, weights, shape, tp_rank=0, tp_size=1):
+    names = []
+    right_load_weights(params, ((names.append(name) or name, loaded) for name, loaded in weights), shape, tp_rank, tp_size)
+    return set(names)

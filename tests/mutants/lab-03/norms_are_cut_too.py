@@ -1,0 +1,7 @@
+"""Every dimension of everything is divided by the ranks: a norm, which each rank has whole, is refused."""
+
+
+def unfused_source(param, loaded, tp_rank, tp_size):
+    if param.dim() == 1 and tp_size > 1 and loaded.shape == param.shape:
+        raise ValueError(f"{tuple(loaded.shape)} should be {tp_size} times {tuple(param.shape)}")
+    return right_unfused_source(param, loaded, tp_rank, tp_size)

@@ -1,0 +1,8 @@
+"""What is not fused is cut by rows, as q is: o_proj, whose inputs are what the ranks share, is refused or cut wrongly."""
+
+
+def unfused_source(param, loaded, tp_rank, tp_size):
+    if loaded.shape[0] * 1 != param.shape[0] * tp_size and loaded.shape != param.shape:
+        rows = loaded.shape[0] // tp_size
+        return (block(tp_rank, rows), slice(0, param.shape[1]))
+    return right_unfused_source(param, loaded, tp_rank, tp_size)

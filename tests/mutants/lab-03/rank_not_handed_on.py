@@ -1,0 +1,5 @@
+"""load_weights forgets to hand the rank on: every rank is loaded as rank 0."""
+
+
+def load_weights(params, weights, shape, tp_rank=0, tp_size=1):
+    return right_load_weights(params, weights, shape, 0, tp_size)

@@ -1,0 +1,5 @@
+"""Of a tensor that comes twice the last one wins, in silence."""
+
+
+def load_weights(params, weights, shape, tp_rank=0, tp_size=1):
+    return right_load_weights(params, dict(weights).items(), shape, tp_rank, tp_size)

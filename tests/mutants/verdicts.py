@@ -1,0 +1,175 @@
+"""Verdicts on many implementations of a lab, fast: torch and the tests are imported once, and each file is graded in a fork.
+
+A fork grades as ``./lab check`` does, by the lab's own test_lab.py through pytest, but stops at the first test that fails.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.check import _words
+from labkit.labs import ROOT, Lab, find_lab
+
+PYTEST = ["-q", "-x", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "-m", "not gpu"]
+CPU_SECONDS = 60
+"""What a file may compute before it is called endless: not a time on the clock, so that a busy machine kills no mutant."""
+WORKERS = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a file fared.
+
+    Attributes:
+        test: the first test that it failed, in the order of the lab's tasks; empty when it passed them all.
+        task: that test's task.
+        message: what a learner reads.
+        endless: whether it was ended because it went on computing.
+    """
+
+    test: str = ""
+    task: str = ""
+    message: str = ""
+    endless: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file is right, as far as the lab's tests can tell."""
+        return not self.test
+
+
+def verdicts(lab: Lab, sources: dict[str, str], quickest_first: bool = False) -> dict[str, Verdict]:
+    """Grades whole implementations.
+
+    Args:
+        lab: whose tests decide.
+        sources: name -> source of a whole implementation.
+        quickest_first: runs the tests that the solution passes soonest first, where it does not matter which test kills a file.
+
+    Raises:
+        subprocess.CalledProcessError: the lab's tests cannot be collected, or its own solution does not pass them; what was
+            said of it is on the terminal.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        for name, source in sources.items():
+            file = Path(folder, name, "mine.py")
+            file.parent.mkdir(parents=True)
+            file.write_text(source, encoding="utf-8")
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        # Whoever waits for the template lets it write to the terminal: it says how far it is.
+        command = [sys.executable, __file__, lab.number, folder, *(["--quickest-first"] if quickest_first else [])]
+        subprocess.run(command, env=environment, cwd=ROOT, check=True)
+        return {name: Verdict(**json.loads(Path(folder, name, "verdict.json").read_text())) for name in sources}
+
+
+class FirstFailure:
+    """A pytest plugin that puts the tests in an order, keeps the first failure, and times them."""
+
+    def __init__(self, lab: Lab, order: Sequence[str]) -> None:
+        self.tasks = {test: task.name for task in lab.tasks for test in task.tests}
+        self.order = order
+        self.verdict = Verdict()
+        self.seconds: Counter[str] = Counter()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Function]) -> None:
+        items.sort(key=lambda item: self.order.index(item.originalname))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        test = report.nodeid.rpartition("::")[2].partition("[")[0]
+        self.seconds[test] += report.duration
+        if report.failed and self.verdict.passed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            message = _words(crash.message if crash else str(report.longrepr))
+            self.verdict = Verdict(test, self.tasks[test], message)
+
+
+def grade(lab: Lab, file: Path, order: Sequence[str]) -> None:
+    """In a fork: the verdict on one file, left beside it, and how long each test took."""
+    os.environ["LAB_IMPL"] = str(file)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(quiet, stream)
+    first = FirstFailure(lab, order)
+    ended = pytest.main([*PYTEST, "--timeout=0", str(lab.tests)], plugins=[first])
+    if (ended, first.verdict.passed) in ((0, True), (1, False)):
+        file.with_name("verdict.json").write_text(json.dumps(asdict(first.verdict)))
+        file.with_name("seconds.json").write_text(json.dumps(first.seconds))
+
+
+def fork(lab: Lab, file: Path, order: Sequence[str]) -> int:
+    """Starts a fork that grades one file; returns its process id."""
+    if child := os.fork():
+        return child
+    status: Any = 1
+    try:
+        grade(lab, file, order)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def quickest(lab: Lab, folder: Path, order: Sequence[str]) -> list[str]:
+    """The tests by how long the solution, which must pass them, takes over each."""
+    file = folder / "solution.py"
+    file.write_text((lab.folder / "solution.py").read_text(encoding="utf-8"), encoding="utf-8")
+    os.waitpid(fork(lab, file, order), 0)
+    if Verdict(**json.loads(file.with_name("verdict.json").read_text())) != Verdict():
+        raise SystemExit(
+            f"the solution of lab {lab.number} does not pass its tests, which would kill all; ./lab check {lab.number}"
+        )
+    seconds = json.loads(file.with_name("seconds.json").read_text())
+    return sorted(order, key=lambda test: seconds.get(test, 0))
+
+
+def template(lab: Lab, folder: Path, quickest_first: bool) -> None:
+    """Imports what every fork needs, then forks for each file, as many at a time as there are processors.
+
+    Nothing is computed before a fork: OpenMP's threads do not survive it, and numba refuses to go on.
+    """
+    sys.modules["vllm"] = None  # type: ignore[assignment]  # not installed here: lab 02's recordings are as good and 20 times faster
+    with Path(os.devnull).open("w") as quiet:
+        terminal, sys.stdout = sys.stdout, quiet
+        collected = pytest.main([*PYTEST, "--collect-only", str(lab.tests)])
+        sys.stdout = terminal
+    if collected != 0:
+        raise SystemExit(f"{lab.tests} cannot be collected; run pytest on it")
+    gc.freeze()  # a fork's collections, of which pytest makes several, pass over all that is here already
+    order = [test for task in lab.tasks for test in task.tests]
+    if quickest_first:
+        order = quickest(lab, folder, order)
+    running: dict[int, Path] = {}
+    waiting, done = sorted(folder.glob("*/mine.py")), 0
+    total = len(waiting)
+    while waiting or running:
+        while waiting and len(running) < WORKERS:
+            file = waiting.pop(0)
+            running[fork(lab, file, order)] = file
+        child, status = os.wait()
+        file, done = running.pop(child), done + 1
+        verdict = file.with_name("verdict.json")
+        if not verdict.exists():
+            ended = os.waitstatus_to_exitcode(status)
+            endless = ended == -signal.SIGXCPU
+            how = "went on and on" if endless else f"ended with status {ended}"
+            verdict.write_text(json.dumps(asdict(Verdict("none", "none", f"{how} before there was a verdict", endless))))
+        if sys.stderr.isatty():
+            print(f"\rlab {lab.number}: {done} of {total} files graded", end="" if done < total else "\n", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    template(find_lab(sys.argv[1]), Path(sys.argv[2]), "--quickest-first" in sys.argv)
