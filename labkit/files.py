@@ -20,12 +20,13 @@ def write_whole(path: Path, text: str, error: Callable[[str], Exception]) -> Non
         raise error(f"cannot write {path}: it names no file; name one in a folder of yours")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as fault:
         raise error(f"cannot write {path}: {fault.strerror}; name a file in a folder of yours") from fault
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_place(path: Path, suffix: str, error: Callable[[str], Exception]) -> None:

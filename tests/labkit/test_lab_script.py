@@ -163,7 +163,7 @@ def test_an_index_without_uv_is_a_sentence_and_nothing_counts_as_set_up(tree: Pa
     run = lab(tree)
     assert run.returncode == 1
     assert "lab: pip could not fetch uv; its reason is above" in run.stderr.splitlines()[-1]
-    assert stamps(tree) == {}
+    assert {stamp: (tree / ".venv" / stamp).read_text() for stamp in stamps(tree)} == {".pins-uv": "installing"}
 
 
 def test_a_tree_that_cannot_be_written_is_a_sentence(tree: Path) -> None:

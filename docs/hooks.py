@@ -1,0 +1,53 @@
+"""What mkdocs is told beyond mkdocs.yml: each README is a page where it stands, so that its links work on GitHub and in the site.
+
+Nothing is copied: mkdocs reads the files of the work tree under their own paths.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from labkit.labs import ROOT, all_labs
+
+SECTIONS = {
+    "Reference": ("docs/glossary.md", "docs/verify.md", "docs/first-pull-request.md"),
+    "The engine": ("mini_vllm/README.md", "benchmarks/README.md"),
+    "In a container": ("docker/README.md", "devcontainer/README.md"),
+}
+IMAGE = re.compile(r"!\[[^\]]*\]\(([^)#:]+)\)")
+
+
+def pages() -> list[str]:
+    """Every Markdown file that git tracks or would track, from the work tree's root."""
+    listed = ["git", "ls-files", "-co", "--exclude-standard", "--deduplicate", "--", "*.md"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [name for name in sorted(names) if (ROOT / name).is_file()]
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The order of the pages: the labs in the course's own; what no section names comes last, and is not lost."""
+    labs = [f"labs/{lab.folder.name}/README.md" for lab in all_labs()]
+    sections = {"The labs": labs} | {title: list(names) for title, names in SECTIONS.items()}
+    named = {"README.md"}.union(*sections.values())
+    sections["For maintainers"] = [name for name in pages() if name not in named]
+    # A template's heading is the name that the learner's package will have.
+    titles = {name: f"./lab new-model --like {Path(name).parent.name}" for name in pages() if "/templates/" in name}
+    entries = {title: [{titles[name]: name} if name in titles else name for name in names] for title, names in sections.items()}
+    config.nav = [{"Start": "README.md"}, *({title: names} for title, names in entries.items())]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The pages, their pictures and the stylesheet under their own paths, instead of what lies in docs/ alone."""
+    theme = [file for file in files if file.src_dir != config.docs_dir]
+    wanted = dict.fromkeys(pages())
+    for page in pages():
+        for image in IMAGE.findall((ROOT / page).read_text(encoding="utf-8")):
+            wanted[(ROOT / page).parent.joinpath(image).resolve().relative_to(ROOT).as_posix()] = None
+    ours = [*wanted, *config.extra_css]
+    return Files([*theme, *(File.generated(config, name, abs_src_path=str(Path(ROOT, name))) for name in ours)])
