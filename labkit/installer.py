@@ -74,7 +74,7 @@ def _succeeds(command: list[str], **options: Any) -> bool:
     # File descriptors stay open for the lock's sake: were we killed, the next run would wait until uv, which goes on, has ended.
     if subprocess.run(command, close_fds=False, check=False, **options).returncode == 0:
         return True
-    time.sleep(0.2)  # Ctrl-C goes to the installer and to us, and it may have ended before we are told
+    time.sleep(1)  # Ctrl-C goes to the installer and to us, and on a busy machine it ends before we are told
     return False
 
 

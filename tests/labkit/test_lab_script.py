@@ -152,7 +152,7 @@ def test_ctrl_c_while_it_sets_up_is_one_line_and_130(stalled: Callable[[], subpr
     process = stalled()
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate()[1]
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said.splitlines()[-1].startswith("lab: interrupted")
     assert "Traceback" not in said
 
