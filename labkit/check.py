@@ -53,6 +53,9 @@ class TestResult:
     seconds: float = 0.0
     fault: Fault | None = None
 
+    __test__ = False
+    """Not one for pytest to collect."""
+
 
 @dataclass(frozen=True)
 class TaskResult:

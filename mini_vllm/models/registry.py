@@ -45,10 +45,13 @@ def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
     """The model that a checkpoint's config.json asks for.
 
     Raises:
-        CheckpointError: no architecture is named, or none of the named is known; the message lists those that are.
+        CheckpointError: no architecture is named, or none of the named is known (the message lists those that are), or an
+            installed plugin fails.
     """
     load_plugins()
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise CheckpointError(f"{checkpoint.folder}/config.json has architectures {architectures!r}; a list of names is needed")
     for architecture in architectures:
         if architecture in _factories:
             return _factories[architecture](config, checkpoint)
@@ -61,6 +64,17 @@ def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
 
 @cache
 def load_plugins() -> None:
-    """Runs every installed plugin's registration function, once."""
+    """Runs every installed plugin's registration function, once.
+
+    Raises:
+        CheckpointError: one fails; the message names it, and the package that brings it.
+    """
     for plugin in entry_points(group=PLUGINS):
-        plugin.load()()
+        try:
+            plugin.load()()
+        except Exception as error:
+            package = plugin.dist.name if plugin.dist else "a package"
+            raise CheckpointError(
+                f"the plugin {plugin.name!r} of {package} fails in {plugin.value}: {type(error).__name__}: {error}; "
+                f"mend it, or uninstall it: pip uninstall {package}"
+            ) from error

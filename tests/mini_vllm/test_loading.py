@@ -19,6 +19,7 @@ from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
 from mini_vllm.loading.loader import LoadError, load_weights
 from mini_vllm.loading.mapping import translate
 from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaConfig, LlamaForCausalLM
+from mini_vllm.models.registry import PLUGINS, load_plugins
 
 TinyLlama = Callable[..., tuple[Path, Reference]]
 ATTENTION = "model.layers.1.self_attn"
@@ -173,6 +174,7 @@ def test_a_tensor_that_the_index_leaves_out_is_read_all_the_same(tiny_llama: Tin
     [
         ({"architectures": ["NoSuchForCausalLM"]}, r"names 'NoSuchForCausalLM', and the engine knows .*LlamaForCausalLM"),
         ({"architectures": None}, "names no architecture"),
+        ({"architectures": "LlamaForCausalLM"}, "has architectures 'LlamaForCausalLM'; a list of names is needed"),
         ({"hidden_size": None}, "has no hidden_size"),
         ({"num_key_value_heads": 4}, "6 query heads cannot share 4 kv heads"),
         ({"rope_parameters": {"rope_type": "stretchy"}}, "rope scaling 'stretchy'"),
@@ -185,6 +187,21 @@ def test_a_config_that_cannot_be_served(tiny_llama: TinyLlama, changes: dict[str
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
     with pytest.raises(CheckpointError, match=sentence):
         LLM(folder)
+
+
+def test_a_plugin_that_fails_is_named(tiny_llama: TinyLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = tiny_llama()
+    info = tmp_path / "bad_plugin-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-plugin\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[{PLUGINS}]\nbad = bad_plugin:register\n")
+    (tmp_path / "bad_plugin.py").write_text("def register():\n    raise KeyError('hidden_size')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    load_plugins.cache_clear()
+    with pytest.raises(CheckpointError, match=r"'bad' of bad-plugin fails in bad_plugin:register: KeyError: 'hidden_size'"):
+        LLM(folder)
+    (info / "entry_points.txt").unlink()
+    LLM(folder)
 
 
 def test_a_directory_that_is_none(tmp_path: Path) -> None:

@@ -138,8 +138,20 @@ def test_numbers_that_bfloat16_holds_take_two_bytes_and_multiply_as_they_are(siz
         assert isinstance(layer.kernel, PackedKernel)
         assert layer.kernel.packed.itemsize == width
     torch.testing.assert_close(plain(x), (x.double() @ expected.t()).float(), rtol=1e-5, atol=1e-4)
-    if size[1] > 32:
+    if size[1] > 32 and rows < PackedKernel.ENOUGH_FOR_TILES:
         assert torch.equal(plain(x)[:, :32], wide(x)[:, :32]), "the same products and the same sums, to the last bit"
+
+
+@pytest.mark.parametrize("rows", [1, 32, 300])
+def test_no_bit_of_a_float32_is_lost_beside_weights_in_two_bytes(rows: int) -> None:
+    """Times one, and nothing else added, is the number itself: so for all 24 bits of its fraction, whoever multiplies."""
+    layer = ColumnParallelLinear(64, 64)
+    layer.weight.data.copy_(torch.eye(64))
+    process_weights_after_loading(layer)
+    x = torch.randn(rows, 64) * torch.logspace(-20, 20, 64)
+    assert isinstance(layer.kernel, PackedKernel)
+    assert layer.kernel.packed.itemsize == 2
+    assert torch.equal(layer(x), x)
 
 
 def test_memory_is_what_the_numbers_take() -> None:
