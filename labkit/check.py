@@ -17,12 +17,12 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, Protocol
 
 from labkit import box
 from labkit.labs import ROOT, Lab, LabError, Task
@@ -111,12 +111,40 @@ class Report:
         return not self.broken and "passed" in statuses and statuses <= {"passed", "skipped"}
 
 
-def check(lab: Lab, choice: str) -> Report:
+class Child(Protocol):
+    """The judge's process, which leads a process group; what is needed of subprocess.Popen."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, or minus the signal that ended it; raises subprocess.TimeoutExpired."""
+
+
+Start = Callable[[list[str], dict[str, str], IO[bytes], IO[bytes]], Child]
+"""Starts pytest with arguments, in an environment; what it prints goes to the first file, the second keeps its number."""
+
+
+def start_pytest(arguments: list[str], environment: dict[str, str], output: IO[bytes], report: IO[bytes]) -> Child:
+    """As a new process, in a session of its own, so that whatever the learner's code started is ended with it."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "pytest", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        pass_fds=(report.fileno(),),
+    )
+
+
+def check(lab: Lab, choice: str, start: Start = start_pytest) -> Report:
     """Runs the lab's tests on one implementation.
 
     Args:
         lab: which lab.
         choice: ``solution``, ``starter`` or the path of a .py file.
+        start: how the judge is started.
 
     Raises:
         LabError: there is no such implementation.
@@ -126,7 +154,7 @@ def check(lab: Lab, choice: str) -> Report:
         raise LabError(f"{graded} is missing; `git checkout -- {graded.relative_to(ROOT)}` brings it back")
     own, trusted, started = sha256_of([graded]), sha256_of(trusted_files()), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lab-check-", ignore_cleanup_errors=True) as folder, _nameless_file() as report:
-        ended = _run_tests(lab, graded, Path(folder), report)
+        ended = _run_tests(lab, graded, Path(folder), report, start)
         # Whoever ends the judge before its time has not been judged, whatever lies where the report should be.
         found = _read_report(report, graded) if ended.status in (0, 1) else {}
     broken = "" if found else _why_no_report(graded, ended)
@@ -178,35 +206,22 @@ def _nameless_file() -> IO[bytes]:
     return os.fdopen(os.memfd_create("report"), "w+b") if sys.platform == "linux" else tempfile.TemporaryFile()
 
 
-def _run_tests(lab: Lab, graded: Path, folder: Path, report: IO[bytes]) -> _Ended:
+def _run_tests(lab: Lab, graded: Path, folder: Path, report: IO[bytes], start: Start) -> _Ended:
     """pytest on the lab's tests; a test that takes too long fails by itself, a child that cannot even do that is killed."""
-    command = [sys.executable, "-P", "-m", "pytest", str(lab.tests), "-q", "-c", str(ROOT / "pyproject.toml")]
-    command += ["-p", "no:cacheprovider", f"--basetemp={folder / 'box' / 'tests'}"]
-    environment = os.environ | {"LAB_IMPL": str(graded)}
+    arguments = [str(lab.tests), "-q", "-c", str(ROOT / "pyproject.toml")]
+    arguments += ["-p", "no:cacheprovider", f"--basetemp={folder / 'box' / 'tests'}"]
+    environment = trusted_environment() | {"LAB_IMPL": str(graded)}
     if lab.boxed:
         # No conftest.py: one that lies beside the graded file would be run in the process that judges.
-        command += ["-p", "labkit.judge", "--noconftest"]
+        arguments += ["-p", "labkit.judge", "--noconftest"]
         environment[box.FOLDER] = str(folder / "box")
     session = 2 * lab.time_limit + 20  # torch has to be imported too
-    command += [f"--timeout={lab.time_limit}", f"--session-timeout={session}", f"--junitxml=/dev/fd/{report.fileno()}"]
+    arguments += [f"--timeout={lab.time_limit}", f"--session-timeout={session}", f"--junitxml=/dev/fd/{report.fileno()}"]
     (folder / "box").mkdir()
-    # With the first pytest would rewrite and compile every plugin on every run; the others would load something of their own.
-    for name in ("PYTHONDONTWRITEBYTECODE", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTHONPATH", "PYTHONSTARTUP"):
-        environment.pop(name, None)
     seconds = session + 2 * lab.time_limit
     box.undumpable()
     with tempfile.TemporaryFile() as output:
-        # A session of its own, so that whatever the learner's code started is ended with it.
-        child = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=(report.fileno(),),
-        )
+        child = start(arguments, environment, output, report)
         status: int | None = None
         try:
             status = child.wait(timeout=seconds)
@@ -217,6 +232,12 @@ def _run_tests(lab: Lab, graded: Path, folder: Path, report: IO[bytes]) -> _Ende
             child.wait()
         output.seek(max(output.seek(0, os.SEEK_END) - 4000, 0))
         return _Ended(status, seconds, output.read().decode(errors="replace"))
+
+
+def trusted_environment() -> dict[str, str]:
+    """A judge's. With the first name pytest would compile every plugin on every run; the others load what they name."""
+    left_out = {"PYTHONDONTWRITEBYTECODE", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTHONPATH", "PYTHONSTARTUP"}
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def _kill_group(group: int) -> None:

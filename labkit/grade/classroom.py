@@ -8,8 +8,8 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from labkit.check import sha256_of, trusted_files
 from labkit.files import write_whole
 from labkit.grade import GradingError
 from labkit.grade.exporters import FORMATS
+from labkit.grade.fork_server import fork_servers
 from labkit.grade.report import ReportError, validator
 from labkit.grade.sandbox import Sandbox
 from labkit.grade.submissions import Submission
@@ -125,8 +126,13 @@ def in_threads(sandbox: Sandbox, jobs: int) -> Grader:
     """Grades on this machine, so many at a time; a thread waits for each, the work is done in other processes."""
 
     def grade(lab: Lab, submissions: list[Submission]) -> Iterator[Graded]:
-        with ThreadPoolExecutor(jobs) as pool, _shared_processors(jobs):
-            futures = {pool.submit(answer, sandbox, lab.number, each.name, each.source): each for each in submissions}
+        with ExitStack() as stack:
+            stack.enter_context(_shared_processors(jobs))
+            own = sandbox
+            if own.image is None and len(submissions) > jobs:
+                own = replace(own, start=stack.enter_context(fork_servers(jobs)))
+            pool = stack.enter_context(ThreadPoolExecutor(jobs))
+            futures = {pool.submit(answer, own, lab.number, each.name, each.source): each for each in submissions}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from labkit.box import undumpable
-from labkit.check import check
+from labkit.check import Start, check, start_pytest
 from labkit.grade import GradingError
 from labkit.grade.report import LARGEST, ReportError, as_json, read_report
 from labkit.labs import find_lab
@@ -43,12 +43,14 @@ class Sandbox:
         memory: what a container may use, in Docker's words.
         cpus: how many processors it may use.
         pids: how many processes and threads.
+        start: how a judge is started without a container.
     """
 
     image: str | None = IMAGE
     memory: str = "6g"
     cpus: float = 2.0
     pids: int = 512
+    start: Start = start_pytest
 
     def grade(self, lab_number: str, name: str, source: bytes) -> dict[str, Any]:
         """The report on one file.
@@ -57,7 +59,7 @@ class Sandbox:
             ReportError: no report came, or none that can be read.
         """
         if self.image is None:
-            return read_report(json.dumps(grade_source(lab_number, source)).encode())
+            return read_report(json.dumps(grade_source(lab_number, source, self.start)).encode())
         return self._in_container(lab_number, source)
 
     def _in_container(self, lab_number: str, source: bytes) -> dict[str, Any]:
@@ -144,13 +146,13 @@ def _remove(name: str) -> None:
     subprocess.run([docker(), "rm", "-f", name], capture_output=True)
 
 
-def grade_source(lab_number: str, source: bytes) -> dict[str, Any]:
+def grade_source(lab_number: str, source: bytes, start: Start = start_pytest) -> dict[str, Any]:
     """The report on a file with these bytes, graded in a folder of its own."""
     with TemporaryDirectory(prefix="lab-grade-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "starter.py"
         file.write_bytes(source)
         file.chmod(0o444)
-        return as_json(check(find_lab(lab_number), str(file))) | {"graded": file.name}
+        return as_json(check(find_lab(lab_number), str(file), start)) | {"graded": file.name}
 
 
 def main(lab_number: str) -> None:

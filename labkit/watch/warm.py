@@ -3,15 +3,14 @@
 It forks when pytest has collected the lab's tests and before the first of them runs: test_lab.py never imports the learner's
 file, which the fixture ``lab`` loads, so a fork starts without a line of the learner's and reads what is on disk then.
 
-It imports and never computes. OpenMP does not survive a fork once it has threads: the child would wait for threads that only the
-parent has. So there is one thread when it forks, which each message ``ready`` reports, and one in the child's OpenMP too.
+It imports and never computes (ahead.py). So there is one thread when it forks, which each message ``ready`` reports, and one in
+the child's OpenMP too.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import gc
-import importlib
 import json
 import os
 import socket
@@ -19,10 +18,10 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-import numba
 import pytest
 from hypothesis import Phase, settings
 
+from labkit.ahead import import_ahead
 from labkit.labs import ROOT, Lab
 from labkit.watch.told import Telling, time_limit
 
@@ -103,7 +102,7 @@ def _line_by_line(file: int) -> TextIO:
 
 def serve(control: socket.socket, lab: Lab) -> int:
     """Runs pytest up to its tests, and forks there for each run."""
-    _import_engine()
+    import_ahead()
     # The first wrong answer will do: to look for the smallest takes seconds, and ./lab check does it.
     quick = [phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)]
     settings.register_profile("watch", phases=quick)
@@ -117,21 +116,6 @@ def serve(control: socket.socket, lab: Lab) -> int:
     if forks.is_child:
         os._exit(0)
     return status
-
-
-AHEAD = (
-    "mini_vllm.layers.packed_matmul",
-    "mini_vllm.layers.paged_attention",
-    "mini_vllm.models.llama",
-    "torch.distributed.tensor",  # torch.testing.assert_close wants it, and it brings sympy
-)
-"""What a test would import only when it comes to it."""
-
-
-def _import_engine() -> None:
-    for module in AHEAD:
-        importlib.import_module(module)
-    numba.njit("int64(int64)")(lambda number: number)  # it looks for its own parts with the first function that it compiles
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 
 from labkit.box import layers
 from labkit.check import Report, check, sha256_of, trusted_files
+from labkit.grade.fork_server import fork_servers
 from labkit.labs import ROOT, find_lab
 
 ATTACKS = sorted((Path(__file__).parent / "attacks").glob("*.py"))
@@ -41,15 +42,15 @@ def reports(before: str, tmp_path_factory: pytest.TempPathFactory) -> Reports:
             f"NOT RUN: of the box only {layers()} hold here, so these files would change the work tree or end other processes"
         )
     folder = tmp_path_factory.mktemp("submissions")
-    with ThreadPoolExecutor(2) as pool:
+    with fork_servers(2) as start, ThreadPoolExecutor(2) as pool:
         reports = {}
         for attack in ATTACKS:
             (folder / attack.stem).mkdir()
             file = folder / attack.stem / "starter.py"
             own = any(word in attack.read_text() for word in ("def __getattr__", "class ModelShape"))
             file.write_text(attack.read_text() + ("" if own else WRONG))
-            reports[attack.stem] = pool.submit(check, replace(find_lab("03"), time_limit=3), str(file))
-        reports["the solution"] = pool.submit(check, find_lab("03"), "solution")
+            reports[attack.stem] = pool.submit(check, replace(find_lab("03"), time_limit=3), str(file), start)
+        reports["the solution"] = pool.submit(check, find_lab("03"), "solution", start)
     return reports
 
 
