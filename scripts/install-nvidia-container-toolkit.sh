@@ -45,11 +45,12 @@ install() {
     esac
     if [ "$manager" = apt ]; then
         step "apt-get update && apt-get install -y --no-install-recommends ca-certificates curl gnupg"
-        step "curl -fsSL $SOURCE/gpgkey | gpg --dearmor --yes -o $KEY"
-        step "curl -fsSL $SOURCE/stable/deb/nvidia-container-toolkit.list | sed 's#deb https://#deb [signed-by=$KEY] https://#g' > $LIST"
+        step "curl -fsSL -o $KEY.asc $SOURCE/gpgkey && gpg --dearmor --yes -o $KEY < $KEY.asc && rm $KEY.asc"
+        step "curl -fsSL -o $LIST $SOURCE/stable/deb/nvidia-container-toolkit.list"
+        step "sed -i 's#deb https://#deb [signed-by=$KEY] https://#g' $LIST"
         step "apt-get update && apt-get install -y --allow-downgrades $(pinned "=")"
     else
-        step "curl -fsSL $SOURCE/stable/rpm/nvidia-container-toolkit.repo > $REPO"
+        step "curl -fsSL -o $REPO $SOURCE/stable/rpm/nvidia-container-toolkit.repo"
         step "dnf install -y $(pinned "-")"
     fi
     if [ -e "$KEPT" ]; then

@@ -14,7 +14,7 @@ TOOLS = ("cat", "sed", "sh", "rm", "mv", "cp", "mkdir", "printf")
 CALLED = """#!/bin/sh
 echo "$(basename "$0") $*" >> {log}
 case "$(basename "$0") $1" in
-    "curl "*) echo "deb https://nvidia.github.io/libnvidia-container/stable/deb/\\$(ARCH) /" ;;
+    "curl "*) echo "deb https://nvidia.github.io/libnvidia-container/stable/deb/\\$(ARCH) /" > "$3" ;;
     "gpg "*) cat > /dev/null; for last in "$@"; do :; done; echo key > "$last" ;;
     "nvidia-ctk cdi") echo cdi > "${{3#--output=}}" ;;
     "nvidia-ctk runtime") echo with-nvidia > {root}/etc/docker/daemon.json ;;
@@ -59,6 +59,17 @@ class Machine:
 
     def files(self) -> dict[str, str]:
         return {str(path.relative_to(self.root)): path.read_text() for path in self.root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("manager", ["apt-get", "dnf"])
+def test_it_stops_where_nvidia_cannot_be_reached(manager: str, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, manager=manager)
+    (machine.bin / "curl").write_text("#!/bin/sh\nexit 6\n")
+    done = machine.run()
+    assert done.returncode == 1
+    assert "that step failed" in done.stdout
+    assert not [line for line in machine.called() if "toolkit" in line]
+    assert machine.files() == {}
 
 
 @pytest.mark.parametrize("manager", ["apt-get", "dnf"])
