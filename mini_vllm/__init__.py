@@ -7,7 +7,7 @@ The floors, top to bottom; imports only go down:
     4  engine/   request  scheduler  block_pool  runner  sampler  detokenizer  step_trace  engine
     3  models/   registry  config  decoder  llama  qwen2  qwen3  mistral       loading/  checkpoint  mapping  loader  lora
     2  layers/   attention  linear  embedding  norm  rotary  activation  quantization  lora
-                 paged_attention  packed_matmul  compiled  vectors   loops that torch has no fast kernel for
+                 paged_attention  packed_matmul  tiles  compiled  vectors   loops that torch has no fast kernel for
                  graph                                           decode steps without the Python between them
     1  forward_context.py  parallel.py
     0  contract.py  config.py  sampling_params.py  outputs.py

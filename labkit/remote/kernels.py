@@ -70,7 +70,7 @@ def compile_kernels() -> None:
                 parameter.data = parameter.data.bfloat16().float()
         process_weights_after_loading(model, QuantizationConfig("int8") if weights == "int8" else None)
         engine = LLMEngine(model, EngineConfig(max_model_len=64, block_size=BLOCK_SIZE))
-        engine.add_request("one", [1] * 20, SamplingParams(max_tokens=4, ignore_eos=True))
+        engine.add_request("one", [1] * 40, SamplingParams(max_tokens=4, ignore_eos=True))
         with torch.inference_mode():
             while engine.has_unfinished_requests():
                 engine.step()

@@ -68,7 +68,7 @@ def unpack(packed: Tensor) -> Tensor:
     num_blocks, num_in, _ = packed.shape
     width = lanes(packed.dtype)
     dtype = torch.float32 if packed.dtype == torch.bfloat16 else packed.dtype
-    plain = _scratch(num_blocks * num_in * width, dtype)[: num_blocks * num_in * width].view(num_in, num_blocks, width)
+    plain = scratch(num_blocks * num_in * width, dtype)[: num_blocks * num_in * width].view(num_in, num_blocks, width)
     if packed.dtype == torch.uint8:
         torch.bitwise_and(packed.permute(1, 0, 2), 15, out=plain[..., : width // 2])
         torch.bitwise_right_shift(packed.permute(1, 0, 2), 4, out=plain[..., width // 2 :])
@@ -87,7 +87,7 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def _scratch(size: int, dtype: torch.dtype) -> Tensor:
+def scratch(size: int, dtype: torch.dtype) -> Tensor:
     """Memory that is asked for once: the system clears each new page, which takes longer than to write it."""
     kept = _kept.by_dtype
     if dtype not in kept or len(kept[dtype]) < size:

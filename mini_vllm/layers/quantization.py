@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mini_vllm.config import QuantizationConfig
+from mini_vllm.layers import tiles
 from mini_vllm.layers.embedding import ParallelLMHead
 from mini_vllm.layers.linear import LinearBase
 from mini_vllm.layers.packed_matmul import PackedWeight, lanes, pack, packed_matmul, packed_shape, unpack
@@ -72,8 +73,8 @@ class QuantizedWeight:
 
 
 class PackedKernel:
-    """A weight laid out for a product with few rows, as decode steps have; for many rows, where arithmetic outweighs reading, it
-    is laid out plainly again and torch multiplies.
+    """A weight laid out for a product with few rows, as decode steps have. For many rows, where arithmetic outweighs reading, the
+    processor's matrix unit multiplies if there is one and the weight is bfloat16; else it is laid out plainly again for torch.
 
     Args:
         weight: (out, in).
@@ -82,6 +83,7 @@ class PackedKernel:
     """
 
     FEW_ROWS = 256
+    ENOUGH_FOR_TILES = 32
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, packed: Tensor) -> None:
         self.out_size = len(weight.q)
@@ -93,6 +95,8 @@ class PackedKernel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out), in x's dtype."""
+        if tiles.AVAILABLE and self.packed.dtype == torch.bfloat16 and len(x) >= self.ENOUGH_FOR_TILES:
+            return tiles.tile_matmul(x.float(), self._weight).to(x.dtype)
         if len(x) <= self.FEW_ROWS:
             return packed_matmul(x.float(), self._weight).to(x.dtype)
         plain = unpack(self.packed)

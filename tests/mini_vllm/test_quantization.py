@@ -138,7 +138,7 @@ def test_numbers_that_bfloat16_holds_take_two_bytes_and_multiply_as_they_are(siz
         assert isinstance(layer.kernel, PackedKernel)
         assert layer.kernel.packed.itemsize == width
     torch.testing.assert_close(plain(x), (x.double() @ expected.t()).float(), rtol=1e-5, atol=1e-4)
-    if size[1] > 32:
+    if size[1] > 32 and rows < PackedKernel.ENOUGH_FOR_TILES:
         assert torch.equal(plain(x)[:, :32], wide(x)[:, :32]), "the same products and the same sums, to the last bit"
 
 

@@ -1,0 +1,176 @@
+"""Matrix products with many rows on the processor's matrix unit (Intel's AMX): in float32's precision, from bfloat16 tiles.
+
+The unit multiplies a tile of 16 rows by 32 bfloat16 with one of 32 by 16, and adds up in float32. A weight that bfloat16 holds
+goes in as it is. A float32 goes in as three bfloat16 of 8 bits each, whose sum it is: ``x = high + middle + low``. Three products
+of tiles are still faster than float32's own instructions; benchmarks/README.md has by how much.
+
+Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, "Programming with Intel AMX".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor
+
+from mini_vllm.layers.compiled import call, compiled, use_torchs_threads
+from mini_vllm.layers.packed_matmul import PackedWeight, scratch
+from mini_vllm.layers.vectors import BYTE, INT32
+
+ROWS, PAIRS, OUTPUTS = 16, 16, 48
+"""Of x, of inputs, and outputs in three tiles: as many as one block of the packed weight has."""
+
+CHUNK = 256
+"""Rows whose parts stay in the processor's second cache while all blocks of weights go by."""
+
+INT16, INT64, FLOAT = ir.IntType(16), ir.IntType(64), ir.FloatType()
+
+
+def _granted() -> bool:
+    """Whether the processor has the unit and Linux lets this process use it: a tile's 8 kB of registers must be asked for."""
+    features = llvm.get_host_cpu_features()
+    if platform.system() != "Linux" or not (features.get("amx-bf16") and features.get("avx512f")):
+        return False
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)
+
+
+AVAILABLE = _granted()
+
+# Palette 1; bytes 16 and on: 64 bytes in a row of each of the eight tiles; bytes 48 and on: their 16 rows.
+_CONFIG = np.zeros(64, np.uint8)
+_CONFIG[0], _CONFIG[16:32:2], _CONFIG[48:56] = 1, 64, 16
+
+
+def tile_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
+    """x @ weight.T + bias for many rows of x; only where :data:`AVAILABLE`.
+
+    Args:
+        x: float32 (T, in).
+        weight: (out, in), packed as bfloat16.
+
+    Returns:
+        float32 (T, out).
+    """
+    use_torchs_threads()
+    x, out = x.contiguous(), torch.empty(len(x), weight.out_size)
+    inputs = -(-x.shape[1] // (2 * PAIRS)) * 2 * PAIRS
+    memory = scratch(3 * CHUNK * inputs, torch.int16)[: 3 * CHUNK * inputs].view(3, CHUNK, inputs).numpy()
+    for rows, results in zip(x.split(CHUNK), out.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
+        call(_split, rows.numpy(), memory)
+        call(_tile_matmul, memory, weight.packed, weight.bias, _CONFIG, results.numpy())
+    return out
+
+
+@intrinsic
+def _upper_half(typing_context: Any, x: Any) -> Any:
+    """A float32's sign, exponent and first 7 bits of fraction: a bfloat16, and what it leaves of the float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], INT32)
+        half = builder.trunc(builder.lshr(bits, INT32(16)), INT16)
+        rest = builder.fsub(arguments[0], builder.bitcast(builder.and_(bits, INT32(-(2**16))), FLOAT))
+        return context.make_tuple(builder, signature.return_type, (half, rest))
+
+    return types.Tuple((types.int16, types.float32))(types.float32), generate
+
+
+@compiled
+def _split(x: Any, parts: Any) -> None:
+    """x (T, in) to three bfloat16 of each number, (3, T or more, in rounded up); inputs that x has not are zero."""
+    for row in prange(x.shape[0]):
+        for k in range(x.shape[1]):
+            parts[0, row, k], rest = _upper_half(x[row, k])
+            parts[1, row, k], rest = _upper_half(rest)
+            parts[2, row, k], rest = _upper_half(rest)
+        parts[:, row, x.shape[1] :] = 0
+
+
+@compiled
+def _tile_matmul(parts: Any, packed: Any, bias: Any, config: Any, out: Any) -> None:
+    """A block of 48 outputs at a time, its weights laid out as tiles want them: two inputs of one output side by side."""
+    num_rows, num_out = out.shape
+    num_in = packed.shape[1]
+    for block in prange(len(packed)):
+        pairs = np.zeros((parts.shape[2] // 2, 2 * OUTPUTS), np.int16)
+        for k in range(num_in // 2):
+            for lane in range(OUTPUTS):
+                pairs[k, 2 * lane] = packed[block, 2 * k, lane]
+                pairs[k, 2 * lane + 1] = packed[block, 2 * k + 1, lane]
+        if num_in % 2:
+            for lane in range(OUTPUTS):
+                pairs[num_in // 2, 2 * lane] = packed[block, num_in - 1, lane]
+        sums = np.empty((ROWS, OUTPUTS), np.float32)
+        first = block * OUTPUTS
+        _configure(config)
+        for row in range(0, num_rows, ROWS):
+            _multiply(parts, row, pairs, sums)
+            for r in range(min(ROWS, num_rows - row)):
+                for lane in range(min(OUTPUTS, num_out - first)):
+                    out[row + r, first + lane] = sums[r, lane] + bias[first + lane] if len(bias) else sums[r, lane]
+        _release()
+
+
+def _say(builder: Any, instruction: str, *arguments: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{instruction}"), arguments)
+
+
+@intrinsic
+def _configure(typing_context: Any, config: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        _say(builder, "ldtilecfg", builder.bitcast(data, BYTE.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(config), generate
+
+
+@intrinsic
+def _release(typing_context: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _say(builder, "tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def _multiply(typing_context: Any, parts: Any, row: Any, pairs: Any, sums: Any) -> Any:
+    """16 rows, from ``row`` on, times a whole block. Of the eight tiles 0 to 2 hold sums, 3 to 5 weights, 6 and 7 parts of x."""
+    bytes_of_pairs = 2 * OUTPUTS * 2
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = {i: context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 3)}
+        x, weights, totals = (builder.bitcast(array.data, BYTE.as_pointer()) for array in arrays.values())
+        _, num_rows, num_in = cgutils.unpack_tuple(builder, arrays[0].shape)
+        bytes_of_row = builder.mul(num_in, INT64(2))
+
+        def load(tile: int, data: Any, place: Any, stride: Any) -> None:
+            _say(builder, "tileloadd64", BYTE(tile), builder.gep(data, [place]), stride)
+
+        for tile in range(3):
+            _say(builder, "tilezero", BYTE(tile))
+        with cgutils.for_range(builder, builder.sdiv(num_in, INT64(2 * PAIRS))) as loop:
+            for tile in range(3):
+                place = builder.add(builder.mul(loop.index, INT64(PAIRS * bytes_of_pairs)), INT64(64 * tile))
+                load(3 + tile, weights, place, INT64(bytes_of_pairs))
+            for part in range(3):
+                first = builder.mul(builder.add(builder.mul(num_rows, INT64(part)), arguments[1]), bytes_of_row)
+                load(6 + part % 2, x, builder.add(first, builder.mul(loop.index, INT64(64))), bytes_of_row)
+                for tile in range(3):
+                    _say(builder, "tdpbf16ps", BYTE(tile), BYTE(6 + part % 2), BYTE(3 + tile))
+        for tile in range(3):
+            _say(builder, "tilestored64", BYTE(tile), builder.gep(totals, [INT64(64 * tile)]), INT64(4 * OUTPUTS))
+        return context.get_dummy_value()
+
+    return types.void(parts, types.intp, pairs, sums), generate
