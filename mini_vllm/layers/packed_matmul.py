@@ -49,18 +49,22 @@ def pack(weight: Tensor, into: Tensor) -> None:
 
     Args:
         weight: (out, in); float32, bfloat16, int8, or uint8 with numbers from 0 to 15.
-        into: of :func:`packed_shape` and the same dtype; what the weight does not fill is zero.
+        into: of :func:`packed_shape` and the same dtype, or bfloat16 for a float32 weight all of whose numbers it holds; what the
+            weight does not fill is zero.
     """
     width = lanes(weight.dtype)
     if weight.dtype == torch.uint8:
         low, high = F.pad(weight, (0, 0, 0, -len(weight) % width)).view(len(into), 2, width // 2, -1).unbind(1)
         into[:] = (low | high << 4).transpose(1, 2)
         return
-    size, whole = weight.shape[1], len(weight) // width
-    into[:whole] = weight[: whole * width].view(whole, width, size).transpose(1, 2)
+    packed, plain = _as_numpy(into), _as_numpy(weight.detach())
+    if packed.itemsize < plain.itemsize:
+        plain = plain.view(packed.dtype)[:, 1::2]  # a bfloat16 is the upper half of a float32
+    size, whole = into.shape[1], len(weight) // width
+    np.copyto(packed[:whole], plain[: whole * width].reshape(whole, width, size).transpose(0, 2, 1))
     if rest := len(weight) % width:
-        into[whole].zero_()
-        into[whole, :, :rest] = weight[-rest:].t()
+        packed[whole] = 0
+        packed[whole, :, :rest] = plain[-rest:].T
 
 
 def unpack(packed: Tensor) -> Tensor:

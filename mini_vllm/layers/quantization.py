@@ -9,6 +9,8 @@ layer a quant method for this, with the same hook (vllm/model_executor/layers/li
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import cast
@@ -145,9 +147,14 @@ def process_weights_after_loading(model: object, quantization: QuantizationConfi
     sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
     # One piece of memory for all: numpy asks the system to back a large one with large pages, which are found faster.
     parts = torch.split(torch.from_numpy(np.empty(sum(sizes), np.uint8)), sizes)
-    for layer, shape, dtype, part in zip(layers.values(), shapes, dtypes, parts, strict=True):
+
+    def finish(layer: LinearBase, shape: tuple[int, int, int], dtype: torch.dtype, part: Tensor) -> None:
         layer.kernel = PackedKernel(_quantized(layer, quantization), layer.bias_to_add, part.view(dtype).view(shape))
         layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+
+    # What rounds weights, torch, shares each among all threads itself; what only packs them does not.
+    with ThreadPoolExecutor(1 if quantization else torch.get_num_threads()) as threads:
+        deque(threads.map(finish, layers.values(), shapes, dtypes, parts))
 
 
 def weight_bytes(model: object) -> int:
