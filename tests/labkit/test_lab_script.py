@@ -129,6 +129,7 @@ def stalled(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], subproc
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background has had it ignored
             env=environ,
         )
         held.append(server.accept()[0])
