@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import shutil
+import sys
+import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from labkit.installer import uv_path
 from labkit.labs import ROOT
 
 
@@ -61,3 +65,48 @@ def make_wheel() -> Callable[..., str]:
         return f"{name}=={version} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
     return make
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """An empty environment with uv."""
+    prefix = tmp_path / "environment"
+    venv.EnvBuilder(symlinks=True).create(prefix)
+    (prefix / "bin" / "uv").symlink_to(uv_path(Path(sys.prefix)))
+    return prefix
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of wheels, the only place where packages are looked for."""
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def requirements(tmp_path: Path) -> Path:
+    """A folder for pins, in a work tree with a project in it."""
+    folder = tmp_path / "tree" / "requirements"
+    folder.mkdir(parents=True)
+    (folder.parent / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["uv_build>=0.13,<0.14"]\nbuild-backend = "uv_build"\n'
+        '[project]\nname = "tiny"\nversion = "1"\n[tool.uv.build-backend]\nmodule-root = ""\n'
+    )
+    (folder.parent / "tiny").mkdir()
+    (folder.parent / "tiny" / "__init__.py").write_text("WHERE = __file__\n")
+    return folder
+
+
+@pytest.fixture
+def torch_pins(requirements: Path, make_wheel: Callable[..., str], tmp_path: Path) -> Path:
+    """Pins of two tiny wheels that are named as torch's two builds are; the wheels are in ``tmp_path``/made."""
+    for file, version in (("torch-cpu.txt", "2.13.0+cpu"), ("torch-cuda.txt", "2.13.0")):
+        source = {"torch/__init__.py": f"__version__ = {version!r}\n"}
+        (requirements / file).write_text(make_wheel(tmp_path / "made", "torch", version, source))
+    return requirements
