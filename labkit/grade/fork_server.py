@@ -82,6 +82,7 @@ class Fork:
     def __init__(self, server: ForkServer, done: Callable[[], None]) -> None:
         self._server, self._done = server, done
         self._status: int | None = None
+        self._lost: OSError | None = None
         self.pid = self._hear(None)
 
     def wait(self, timeout: float | None = None) -> int:
@@ -97,11 +98,14 @@ class Fork:
         return self._status
 
     def _hear(self, timeout: float | None) -> int:
+        if self._lost:
+            raise self._lost
         try:
             return self._server.hear(timeout)
         except TimeoutError as error:
             raise subprocess.TimeoutExpired("pytest", timeout or 0) from error
-        except OSError:
+        except OSError as error:
+            self._lost = error
             self._done()
             raise
 
