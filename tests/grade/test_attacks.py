@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from labkit.box import layers
-from labkit.check import Report, check, sha256_of, trusted_files
+from labkit.check import Report, check, sha256_of, start_pytest, trusted_files
 from labkit.grade.fork_server import fork_servers
 from labkit.labs import ROOT, find_lab
 
@@ -34,15 +35,17 @@ def before() -> str:
     return sha256_of(trusted_files())
 
 
-@pytest.fixture(scope="module")
-def reports(before: str, tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """All of them are graded, two at a time: an attack must not reach the neighbour either."""
+@pytest.fixture(scope="module", params=["new processes", "forks"])
+def reports(request: pytest.FixtureRequest, before: str, tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """All of them are graded, two at a time: an attack must not reach the neighbour either. By judges that are new processes, as
+    for one file, and by forks, as for a class."""
     if not {"write (Landlock)", "processes (PID namespace)"} <= set(layers()):
         pytest.skip(
             f"NOT RUN: of the box only {layers()} hold here, so these files would change the work tree or end other processes"
         )
     folder = tmp_path_factory.mktemp("submissions")
-    with fork_servers(2) as start, ThreadPoolExecutor(2) as pool:
+    starting = fork_servers(2) if request.param == "forks" else nullcontext(start_pytest)
+    with starting as start, ThreadPoolExecutor(2) as pool:
         reports = {}
         for attack in ATTACKS:
             (folder / attack.stem).mkdir()
