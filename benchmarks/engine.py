@@ -21,10 +21,10 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from labkit.console import working
-from labkit.environment import ensure
-from labkit.fetch import FetchError, fetch_smollm2
-from labkit.installer import SetupError
+from labkit.checkpoints.fetch import fetch_smollm2
+from labkit.system.console import working
+from labkit.system.environment import ensure
+from labkit.system.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 OURS, INT8, THEIRS = "mini_vllm", "mini_vllm int8", "vLLM"
@@ -190,7 +190,7 @@ def main() -> None:
         scheduling = run("scheduling with 8 and with 512 requests waiting", "scheduling.py", {})
         for number in range(1, rounds + 1):
             run_round(number, rounds, folder, results)
-    except (SetupError, FetchError, RunError) as error:
+    except (UserError, RunError) as error:
         sys.exit(f"nothing to compare: {error}")
     del scheduling["memory"]
     show_machine(results)

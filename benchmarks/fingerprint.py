@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from labkit.fingerprint import _known, fingerprint  # noqa: E402  # found only with the line above
-from labkit.trace.known import implied_shapes, resolve  # noqa: E402
+from labkit.checkpoints.fingerprint import _known, fingerprint  # noqa: E402  # found only with the line above
+from labkit.checkpoints.known_models import implied_shapes, resolve  # noqa: E402
 
 RUNS = 30
 

@@ -22,10 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from labkit.grade.classroom import Grader, in_threads, version_of  # found only with the line above
-from labkit.grade.sandbox import Sandbox, see_to_image
-from labkit.grade.submissions import Submission
-from labkit.labs import Lab, find_lab
+from labkit.grading.classroom import Grader, in_threads, version_of  # found only with the line above
+from labkit.grading.container import Sandbox, see_to_image
+from labkit.grading.submissions import Submission
+from labkit.system.labs import Lab, find_lab
 
 BAR, CONTAINER_BAR = 1.3, 1.5
 
@@ -75,7 +75,7 @@ def main() -> None:
     with ExitStack() as stack:
         where, grader = "in child processes", in_threads(Sandbox(None), 2)
         if given.ray:
-            from labkit.grade.cluster import on_ray
+            from labkit.grading.cluster import on_ray
 
             where, grader = "on two raylets", on_ray(stack.enter_context(two_raylets()), None, version_of(given.lab, None), None)
         if given.image:

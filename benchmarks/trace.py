@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TRACE = "from labkit.trace import trace_load; trace_load('llama-3-8b', {tp}, range({ranks}))"
+TRACE = "from labkit.load.trace import trace_load; trace_load('llama-3-8b', {tp}, range({ranks}))"
 PROGRAMS = {
     "import of vLLM's Llama class": "from vllm.model_executor.models.llama import LlamaForCausalLM",
     "trace, TP 8, rank 0": TRACE.format(tp=8, ranks=1),

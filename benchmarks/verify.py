@@ -12,7 +12,7 @@ import sys
 from trace import PROGRAMS, run
 
 IMPORT = PROGRAMS["import of vLLM's Llama class"]
-VERIFY = "from labkit.verify import verify_model; assert verify_model('llama-3-8b', (1, 2, 4, 8)).status == 0"
+VERIFY = "from labkit.load.verify import verify_model; assert verify_model('llama-3-8b', (1, 2, 4, 8)).status == 0"
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from labkit.labs import ROOT, Lab, find_lab
+from labkit.system.labs import ROOT, Lab, find_lab
 
 ROUNDS = 5
 BAR, BOARD_BAR = 0.4, 0.3

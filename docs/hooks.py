@@ -12,7 +12,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from labkit.labs import ROOT, all_labs
+from labkit.system.labs import ROOT, all_labs
 
 SECTIONS = {
     "Reference": ("docs/glossary.md", "docs/verify.md", "docs/first-pull-request.md"),

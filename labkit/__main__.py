@@ -1,5 +1,5 @@
 """``python -m labkit``: what ./lab hands over to."""
 
-from labkit.cli import main
+from labkit.cli.main import main
 
 main()

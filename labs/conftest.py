@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from labkit.labs import Lab, LabError, chosen_implementation, load_implementation
+from labkit.system.errors import UserError
+from labkit.system.labs import Lab, chosen_implementation, load_implementation
 
 
 def graded_file(folder: object) -> str:
@@ -24,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if choice not in ("solution", "starter"):
         try:
             Lab.read(next(config.rootpath.glob("labs/*/lab.toml")).parent).implementation(choice)
-        except LabError as error:
+        except UserError as error:
             raise pytest.UsageError(str(error)) from error
 
 
@@ -47,5 +48,5 @@ def lab(request: pytest.FixtureRequest) -> ModuleType:
     """The implementation under test, as a module."""
     try:
         return load_implementation(Lab.read(request.path.parent).implementation(chosen_implementation()))
-    except LabError as error:
+    except UserError as error:
         pytest.fail(str(error), pytrace=False)

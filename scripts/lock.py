@@ -7,7 +7,7 @@ PyTorch project's CPU index or a folder with CPU wheels of torch, named by ``PIP
 the platforms whose wheels are in it; on the others a learner is given torch-cuda.txt.
 
 Everything is resolved together first and each file is made from that, so a package has one version in all of them. torch is left
-out of all but its own two files: which of the two is installed is decided on the learner's machine (labkit/environment.py).
+out of all but its own two files: which of the two is installed is decided on the user's machine (labkit/system/environment.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from labkit.environment import REQUIREMENTS, TORCH_CPU_INDEX  # noqa: E402  (a script's path lacks the root)
-from labkit.installer import uv_path, uv_variables  # noqa: E402
+from labkit.system.environment import REQUIREMENTS, TORCH_CPU_INDEX  # noqa: E402  (a script's path lacks the root)
+from labkit.system.installer import uv_path, uv_variables  # noqa: E402
 
 X86 = "x86_64-manylinux_2_31"
 PLATFORMS = {

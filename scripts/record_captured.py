@@ -23,10 +23,11 @@ PICTURE = LAB / "load-tp2.svg"
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.trace import FIVE, Trace, TraceError, around, select, show  # noqa: E402  # found only with the line above
-from labkit.trace.coverage import verify  # noqa: E402
-from labkit.trace.picture import svg  # noqa: E402
-from labkit.trace.recordings import RECORDINGS  # noqa: E402
+from labkit.load.trace import FIVE, Trace, around, select, show  # noqa: E402
+from labkit.load.trace.coverage import verify  # noqa: E402
+from labkit.load.trace.page import svg  # noqa: E402
+from labkit.load.trace.recordings import RECORDINGS  # noqa: E402
+from labkit.system.errors import UserError  # noqa: E402
 
 
 def main() -> int:
@@ -35,7 +36,7 @@ def main() -> int:
     for name, load in RECORDINGS.items():
         try:
             trace = load.run(device="cpu")
-        except TraceError as error:
+        except UserError as error:
             print(f"{name}: {error}")
             return 1
         trace.write(CAPTURED / f"{name}.json")

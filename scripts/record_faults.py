@@ -24,12 +24,13 @@ sys.path.insert(0, str(ROOT))
 from vllm.config import LoadConfig  # noqa: E402
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader  # noqa: E402
 
-from labkit.faults import FAULTS, break_checkpoint  # noqa: E402  # found only with the line above
-from labkit.logits import compare  # noqa: E402
-from labkit.trace import Trace, TraceError, trace_load  # noqa: E402
-from labkit.trace.coverage import Finding, verify  # noqa: E402
-from labkit.trace.known import implied_shapes  # noqa: E402
-from labkit.trace.recordings import TINY, write_checkpoint  # noqa: E402
+from labkit.checkpoints.faults import FAULTS, break_checkpoint  # noqa: E402  # found only with the line above  # noqa: E402
+from labkit.checkpoints.known_models import implied_shapes  # noqa: E402
+from labkit.checkpoints.logits import compare  # noqa: E402
+from labkit.load.trace import Trace, trace_load  # noqa: E402
+from labkit.load.trace.coverage import Finding, verify  # noqa: E402
+from labkit.load.trace.recordings import TINY, write_checkpoint  # noqa: E402
+from labkit.system.errors import UserError  # noqa: E402
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json  # noqa: E402
 from mini_vllm.loading.loader import LoadError  # noqa: E402
 from mini_vllm.models.llama import LlamaForCausalLM  # noqa: E402
@@ -138,7 +139,7 @@ def vllm_loads(folder: Path, tp_size: int) -> tuple[str, Trace | None]:
         for _ in loader._get_weights_iterator(DefaultModelLoader.Source(str(folder), None)):
             pass
         return "", trace_load(folder, tp_size, range(tp_size), "cpu")
-    except TraceError as error:
+    except UserError as error:
         if not error.__cause__:
             raise
         return _said(error.__cause__, folder), None

@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.figures.blocks import draw_blocks  # noqa: E402  # found only with the line above
-from labkit.figures.chunked_prefill import draw_chunked_prefill  # noqa: E402
-from labkit.figures.engine_run import record_run  # noqa: E402
-from labkit.figures.load_path import draw_load_path, record_load_path  # noqa: E402
-from labkit.figures.qkv_slices import draw_qkv_slices  # noqa: E402
-from labkit.trace import Trace  # noqa: E402
+from figures.blocks import draw_blocks  # noqa: E402  # found only with the line above
+from figures.chunked_prefill import draw_chunked_prefill  # noqa: E402
+from figures.engine_run import record_run  # noqa: E402
+from figures.load_path import draw_load_path, record_load_path  # noqa: E402
+from figures.qkv_slices import draw_qkv_slices  # noqa: E402
+
+from labkit.load.trace import Trace  # noqa: E402
 
 LABS = ROOT / "labs"
 CAPTURED = LABS / "lab-02-trace-weight-loading" / "captured"

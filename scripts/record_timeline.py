@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.fetch import fetch_smollm2  # noqa: E402  # found only with the line above
-from labkit.timeline import draw, read, write  # noqa: E402
+from labkit.checkpoints.fetch import fetch_smollm2  # noqa: E402  # found only with the line above
+from labkit.pictures.timeline import draw, read, write  # noqa: E402
 from mini_vllm import LLM, SamplingParams  # noqa: E402
 
 SYSTEM = "You are a helpful assistant. Answer in one short sentence, and then stop talking at once. The question is: "

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.drawing import element, svg_text  # noqa: E402  # found only with the line above
+from labkit.pictures.drawing import element, svg_text  # noqa: E402  # found only with the line above
 
 COLUMNS, ROWS, SHOWN = 104, 400, 32
 """The terminal's size, tall enough for the whole tour, and how many of its lines the picture has room for."""

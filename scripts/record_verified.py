@@ -24,8 +24,8 @@ PAGE = ROOT / "docs" / "verified-architectures.md"
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.trace.quiet import quiet  # noqa: E402  # found only with the line above
-from labkit.verify import Report, verify_model  # noqa: E402
+from labkit.load.trace.quiet import quiet  # noqa: E402  # found only with the line above
+from labkit.load.verify import Report, verify_model  # noqa: E402
 
 SIZES = (1, 2, 4)
 
@@ -144,8 +144,8 @@ def rows(architectures: Iterable[str]) -> list[Row]:
         import transformers.models.auto.modeling_auto  # noqa: F401
         from vllm import LLM  # noqa: F401
 
-        from labkit.trace import live  # noqa: F401
-        from labkit.verify import layers  # noqa: F401
+        from labkit.load.trace import live  # noqa: F401
+        from labkit.load.verify import layers  # noqa: F401
     found = []
     for architecture in architectures:
         found.append(_row(architecture))

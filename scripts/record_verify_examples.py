@@ -22,12 +22,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import record_verified  # noqa: E402  # found only with the line above
 
-from labkit.explain import mend, read  # noqa: E402
-from labkit.explain.mend import lines as mended_lines  # noqa: E402
-from labkit.faults import break_checkpoint  # noqa: E402
-from labkit.trace.known import resolve  # noqa: E402
-from labkit.verify import verify_model  # noqa: E402
-from labkit.verify.report import lines  # noqa: E402
+from labkit.checkpoints.faults import break_checkpoint  # noqa: E402
+from labkit.checkpoints.known_models import resolve  # noqa: E402
+from labkit.load.explain import mend, read  # noqa: E402
+from labkit.load.explain.mend import lines as mended_lines  # noqa: E402
+from labkit.load.verify import verify_model  # noqa: E402
+from labkit.load.verify.report import lines  # noqa: E402
 
 SAID = "ValueError: There is no module or parameter named 'language_model' in Gemma3ForCausalLM"
 

@@ -12,4 +12,4 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("MINI_VLLM_LABS_NO_SKIPS"):
-        config.pluginmanager.import_plugin("labkit.no_skips")
+        config.pluginmanager.import_plugin("no_skips")

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from labkit.box import boxed
-from labkit.expect import expect, expect_refused, expect_tensor
+from labkit.course.assertions import expect, expect_refused, expect_tensor
+from labkit.isolation.sandbox import boxed
 from mini_vllm import LLM, LLMEngine, SamplingParams, register_model
 from mini_vllm.config import EngineConfig
 from mini_vllm.forward_context import ForwardContext, KVCache, set_forward_context
@@ -526,7 +526,7 @@ def test_adapters_say_what_merged_weights_say(lab: ModuleType, tmp_path: Path) -
 SERVE = """
 import json, sys
 from pathlib import Path
-from labkit.labs import load_implementation
+from labkit.system.labs import load_implementation
 from mini_vllm import LLM, SamplingParams
 
 file, folder, answers, prompts = sys.argv[1:]

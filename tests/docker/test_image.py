@@ -111,7 +111,7 @@ def test_its_compiled_loops_are_used_whatever_times_a_checkout_has(build, docker
         source.touch()
     with (tree / "README.md").open("a") as readme:
         readme.write("\n")  # so that the sources are copied again, and the loops come from the builder's cache
-    compiled = "NUMBA_DEBUG_CACHE=1 python -m labkit.remote.kernels"
+    compiled = "NUMBA_DEBUG_CACHE=1 python -m labkit.isolation.compiled_kernels"
     said = docker.run(build("cpu"), "bash", "-c", compiled).stdout
     assert "data loaded" in said
     assert "saved" not in said

@@ -11,7 +11,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from labkit.labs import ROOT
+from labkit.system.labs import ROOT
 
 PROGRAMS = {"python", "pytest", "tox", "torchrun", "docker", "devcontainer", "npm", "git", "pip", "vllm", "curl", "uv"}
 ASSIGNMENT = re.compile(r"\w+=\S*$")

@@ -20,11 +20,11 @@ import pytest
 import typer
 from pages import PAGES, Command, blocks, commands, is_command
 
-from labkit.cli import app
-from labkit.fetch import fetch_smollm2
-from labkit.labs import ROOT
-from labkit.trace.known import implied_shapes
-from labkit.trace.recordings import TINY, write_checkpoint
+from labkit.checkpoints.fetch import fetch_smollm2
+from labkit.checkpoints.known_models import implied_shapes
+from labkit.cli.main import app
+from labkit.load.trace.recordings import TINY, write_checkpoint
+from labkit.system.labs import ROOT
 
 RUN: dict[str, tuple[tuple[int, ...], str]] = {
     "./lab": ((0,), "01"),
@@ -52,26 +52,29 @@ COVERED: dict[str, tuple[str, str]] = {
     "./lab tour": (".ci/run", "\n./lab tour\n"),
     "./lab test": (".ci/run", "\n./lab test\n"),
     "./lab test -e lab01": ("tox.ini", "\nenv_list = lint, types, docs, lab01, lab03, lab02, lab04, mutants,"),
-    "./lab check 04": ("tests/labkit/test_check.py", "def test_every_solution_passes("),
-    "./lab check 04 --impl starter": ("tests/labkit/test_check.py", "def test_every_starter_fails_every_task_with_"),
-    "LAB_IMPL=starter pytest labs/lab-04-graduate-to-vllm -q": ("tests/labkit/test_check.py", "def test_every_starter_fails_"),
-    "./lab watch 01": ("tests/labkit/test_watch.py", 'open_terminal("watch", "03")'),
-    "./lab hint 01": ("tests/labkit/test_learner.py", 'lab("hint", "3", "slices")'),
-    "./lab new-model NAME --like llama": ("tests/labkit/test_new_model.py", '"new-model", "mine"'),
-    "pip install --no-deps -e .": ("tests/labkit/test_new_model.py", '"--no-deps"'),
-    "pytest": ("tests/labkit/test_new_model.py", '"pytest"'),
-    "./lab verify DIRECTORY": ("tests/verify/test_verify.py", 'typed("verify", llama,'),
-    "./lab verify DIR": ("tests/verify/test_verify.py", 'typed("verify", llama,'),
-    "./lab verify DIR --arch my_package.model:MyForCausalLM": ("tests/verify/test_verify.py", 'arch="mine:Swapped"'),
-    "./lab verify DIR --against GOOD": ("tests/verify/test_verify.py", "against=llama"),
+    "./lab check 04": ("tests/labkit/check/test_check.py", "def test_every_solution_passes("),
+    "./lab check 04 --impl starter": ("tests/labkit/check/test_check.py", "def test_every_starter_fails_every_task_with_"),
+    "LAB_IMPL=starter pytest labs/lab-04-graduate-to-vllm -q": (
+        "tests/labkit/check/test_check.py",
+        "def test_every_starter_fails_",
+    ),
+    "./lab watch 01": ("tests/labkit/course/test_watch.py", 'open_terminal("watch", "03")'),
+    "./lab hint 01": ("tests/labkit/course/test_workspace.py", 'lab("hint", "3", "slices")'),
+    "./lab new-model NAME --like llama": ("tests/labkit/course/test_new_model.py", '"new-model", "mine"'),
+    "pip install --no-deps -e .": ("tests/labkit/course/test_new_model.py", '"--no-deps"'),
+    "pytest": ("tests/labkit/course/test_new_model.py", '"pytest"'),
+    "./lab verify DIRECTORY": ("tests/labkit/load/test_verify.py", 'typed("verify", llama,'),
+    "./lab verify DIR": ("tests/labkit/load/test_verify.py", 'typed("verify", llama,'),
+    "./lab verify DIR --arch my_package.model:MyForCausalLM": ("tests/labkit/load/test_verify.py", 'arch="mine:Swapped"'),
+    "./lab verify DIR --against GOOD": ("tests/labkit/load/test_verify.py", "against=llama"),
     "./lab verify DIR --tp 1,2 --json report.json --html load.html": (
-        "tests/verify/test_verify.py",
+        "tests/labkit/load/test_verify.py",
         '("--tp", "1,2", "--no-logits", "--json", report, "--html", page)',
     ),
     "./lab verify llama-3-8b": ("scripts/record_verify_examples.py", "llama-3-8b"),
-    "./lab explain LOG --model DIRECTORY": ("tests/verify/test_explain.py", "explained("),
-    "./lab explain --model DIR < log": ("tests/verify/test_explain.py", "explained("),
-    "./lab explain --model DIR/headers.json < log": ("tests/verify/test_explain.py", 'file = directory / "headers.json"'),
+    "./lab explain LOG --model DIRECTORY": ("tests/labkit/load/test_explain.py", "explained("),
+    "./lab explain --model DIR < log": ("tests/labkit/load/test_explain.py", "explained("),
+    "./lab explain --model DIR/headers.json < log": ("tests/labkit/load/test_explain.py", 'file = directory / "headers.json"'),
     ".venv/bin/python tests/mutants/whole.py lab-03/rounded_down > mine.py; ./lab check 03 --impl mine.py": (
         "tox.ini",
         "mutants-!all: python -m pytest tests/mutants",
@@ -96,9 +99,9 @@ COVERED: dict[str, tuple[str, str]] = {
         "tests/mini_vllm/test_tensor_parallel.py",
         "--nnodes",
     ),
-    "./lab grade SUBMISSIONS_DIR --lab 01": ("tests/grade/test_grade.py", '"labkit", "grade", str(handed_in), "--lab"'),
-    "./lab grade SUBMISSIONS_DIR --lab 01 --ray HOST:6379": ("tests/grade/test_ray.py", '"--ray", address]'),
-    ".venv/bin/python -m labkit.environment ray": ("tox.ini", "python -m labkit.environment base ray"),
+    "./lab grade SUBMISSIONS_DIR --lab 01": ("tests/labkit/grading/test_grade.py", '"labkit", "grade", str(handed_in), "--lab"'),
+    "./lab grade SUBMISSIONS_DIR --lab 01 --ray HOST:6379": ("tests/labkit/grading/test_ray.py", '"--ray", address]'),
+    ".venv/bin/python -m labkit.system.environment ray": ("tox.ini", "python -m labkit.system.environment base ray"),
     "docker build -f docker/Dockerfile -t mini-vllm-labs .": ("tests/docker/conftest.py", '"build",'),
     "docker run --rm mini-vllm-labs": ("tests/docker/test_image.py", "docker.run(image).stdout"),
     "docker run --rm mini-vllm-labs check 01": ("tests/docker/test_image.py", 'image, "check", lab)'),
@@ -120,9 +123,9 @@ NOT_RUN: dict[str, str] = {
     "MINI_VLLM_LABS_WRITE_GOLDEN=1 .venv/bin/python -m pytest tests/mutants/test_mutants.py": "writes files of the work tree",
     "vllm serve ... 2>&1 | tee log;  ./lab explain log": "needs a model to serve; test_explain.py reads logs",
     "docker build -f docker/Dockerfile --target cuda -t mini-vllm-labs-cuda .": "many gigabytes, and a GPU to use it",
-    ".venv/bin/ray start --head": "leaves a cluster running; tests/grade/test_ray.py has one of its own",
+    ".venv/bin/ray start --head": "leaves a cluster running; tests/labkit/grading/test_ray.py has one of its own",
     ".venv/bin/ray start --address HOST:6379": "the same",
-    "./lab fetch meta-llama/Llama-3.2-1B": "asks the real hub; tests/labkit/test_fetch_hub.py asks one of its own",
+    "./lab fetch meta-llama/Llama-3.2-1B": "asks the real hub; tests/labkit/checkpoints/test_fetch_hub.py asks one of its own",
 } | {
     f".venv/bin/python benchmarks/{name}.py": "a measurement of minutes, by hand on a quiet machine"
     for name in [

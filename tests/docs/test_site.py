@@ -19,7 +19,7 @@ import pytest
 from pages import PAGES, tokens
 from playwright.sync_api import sync_playwright
 
-from labkit.labs import ROOT
+from labkit.system.labs import ROOT
 
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "object": "data", "video": "src"}
 WORDS = """token, position, block, block table, slot, prefill, decode, chunk, step, shard, rank, fused parameter, mapping row,

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pyte
 from pages import PAGES
 
-from labkit.labs import ROOT, load_implementation
+from labkit.system.labs import ROOT, load_implementation
 
 SVG = "{http://www.w3.org/2000/svg}"
 script = load_implementation(ROOT / "scripts" / "record_tour.py")

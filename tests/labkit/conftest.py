@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.installer import uv_path
-from labkit.labs import ROOT
+from labkit.system.installer import uv_path
+from labkit.system.labs import ROOT
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def work_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns(".progress"))
     shutil.copytree(ROOT / "requirements", tree / "requirements")
     shutil.copy(ROOT / "pyproject.toml", tree)
-    for pristine in (tree / "labkit" / "starters").glob("*.txt"):
+    for pristine in (tree / "labkit" / "course" / "starters").glob("*.txt"):
         shutil.copy(pristine, tree / "labs" / pristine.stem / "starter.py")
     monkeypatch.setenv("PYTHONPATH", str(tree))
     return tree

@@ -11,7 +11,7 @@ from pathlib import Path
 import pexpect
 import pyte
 
-from labkit.labs import ROOT
+from labkit.system.labs import ROOT
 
 PATIENCE = 60.0
 """Seconds that anything may take on a machine that does other things as well."""

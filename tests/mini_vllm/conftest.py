@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from labkit.fetch import fetch_smollm2
+from labkit.checkpoints.fetch import fetch_smollm2
 
 TINY: dict[str, Any] = {
     "hidden_size": 48,

@@ -14,7 +14,7 @@ import torch
 from history_model import VOCAB, HistoryModel
 from safetensors.torch import save_file
 
-from labkit.bigram import write_bigram_checkpoint
+from labkit.course.bigram import write_bigram_checkpoint
 from mini_vllm import LLM, AsyncLLM, RequestError, SamplingParams, register_model
 
 LONG = SamplingParams(temperature=0, max_tokens=50)

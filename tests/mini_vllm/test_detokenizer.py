@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Encoding
 from tokenizers import decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from labkit.bigram import byte_tokenizer
+from labkit.course.bigram import byte_tokenizer
 from mini_vllm.engine.detokenizer import Detokenizer
 from mini_vllm.sampling_params import SamplingParams
 from mini_vllm.tokenizer import Tokenizer

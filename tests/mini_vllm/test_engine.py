@@ -12,7 +12,7 @@ import torch
 from history_model import VOCAB, HistoryModel
 from torch import Tensor
 
-from labkit.bigram import byte_tokenizer
+from labkit.course.bigram import byte_tokenizer
 from mini_vllm import ContractError, LLMEngine, SamplingParams
 from mini_vllm.config import EngineConfig
 from mini_vllm.outputs import RequestOutput

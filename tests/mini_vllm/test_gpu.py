@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labkit.fetch import fetch_smollm2
+from labkit.checkpoints.fetch import fetch_smollm2
 from mini_vllm import LLM, SamplingParams
 
 pytestmark = [

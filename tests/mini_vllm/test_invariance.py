@@ -15,7 +15,7 @@ import torch
 from conftest import TINY
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from labkit.labs import find_lab, load_implementation
+from labkit.system.labs import find_lab, load_implementation
 from mini_vllm import LLM, LLMEngine, SamplingParams
 from mini_vllm.config import EngineConfig
 

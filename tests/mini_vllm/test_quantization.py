@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from labkit.tour import QUESTION
+from labkit.course.tour import QUESTION
 from mini_vllm import LLM, SamplingParams
 from mini_vllm.build import build_engine
 from mini_vllm.config import QuantizationConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from labkit.fetch import fetch_smollm2
+from labkit.checkpoints.fetch import fetch_smollm2
 from mini_vllm import LLM, SamplingParams
 
 pytestmark = [

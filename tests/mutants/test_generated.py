@@ -14,7 +14,7 @@ from generated import generated
 from verdicts import verdicts
 from whole import HERE
 
-from labkit.labs import Lab, all_labs
+from labkit.system.labs import Lab, all_labs
 
 EXPLAINED_TOO = os.environ.get("MINI_VLLM_LABS_ALL_MUTANTS") == "1"
 LABS = [lab for lab in all_labs() if Path(__file__).with_name(f"lab-{lab.number}").is_dir()]

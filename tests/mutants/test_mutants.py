@@ -14,7 +14,7 @@ import pytest
 from verdicts import Verdict, verdicts
 from whole import HERE, misconception, mutants_of, whole
 
-from labkit.labs import Lab, all_labs
+from labkit.system.labs import Lab, all_labs
 
 LABS = [lab for lab in all_labs() if Path(__file__).with_name(f"lab-{lab.number}").is_dir()]
 WRITE = os.environ.get("MINI_VLLM_LABS_WRITE_GOLDEN") == "1"

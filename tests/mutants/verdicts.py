@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from labkit.check import _words
-from labkit.labs import ROOT, Lab, find_lab
+from labkit.check.check import _words
+from labkit.system.labs import ROOT, Lab, find_lab
 
 PYTEST = ["-q", "-x", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "-m", "not gpu"]
 CPU_SECONDS = 60

@@ -11,7 +11,7 @@ import ast
 import sys
 from pathlib import Path
 
-from labkit.labs import Lab, find_lab
+from labkit.system.labs import Lab, find_lab
 
 HERE = Path(__file__).parent
 

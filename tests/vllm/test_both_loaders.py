@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs the real vLLM, which is not installed in this environment")
 
-from labkit.faults import FAULTS, break_checkpoint
-from labkit.labs import ROOT, find_lab, load_implementation
-from labkit.trace.coverage import verify
+from labkit.checkpoints.faults import FAULTS, break_checkpoint
+from labkit.load.trace.coverage import verify
+from labkit.system.labs import ROOT, find_lab, load_implementation
 from mini_vllm.loading.checkpoint import Checkpoint, read_json
 from mini_vllm.loading.loader import Kind, LoadError
 from mini_vllm.models.llama import LlamaForCausalLM

@@ -15,7 +15,7 @@ from twenty_prompts import TEXT, twenty_prompts
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-from labkit.fetch import fetch_smollm2
+from labkit.checkpoints.fetch import fetch_smollm2
 from mini_vllm import LLM, SamplingParams
 from mini_vllm.engine.sampler import truncated
 from mini_vllm.outputs import RequestOutput

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from labkit.fetch import fetch_smollm2
-from labkit.trace import trace_load
-from labkit.trace.coverage import verify
-from labkit.trace.known import KNOWN
+from labkit.checkpoints.fetch import fetch_smollm2
+from labkit.checkpoints.known_models import KNOWN
+from labkit.load.trace import trace_load
+from labkit.load.trace.coverage import verify
 from mini_vllm import LLM, SamplingParams
 
 DEVICES = [

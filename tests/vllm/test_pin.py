@@ -113,7 +113,7 @@ CLAIM = re.compile(r"`?([\w.]+)`?\s+\(`?(vllm/[\w/]+\.py):(\d+)`?\)")
 def claims() -> list[tuple[str, str, str, str, int]]:
     """(file of ours, its section or key, name, file of vLLM, line): a name, and in parentheses where it stands."""
     found = []
-    pages = ("labs/*/README.md", "labs/*/lab.toml", "docs/*.md", "labkit/plugins.py")
+    pages = ("labs/*/README.md", "labs/*/lab.toml", "docs/*.md", "labkit/load/plugins.py")
     for file in sorted(file for page in pages for file in ROOT.glob(page)):
         text = file.read_text(encoding="utf-8")
         for claim in CLAIM.finditer(text):

@@ -1,0 +1,1 @@
+"""The verdict on one file: pytest in a child process, its results and its report."""

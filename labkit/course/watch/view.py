@@ -1,0 +1,140 @@
+"""What ./lab watch has on the screen: words first; colour repeats them."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
+from rich.segment import Segment
+from rich.text import Text
+
+from labkit.check.check import Report
+from labkit.course.board import PASSED, STATE_STYLES, short
+from labkit.course.progress import TaskState, state_of
+from labkit.course.watch.runs import Run, Shown
+from labkit.system.labs import Lab, Task
+
+MESSAGE_LINES = 8
+"""Lines of a failure's message that are shown."""
+
+BRIEF = 156
+"""Characters, two lines: a longer side of a comparison comes last, so that it pushes nothing from the screen."""
+
+PRINTED_LINES = 4
+"""Lines of what a test printed that are shown, the last."""
+
+
+def in_words(test: str) -> str:
+    """``"test_positions_are_ignored"`` as it is meant: ``"positions are ignored"``."""
+    return test.removeprefix("test_").replace("_", " ")
+
+
+def states_now(run: Run) -> dict[str, TaskState | None]:
+    """Each task's state as far as the run has come; None where it has not come to it."""
+    states: dict[str, TaskState | None] = {}
+    for result in run.report.tasks:
+        running = not run.over and result.status != "failed" and any(test.status == "not run" for test in result.tests)
+        states[result.task.name] = None if running else state_of(result)
+    return states
+
+
+def earned(run: Run) -> str:
+    """``"40 of 100 points"``."""
+    return f"{run.report.points} of {run.lab.points} points"
+
+
+def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
+    """The lab, the file, and a line for the tasks of each state."""
+    lines: list[RenderableType] = [Text.from_markup(f"[bold]Lab {lab.number}[/bold]  {escape(lab.title)}")]
+    if run is None:
+        return lines
+    how = ", looking every 0.1 s since no events come from this folder" if polling else ""
+    lines.append(Text(f"watching {short(run.graded)}{how}"))
+    by_state: dict[str, list[str]] = {}
+    for name, state in states_now(run).items():
+        by_state.setdefault(state.state if state else "to run", []).append(name)
+    for state_name, names in by_state.items():
+        style = next((style for state, style in STATE_STYLES.items() if state == state_name), "")
+        lines.append(Text.assemble((f"{state_name}: ", style), ", ".join(names)))
+    lines.append(Text(earned(run)))
+    return lines
+
+
+def failure(task: Task, shown: Shown, run: Run) -> list[RenderableType]:
+    """One failed test: what it says in words, what was expected and what came, and where to look."""
+    result = shown.result
+    lines: list[RenderableType] = [
+        Text.assemble((f"{task.name}: failing", STATE_STYLES["failing"]), f"  {in_words(result.name)}"),
+    ]
+    printed = shown.printed.rstrip().splitlines()[-PRINTED_LINES:]
+    for part in (
+        [f"  {line}" for line in shown.compared if len(line) <= BRIEF],
+        [f"  {line}" for line in _message(shown)],
+        where(shown, run),
+        [f"  {line}" for line in shown.compared if len(line) > BRIEF],
+        ["printed:", *(f"  {line}" for line in printed)] if printed else [],
+    ):
+        lines += [Text(""), *map(Text, part)] if part else []
+    return lines
+
+
+def where(shown: Shown, run: Run) -> list[str]:
+    """The line of the learner's file that the failure came through, or the function that gave the wrong answer."""
+    line = shown.result.line
+    if line is None:
+        return [f"look at {shown.suspect}"] if shown.suspect else []
+    text = _line(run, line)
+    return [f"at {run.graded.name}:{line}", *([f"  {text}"] if text else [])]
+
+
+def broken(report: Report) -> list[RenderableType]:
+    """Why there is no verdict."""
+    return [Text.assemble(("no verdict: ", STATE_STYLES["failing"]), report.broken)]
+
+
+def passed_line(task: Task) -> Text:
+    """A task that has just passed."""
+    return Text.assemble((f"{task.name}: passed", STATE_STYLES[PASSED[0]]), f"  {task.title}")
+
+
+class Screen:
+    """Parts above a foot; where the terminal is too low for both, the parts are cut, and say so."""
+
+    def __init__(self, parts: list[RenderableType], foot: list[RenderableType]) -> None:
+        self.parts, self.foot = parts, foot
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The lines of both."""
+        options = options.update(height=None)
+        above = console.render_lines(Group(*self.parts), options, pad=False)
+        below = console.render_lines(Group(*self.foot), options, pad=False)
+        room = max(console.height - len(below) - 2, 1)
+        cut = len(above) > room
+        for line in above[: room - 1] if cut else above:
+            yield from line
+            yield Segment.line()
+        if cut:
+            yield Segment("... (a taller terminal shows the rest)")
+            yield Segment.line()
+        yield Segment.line()
+        for number, line in enumerate(below):
+            if number:
+                yield Segment.line()
+            yield from line
+
+
+def _message(shown: Shown) -> list[str]:
+    """What the test says; where the two sides are shown, without pytest's own account of them."""
+    lines = shown.result.message.splitlines()
+    if shown.compared:
+        lines = list(takewhile(lambda line: not line.startswith("assert "), lines))
+    return lines[:MESSAGE_LINES]
+
+
+def _line(run: Run, number: int) -> str:
+    try:
+        lines = run.graded.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return lines[number - 1].strip() if 0 < number <= len(lines) else ""

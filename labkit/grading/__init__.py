@@ -1,0 +1,1 @@
+"""Grading a class: ``./lab grade``. README.md is for teachers."""

@@ -1,0 +1,221 @@
+"""What is drawn, in rows and columns, not yet in pixels: parts of a model, their parameters, a bar for each rank, its slices.
+
+A bar shows one axis of its tensor, the one that is cut, and its slices are in true proportion. Where two axes are cut, as experts
+and rows are, the second runs down the bar. Slices that overlap lie in lanes of their own, one under the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from labkit.checkpoints.headers import Shape
+from labkit.load.trace.coverage import Box, Finding, covered
+from labkit.load.trace.records import Record, Span, Trace
+
+Kind = Literal["copy", "padding", "read", "missing", "twice", "cut off"]
+LAYER = re.compile(r"^(.*?)\.?(?<![^.])(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a tensor that is drawn as one rectangle.
+
+    Attributes:
+        kind: ``copy``: a record. ``padding``: filled by the load without a tensor. ``read``: a part of a checkpoint tensor that
+            some rank read. ``missing``, ``twice`` and ``cut off`` are faults, as `Finding` has them.
+        label: its checkpoint tensor, in short (``q_proj``), or the kind.
+        part: which part of the bar's tensor, one span per dimension.
+        record: what was copied; None for all kinds but ``copy``.
+        faults: what is wrong with it; of a copy, what is wrong with its checkpoint tensor.
+        lane: in which lane of the bar it lies, from 0.
+    """
+
+    kind: Kind
+    label: str
+    part: Box
+    record: Record | None = None
+    faults: tuple[Finding, ...] = ()
+    lane: int = 0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A tensor on one rank.
+
+    Attributes:
+        tp_rank: the rank; None for a checkpoint tensor, which all ranks read.
+        slices: in the order of their places.
+    """
+
+    tp_rank: int | None
+    slices: tuple[Slice, ...]
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes its slices need, at least one."""
+        return 1 + max((piece.lane for piece in self.slices), default=0)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A tensor, with a bar for each rank.
+
+    Attributes:
+        what: a parameter, or a checkpoint tensor of which a part was read by no rank.
+        name: the tensor's.
+        shape: on one rank.
+        axes: the axis that runs along the bars and, where two are cut, the one that runs down; none for a scalar.
+        bars: rank after rank.
+        repacked: what vLLM makes of it after the load, or None.
+        head_size: D, where vLLM's attention has one.
+    """
+
+    what: Literal["parameter", "checkpoint tensor"]
+    name: str
+    shape: Shape
+    axes: tuple[int, ...]
+    bars: tuple[Bar, ...]
+    repacked: str | None = None
+    head_size: int | None = None
+
+    @property
+    def length(self) -> int:
+        """How many rows or columns a bar is long; 1 for a scalar, and for a tensor that has none."""
+        return (self.shape[self.axes[0]] if self.axes else 1) or 1
+
+    @property
+    def unit(self) -> str:
+        """What is counted along the bars: ``rows``, ``columns``, ``axis 2``."""
+        return unit(self.axes[0] if self.axes else 0)
+
+    def along(self, piece: Slice) -> Span:
+        """Where the slice lies along the bar, in rows or columns."""
+        return piece.part[self.axes[0]] if self.axes else (0, 1)
+
+    def down(self, piece: Slice) -> tuple[float, float]:
+        """Where the slice lies in its lane, from 0 at the top to 1."""
+        if len(self.axes) < 2:
+            return 0.0, 1.0
+        start, stop = piece.part[self.axes[1]]
+        return start / self.shape[self.axes[1]], stop / self.shape[self.axes[1]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the model that is shown at a time: a layer, the embeddings, or the norm and the head."""
+
+    title: str
+    figures: tuple[Figure, ...]
+
+
+def parts(trace: Trace, findings: Sequence[Finding]) -> tuple[Part, ...]:
+    """The whole trace: every record is one slice, and every finding that concerns a part of a tensor is one more.
+
+    Args:
+        findings: of this trace, or of a larger one that it is part of; those about other tensors are left out.
+    """
+    figures = [*_parameters(trace, findings), *_cut_off(trace, findings)]
+    prefixes = {match[1] for figure in figures if (match := LAYER.match(figure.name))}
+    named: dict[str, list[Figure]] = defaultdict(list)
+    for figure in figures:
+        named[_part_title(figure.name, len(prefixes))].append(figure)
+    return tuple(Part(title, tuple(found)) for title, found in named.items())
+
+
+def unit(axis: int) -> str:
+    """What is counted along an axis."""
+    return ("rows", "columns")[axis] if axis < 2 else f"axis {axis}"
+
+
+def short(tensor: str) -> str:
+    """A tensor's name without its layer and its last word: ``q_proj``; an expert keeps its number, ``5.w1``."""
+    words = LAYER.sub("", tensor, count=1).split(".")
+    named = words[:-1] if len(words) > 1 else words
+    return ".".join(named[-2:]) if len(named) > 1 and named[-2].isdigit() else named[-1]
+
+
+def tones(figure: Figure) -> Mapping[str, int]:
+    """A number for each label of a figure's copies, the same on every rank: its tone and pattern."""
+    labels = dict.fromkeys(piece.label for bar in figure.bars for piece in bar.slices if piece.kind == "copy")
+    return {label: number for number, label in enumerate(labels)}
+
+
+def cut_axes(part: Box, shape: Shape) -> set[int]:
+    """The axes along which a part is less than the whole."""
+    return {axis for axis, (span, size) in enumerate(zip(part, shape, strict=True)) if span != (0, size)}
+
+
+def _parameters(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
+    ranks = sorted({record.tp_rank for record in trace.records} | {fill.tp_rank for fill in trace.fills}) or [0]
+    faults: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.fault in ("cut off", "rounded"):
+            faults[finding.name].append(finding)
+    slices: dict[tuple[str, int], list[Slice]] = defaultdict(list)
+    for record in trace.records:
+        piece = Slice("copy", short(record.tensor), record.destination, record, tuple(faults[record.tensor]))
+        slices[record.parameter, record.tp_rank].append(piece)
+    for fill in trace.fills:
+        slices[fill.parameter, fill.tp_rank].append(Slice("padding", "padding", fill.destination))
+    for finding in findings:
+        if finding.tp_rank is not None and finding.fault in ("missing", "twice"):
+            piece = Slice(finding.fault, finding.fault, finding.part, None, (finding,))
+            slices[finding.name, finding.tp_rank].append(piece)
+    figures = []
+    for name, shape in trace.parameter_shapes.items():
+        mine = {rank: slices[name, rank] for rank in ranks}
+        axes = _axes(shape, [piece for pieces in mine.values() for piece in pieces])
+        bars = tuple(Bar(rank, _in_lanes(pieces, axes)) for rank, pieces in mine.items())
+        figures.append(Figure("parameter", name, shape, axes, bars, trace.repacked.get(name), trace.head_size))
+    return figures
+
+
+def _cut_off(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
+    lost: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.fault == "cut off" and finding.name in trace.checkpoint_shapes:
+            lost[finding.name].append(finding)
+    figures = []
+    for name, found in lost.items():
+        read, _ = covered(record.source for record in trace.records if record.tensor == name)
+        pieces = [Slice("read", "read", box) for box in read]
+        pieces += [Slice("cut off", "cut off", finding.part, None, (finding,)) for finding in found]
+        shape = trace.checkpoint_shapes[name]
+        axes = _axes(shape, pieces)
+        figures.append(Figure("checkpoint tensor", name, shape, axes, (Bar(None, _in_lanes(pieces, axes)),)))
+    return figures
+
+
+def _axes(shape: Shape, pieces: Iterable[Slice]) -> tuple[int, ...]:
+    """The axes, two at most, along which the slices are cut; of a tensor that arrived whole, the one that the ranks have cut."""
+    cut, read = set(), set()
+    for piece in pieces:
+        cut |= cut_axes(piece.part, shape)
+        if piece.record and len(piece.record.shape) == len(shape):
+            read |= cut_axes(piece.record.source, piece.record.shape)
+    return tuple(sorted(cut or read or range(len(shape[:1]))))[:2]
+
+
+def _in_lanes(pieces: Iterable[Slice], axes: tuple[int, ...]) -> tuple[Slice, ...]:
+    """Each slice in the first lane where it overlaps no other; faults of overlap come last, under what overlaps."""
+    lanes: list[list[Slice]] = []
+    for piece in sorted(pieces, key=lambda piece: piece.kind == "twice"):
+        free = (number for number, lane in enumerate(lanes) if not any(_overlap(piece, other, axes) for other in lane))
+        number = next(free, len(lanes))
+        lanes += [[]] * (number == len(lanes))
+        lanes[number] = [*lanes[number], replace(piece, lane=number)]
+    return tuple(sorted((piece for lane in lanes for piece in lane), key=lambda piece: (piece.lane, piece.part)))
+
+
+def _overlap(one: Slice, other: Slice, axes: tuple[int, ...]) -> bool:
+    return all(max(one.part[axis][0], other.part[axis][0]) < min(one.part[axis][1], other.part[axis][1]) for axis in axes)
+
+
+def _part_title(name: str, stacks: int) -> str:
+    if match := LAYER.match(name):
+        return f"layer {match[2]}" if stacks == 1 else f"{match[1]} {match[2]}".strip()
+    return "embeddings" if "embed" in name else "norm and head"

@@ -1,0 +1,225 @@
+"""Records which part of which tensor is copied into which parameter, by watching torch's ``copy_``.
+
+Nothing of vLLM's inside is used: a loader, however it is built, ends in ``parameter[...].copy_(tensor[...])``. Views share
+their tensor's storage, so storage says who is copied into whom; storage offset and strides say which part (views.py).
+
+Some loaders make new tensors on the way: Falcon's and Bloom's sort interleaved heads, GPT-2's turns matrices round. Each such
+tensor is remembered by the pieces it was made of, and a copy from it is a copy from those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from labkit.load.trace.coverage import common, whole
+from labkit.load.trace.records import Span
+from labkit.load.trace.views import Box, inside, pairs, reshaped, span_of, split
+from labkit.system.errors import UserError
+
+MOST_COPIES = 200_000
+"""A load in more pieces than these is not traced: a loader that moves single numbers about."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One ``copy_`` from a checkpoint tensor into a parameter.
+
+    Attributes:
+        tensor, parameter: their names.
+        destination, source: the parts.
+        shard: vLLM's mark on the tensor.
+        changed: whether the loader computed with the values on the way.
+    """
+
+    tensor: str
+    parameter: str
+    destination: tuple[Span, ...]
+    source: tuple[Span, ...]
+    shard: str | int | None
+    changed: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the elements of a storage came from.
+
+    Attributes:
+        base: the tensor that fills the storage.
+        name: the checkpoint tensor that it is, or None:
+        pieces: what it was made of, each with its place in ``base``.
+        changed: whether values were computed with when it was made.
+    """
+
+    base: Tensor
+    name: str | None = None
+    pieces: tuple[tuple[Box, Tensor], ...] = ()
+    changed: bool = False
+
+
+FILLS = (torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor, torch.ops.aten.zero_.default)
+COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
+JOINS: dict[Any, Callable[[Tensor, int], Tensor]] = {
+    torch.ops.aten.cat.default: lambda tensor, axis: tensor,
+    torch.ops.aten.stack.default: lambda tensor, axis: tensor.unsqueeze(axis),
+}
+
+
+class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the base class has no annotations
+    """Active as a context manager; ``copies`` grows while the load runs inside it, and ``fills``: parts filled with a number.
+
+    Args:
+        parameters: name -> parameter, contiguous.
+        others: is asked, where something else is written, for what the model has beside them: its buffers, and parameters that
+            the loader makes when it meets their tensor. One that is written counts as a parameter from then on.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], others: Callable[[], Mapping[str, Tensor]] = dict) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.copies: list[Copy] = []
+        self.fills: list[tuple[str, tuple[Span, ...]]] = []
+        self.parameters = dict(parameters)
+        self.tensors: dict[str, Tensor] = {}  # kept alive: a freed storage would be reused, and taken for another tensor's
+        self._views: list[tuple[Tensor, Tensor]] = []  # of each copy the two parts, element by element in the same order
+        self._others = others
+        self._owners = {tensor.untyped_storage(): name for name, tensor in self.parameters.items()}
+        self._origins: dict[torch.UntypedStorage, Origin] = {}
+
+    def watch(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Passes the checkpoint's tensors on to the loader, remembering whose storage is whose."""
+        for name, tensor in tensors:
+            own = tensor.clone() if tensor.untyped_storage() in self._origins else tensor
+            self.tensors[name] = own
+            self._origins[own.untyped_storage()] = Origin(own, name)
+            yield name, own
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is torch.ops.aten.copy_.default:
+            self._record(args[0], args[1])
+            if args[1].device.type == "meta" != args[0].device.type:
+                return args[0]  # a parameter that was made on the way, elsewhere: there are no values to give it
+        elif func in FILLS and (parameter := self._owners.get(args[0].untyped_storage())) and args[0].numel():
+            self._fill(parameter, args[0])
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.untyped_storage() not in self._origins:
+            self._derive(func, made, *args)
+        return made
+
+    def _fill(self, parameter: str, part: Tensor) -> None:
+        whole_of = self.parameters[parameter]
+        self.fills += ((parameter, pair.one_box) for pair in pairs(part, whole_of, part, whole_of))
+
+    def _derive(self, func: Any, made: Tensor, *args: Any) -> None:
+        """Remembers what a new tensor was made of, if it was made of checkpoint tensors, one element of one element."""
+        if func in JOINS:
+            axis = (args[1] if len(args) > 1 else 0) % made.dim()
+            parts = [JOINS[func](part, axis) for part in args[0]]
+            if all(part.untyped_storage() in self._origins for part in parts):
+                self._origins[made.untyped_storage()] = Origin(made, pieces=tuple(_joined(parts, axis, made)))
+            return
+        known = [each for each in args if isinstance(each, Tensor) and each.untyped_storage() in self._origins]
+        if len(known) == 1 and known[0].shape == made.shape and made.untyped_storage() not in self._owners:
+            pieces = ((whole(tuple(made.shape)), known[0]),)
+            self._origins[made.untyped_storage()] = Origin(made, pieces=pieces, changed=func not in COPIES)
+
+    def _record(self, written: Tensor, read: Tensor) -> None:
+        if not written.numel():
+            return
+        origin = self._origins.get(read.untyped_storage())
+        parameter = self._owners.get(written.untyped_storage()) or (self._new_owner(written) if origin else None)
+        if parameter is None:
+            return
+        read = read.expand(written.shape)
+        if origin is None:
+            raise UserError(
+                f"{span_of(written, self.parameters[parameter])} of {parameter} is written from a tensor that is no part of a "
+                "checkpoint tensor; this loader changes tensors on the way, and its copies cannot be traced back"
+            )
+        for copy, *views in self._traced(parameter, written, read, origin, changed=False):
+            self.copies.append(copy)
+            self._views.append((views[0], views[1]))
+        if len(self.copies) > MOST_COPIES:
+            raise UserError(f"{parameter} is loaded in more than {MOST_COPIES:,} pieces; such a load is not traced")
+
+    def _new_owner(self, written: Tensor) -> str | None:
+        """The name of what else is written in the model, if it is a part of it."""
+        for name, tensor in self._others().items():
+            if tensor.untyped_storage() == written.untyped_storage():
+                self.parameters[name] = tensor
+                self._owners[tensor.untyped_storage()] = name
+                return name
+        return None
+
+    def _traced(
+        self, parameter: str, written: Tensor, read: Tensor, origin: Origin, changed: bool
+    ) -> Iterator[tuple[Copy, Tensor, Tensor]]:
+        """The copies that one ``copy_`` comes to: of rectangles, from checkpoint tensors."""
+        changed = changed or origin.changed
+        for pair in pairs(written, self.parameters[parameter], read, origin.base):
+            if origin.name is not None:
+                shard = getattr(self.tensors[origin.name], "shard_id", None)
+                yield Copy(origin.name, parameter, pair.one_box, pair.two_box, shard, changed), pair.one, pair.two
+                continue
+            mine, theirs = reshaped(pair.one, pair.two_box), reshaped(pair.two, pair.two_box)
+            if mine is None or theirs is None or not _in_order(theirs, origin.base):
+                for one, two in split(pair.one, pair.two):
+                    yield from self._traced(parameter, one, two, origin, changed)
+                continue
+            for place, piece in origin.pieces:
+                if (box := common(pair.two_box, place)) is not None:
+                    source = self._origins[piece.untyped_storage()]
+                    yield from self._traced(
+                        parameter, inside(mine, box, pair.two_box), inside(piece, box, place), source, changed
+                    )
+
+    def check_values(self) -> list[str]:
+        """Sees that each parameter now holds what its records say, to the bit; parts that were written again later are left out.
+
+        Returns:
+            The tensors of which values were changed by the conversion to the parameter's element type.
+
+        Raises:
+            UserError: naming the first record that does not hold.
+        """
+        rounded = []
+        later: dict[str, list[Box]] = {}
+        for copy, (written, read) in zip(reversed(self.copies), reversed(self._views), strict=True):
+            others = later.setdefault(copy.parameter, [])
+            again = any(common(copy.destination, other) is not None for other in others)
+            others.append(copy.destination)
+            if again or copy.changed:
+                continue
+            expected = read.to(self.parameters[copy.parameter])
+            if not torch.equal(_bits(written), _bits(expected)):
+                raise UserError(
+                    f"{copy.parameter} does not hold {copy.tensor}: its part {list(copy.destination)} differs from "
+                    f"the tensor's part {list(copy.source)}; the load changed the values after copying them"
+                )
+            if read.dtype != expected.dtype and not torch.equal(_bits(expected.to(read)), _bits(read)):
+                rounded.append(copy.tensor)
+        return list(dict.fromkeys(reversed(rounded)))
+
+
+def _joined(parts: Iterable[Tensor], axis: int, made: Tensor) -> Iterator[tuple[Box, Tensor]]:
+    """The parts of a concatenation, each with its place in it."""
+    start = 0
+    for part in parts:
+        box = list(whole(tuple(made.shape)))
+        box[axis] = (start, start + part.shape[axis])
+        start += part.shape[axis]
+        yield tuple(box), part
+
+
+def _in_order(view: Tensor, base: Tensor) -> bool:
+    """Whether the axes of a view are those of its base, and none is turned round."""
+    return all(size == 1 or mine == theirs for size, mine, theirs in zip(view.shape, view.stride(), base.stride(), strict=True))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor as bytes: NaN equals itself."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)

@@ -1,0 +1,106 @@
+"""Serves prompts with the real vLLM, which is imported once: every case runs in a fork of one warm process.
+
+Importing vLLM takes ten seconds, and an engine cannot be taken down without a trace in the process that it ran in. A fork of a
+process that has imported vLLM and done nothing else is both at once: warm and clean. multiprocessing's fork server is that
+process; ``labkit.load.vllm_preload`` is what it imports.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any
+
+from labkit.load.plugins import PluginError, examine, said_by
+
+Tokens = list[int]
+
+FORKS = multiprocessing.get_context("forkserver")
+
+
+def warm_up() -> None:
+    """Starts the process that imports vLLM, and does not wait for it."""
+    FORKS.set_forkserver_preload(["labkit.load.vllm_preload"])
+    forkserver.ensure_running()
+
+
+def serve(
+    model: Path, prompts: Sequence[Tokens], max_tokens: int, plugin: Path, workers: bool = False, **options: Any
+) -> list[Tokens]:
+    """What ``LLM(model)`` of the real vLLM says greedily to all of the prompts at once, on the CPU and in float32.
+
+    Args:
+        model: a directory with config.json and safetensors.
+        prompts: token ids.
+        max_tokens: how many tokens each gets.
+        plugin: the folder that ``write_plugin`` has filled; it is on ``sys.path`` of every process of this case.
+        workers: whether engine and model run in processes of their own, as they do by default; else all in one.
+        options: further arguments of ``LLM``.
+
+    Returns:
+        The tokens of each prompt.
+
+    Raises:
+        PluginError: vLLM does not come up, or does not answer; says why, as far as that can be found out.
+    """
+    warm_up()
+    receiver, sender = FORKS.Pipe(duplex=False)
+    job = {"model": str(model), "prompts": prompts, "max_tokens": max_tokens, "plugin": str(plugin), "options": options}
+    process = FORKS.Process(target=_case, args=(json.dumps(job), workers, sender))
+    process.start()
+    sender.close()
+    try:
+        answer = json.loads(receiver.recv_bytes())
+    except EOFError:
+        process.join()
+        raise PluginError(f"the process that served ended with exit status {process.exitcode} and without an answer") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(answer, str):
+        raise PluginError(answer)
+    return answer  # type: ignore[no-any-return]
+
+
+def _case(job: str, workers: bool, sender: Connection) -> None:
+    """The forked process: serves, and sends tokens, or in words why there are none."""
+    with tempfile.TemporaryFile("a+", errors="replace") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(workers))
+        try:
+            answer: list[Tokens] | str = _served(**json.loads(job))
+        except BaseException as error:  # whatever a learner's model may raise
+            answer = _why(error, log, **json.loads(job))
+        sender.send_bytes(json.dumps(answer).encode())
+
+
+def _served(model: str, prompts: list[Tokens], max_tokens: int, plugin: str, options: dict[str, Any]) -> list[Tokens]:
+    from vllm import LLM, SamplingParams
+
+    sys.path.insert(0, plugin)
+    llm = LLM(model, **{"dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True, "seed": 0} | options)
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def _why(error: BaseException, log: IO[str], model: str, plugin: str, **_: Any) -> str:
+    """The plugin's own fault where it is one; else what vLLM said first, which its worker processes only print."""
+    if isinstance(error, NotImplementedError):
+        return said_by(error)
+    try:
+        examine(Path(plugin), json.loads(Path(model, "config.json").read_text())["architectures"][0])
+    except PluginError as fault:
+        return str(fault)
+    log.seek(0)
+    first = re.search(r"^(?:\(.+?\) )?(?:ERROR .*?\] )?(\w+(?:Error|Exception): .+)$", log.read(), re.MULTILINE)
+    return first[1] if first else said_by(error)

@@ -1,0 +1,40 @@
+"""Atomic file writes, and the check of an output path before the work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from labkit.system.errors import UserError
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Writes a text as UTF-8, all of it or nothing: a reader never sees half of it.
+
+    Raises:
+        UserError: the file cannot be written there; the message says why.
+    """
+    if not path.name:
+        raise UserError(f"cannot write {path}: it names no file; name one in a folder of yours")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as fault:
+        raise UserError(f"cannot write {path}: {fault.strerror}; name a file in a folder of yours") from fault
+
+
+def check_output_path(path: Path, suffix: str, status: int = 1) -> None:
+    """Checks that a file of this suffix can be written there, before the work that produces it.
+
+    Raises:
+        UserError: with this exit status: the suffix is another, or there is no such folder.
+    """
+    if path.suffix != suffix:
+        better = path.with_suffix(suffix).name if path.name else f"trace{suffix}"
+        raise UserError(f"{path} should end in {suffix}; name it {better}", status)
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} to; make it first, or name another", status)

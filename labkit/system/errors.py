@@ -1,0 +1,19 @@
+"""The base class of errors that the user can fix. Standard library only."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """An error that the user can fix: the command line prints its message and exits with its status.
+
+    Args:
+        message: sentences that say what is wrong, with the numbers, and what to do next.
+        status: the exit status; without it, that of the class.
+    """
+
+    status = 1
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        if status is not None:
+            self.status = status

@@ -1,0 +1,78 @@
+"""The table: all its numbers, in 80 columns and in a wide terminal, as plain text."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from labkit.load.trace import FIVE, Trace, select, show
+
+CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
+
+
+def printed(trace: Trace, width: int) -> str:
+    stream = io.StringIO()
+    show(trace, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def five() -> Trace:
+    return select(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), FIVE)
+
+
+def test_eighty_columns_are_enough(five: Trace) -> None:
+    text = printed(five, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    for words in (
+        "TP 2, rank 0",
+        "TP 2, rank 1",
+        ".k_proj -> .qkv_proj, shard k",
+        "(3072, 4096)",
+        "rows 2048:2560",
+        "rows 512:1024",
+    ):
+        assert words in text
+    assert "columns 7168:14336" in text, "down_proj is cut along columns"
+
+
+def test_the_longest_names_and_numbers_fit_too() -> None:
+    """Layer 125 of a model as wide as Llama-3.1-405B, one rank of two."""
+    record = next(r for r in Trace.read(CAPTURED / "llama-3-8b-tp2.json").records if "v_proj" in r.tensor)
+    record = replace(
+        record,
+        tensor="model.layers.125.self_attn.v_proj.weight",
+        parameter="model.layers.125.self_attn.qkv_proj.weight",
+        shape=(128256, 16384),
+        source=((0, 128256), (26624, 53248)),
+    )
+    trace = replace(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), records=(record,), checkpoint_shapes={})
+    text = printed(trace, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert record.parameter in text
+    assert "columns 26624:53248" in text
+
+
+def test_a_wide_terminal_has_one_line_per_tensor(five: Trace) -> None:
+    lines = printed(five, 200).splitlines()
+    line = next(line for line in lines if "k_proj.weight" in line)
+    for words in (
+        "(1024, 4096)",
+        ".k_proj -> .qkv_proj, shard k",
+        "qkv_proj.weight",
+        "(3072, 4096)",
+        "rows 2048:2560",
+        "rows 0:512",
+    ):
+        assert words in line
+
+
+def test_a_tensor_that_nobody_read_is_named() -> None:
+    trace = Trace.read(CAPTURED / "fault-bias-unread.json")
+    assert "not read by vLLM: model.layers.1.self_attn.q_proj.bias (128,)" in printed(trace, 80)
+    assert "not read" not in printed(Trace.read(CAPTURED / "tiny-tp2.json"), 80)
