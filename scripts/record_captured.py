@@ -23,9 +23,9 @@ PICTURE = LAB / "load-tp2.svg"
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.load.trace import FIVE, Trace, around, select, show  # noqa: E402
-from labkit.load.trace.coverage import verify  # noqa: E402
-from labkit.load.trace.page import svg  # noqa: E402
+from labkit.load.trace import EXAMPLE_TENSORS, Trace, print_trace, select, select_parameters_of  # noqa: E402
+from labkit.load.trace.coverage import find_faults  # noqa: E402
+from labkit.load.trace.picture import draw_svg  # noqa: E402
 from labkit.load.trace.recordings import RECORDINGS  # noqa: E402
 from labkit.system.errors import UserError  # noqa: E402
 
@@ -53,7 +53,7 @@ def main() -> int:
 def picture() -> str:
     """The figure of the README: the parameters of the five tensors on both ranks of TP 2."""
     trace = Trace.read(CAPTURED / "llama-3-8b-tp2.json")
-    return svg(around(trace, FIVE), verify(trace))
+    return draw_svg(select_parameters_of(trace, EXAMPLE_TENSORS), find_faults(trace))
 
 
 def with_tables(text: str) -> str:
@@ -64,9 +64,9 @@ def with_tables(text: str) -> str:
 
 def _table(name: str, rank: int) -> str:
     """What ``./lab trace`` prints of this recording and rank in 80 columns, without the blanks at the ends of lines."""
-    trace = select(Trace.read(CAPTURED / f"{name}.json"), FIVE)
+    trace = select(Trace.read(CAPTURED / f"{name}.json"), EXAMPLE_TENSORS)
     printed = io.StringIO()
-    show(trace.of_rank(rank), Console(file=printed, width=80))
+    print_trace(trace.of_rank(rank), Console(file=printed, width=80))
     return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
 
 

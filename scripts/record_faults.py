@@ -28,7 +28,7 @@ from labkit.checkpoints.faults import FAULTS, break_checkpoint  # noqa: E402  # 
 from labkit.checkpoints.known_models import implied_shapes  # noqa: E402
 from labkit.checkpoints.logits import compare  # noqa: E402
 from labkit.load.trace import Trace, trace_load  # noqa: E402
-from labkit.load.trace.coverage import Finding, verify  # noqa: E402
+from labkit.load.trace.coverage import Finding, find_faults  # noqa: E402
 from labkit.load.trace.recordings import TINY, write_checkpoint  # noqa: E402
 from labkit.system.errors import UserError  # noqa: E402
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json  # noqa: E402
@@ -111,7 +111,7 @@ def outcome(good: Path, name: str, folder: Path, tp_size: int) -> Outcome:
 def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
     """What both loaders make of a checkpoint, on all ranks."""
     said, trace = vllm_loads(folder, tp_size)
-    findings = tuple(verify(trace)) if trace else ()
+    findings = tuple(find_faults(trace)) if trace else ()
     each = []
     for rank in range(tp_size):
         with tp_group(TPGroup(rank, tp_size)):

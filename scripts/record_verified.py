@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "verified-architectures.md"
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.load.trace.quiet import quiet  # noqa: E402  # found only with the line above
+from labkit.load.library_output import silence_logs  # noqa: E402  # found only with the line above
 from labkit.load.verify import Report, verify_model  # noqa: E402
 
 SIZES = (1, 2, 4)
@@ -140,12 +140,12 @@ def _short(said: str) -> str:
 
 def rows(architectures: Iterable[str]) -> list[Row]:
     """Every row, each from a fork of this process after one import of vLLM and transformers."""
-    with quiet():
+    with silence_logs():
         import transformers.models.auto.modeling_auto  # noqa: F401
         from vllm import LLM  # noqa: F401
 
-        from labkit.load.trace import live  # noqa: F401
-        from labkit.load.verify import layers  # noqa: F401
+        from labkit.load.trace import real_load  # noqa: F401
+        from labkit.load.verify import comparison  # noqa: F401
     found = []
     for architecture in architectures:
         found.append(_row(architecture))

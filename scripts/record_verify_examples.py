@@ -24,12 +24,12 @@ import record_verified  # noqa: E402  # found only with the line above
 
 from labkit.checkpoints.faults import break_checkpoint  # noqa: E402
 from labkit.checkpoints.known_models import resolve  # noqa: E402
-from labkit.load.explain import mend, read  # noqa: E402
-from labkit.load.explain.mend import lines as mended_lines  # noqa: E402
+from labkit.load.explain import find_error, find_fix  # noqa: E402
+from labkit.load.explain.fix import fix_lines  # noqa: E402
 from labkit.load.verify import verify_model  # noqa: E402
-from labkit.load.verify.report import lines  # noqa: E402
+from labkit.load.verify.report_text import report_lines  # noqa: E402
 
-SAID = "ValueError: There is no module or parameter named 'language_model' in Gemma3ForCausalLM"
+ERROR = "ValueError: There is no module or parameter named 'language_model' in Gemma3ForCausalLM"
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def _in_a_folder() -> Iterator[None]:
 
 def shapes() -> str:
     """``./lab verify llama-3-8b``."""
-    return "\n".join(lines(verify_model("llama-3-8b")))
+    return "\n".join(report_lines(verify_model("llama-3-8b")))
 
 
 def silent() -> str:
@@ -54,7 +54,7 @@ def silent() -> str:
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
         break_checkpoint(Path("good"), "missing-k", Path("my-llama"))
-        return "\n".join(lines(verify_model("my-llama", (1, 2), logits=False)))
+        return "\n".join(report_lines(verify_model("my-llama", (1, 2), logits=False)))
 
 
 def garbage() -> str:
@@ -62,7 +62,7 @@ def garbage() -> str:
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
         break_checkpoint(Path("good"), "permuted-qk", Path("from-gguf"))
-        return "\n".join(lines(verify_model("from-gguf", (1,), against=Path("good"))))
+        return "\n".join(report_lines(verify_model("from-gguf", (1,), against=Path("good"))))
 
 
 def prefix() -> str:
@@ -72,8 +72,8 @@ def prefix() -> str:
         stored = resolve("gemma").stored
         headers = {f"language_model.{name}": {"dtype": each.dtype, "shape": each.shape} for name, each in stored.items()}
         Path("gemma/headers.json").write_text(json.dumps(headers))
-        said = read(SAID)
-        return "\n".join([f"said: {said.line}", said.words, *mended_lines(mend(resolve("gemma/headers.json")))])
+        error = find_error(ERROR)
+        return "\n".join([f"error: {error.line}", error.meaning, *fix_lines(find_fix(resolve("gemma/headers.json")))])
 
 
 EXAMPLES: dict[str, Callable[[], str]] = {"shapes": shapes, "silent": silent, "garbage": garbage, "prefix": prefix}

@@ -69,19 +69,19 @@ FAULTS = {
     ),
     "another name": (
         {"old": 'ARCHITECTURE = "Bi', "new": 'ARCHITECTURE = "bi'},
-        r"config\.json asks for BigramForCausalLM, which no plugin has registered; the nearest there is: bigramForCausalLM",
+        r"config\.json asks for BigramForCausalLM, which no plugin has registered; the nearest registered name: bigramForCausalLM",
     ),
     "another class": (
         {"old": ":BigramForCausalLM", "new": ":BigramModel"},
-        r"BigramForCausalLM is registered, and its class cannot be imported: AttributeError: .*'BigramModel'",
+        r"BigramForCausalLM is registered, but its class cannot be imported: AttributeError: .*'BigramModel'",
     ),
     "no compute_logits": (
         {"old": "def compute_logits", "new": "def logits"},
-        r"BigramForCausalLM has no compute_logits\(hidden_states\); vLLM asks a model for __init__, embed_input_ids, forward",
+        r"BigramForCausalLM has no compute_logits\(hidden_states\); vLLM calls __init__, embed_input_ids, forward",
     ),
     "a name of its own": (
         {"old": "        input_ids: Tensor,", "new": "        tokens: Tensor,"},
-        r"BigramForCausalLM has no forward with an argument called input_ids; vLLM asks",
+        r"BigramForCausalLM has no forward with an argument called input_ids; vLLM calls",
     ),
     "the wrong table": (
         {"old": ROW, "new": ROW.replace("vocab_size,", "3,")},
@@ -123,7 +123,7 @@ def test_entry_points_of_another_form(tmp_path: Path) -> None:
         write_plugin(SOLUTION, "graduate", {"vllm.plugins": {"graduate": "graduate:register"}}, tmp_path / "a")
     with pytest.raises(PluginError, match="has no group at all"):
         write_plugin(SOLUTION, "graduate", {}, tmp_path / "b")
-    with pytest.raises(PluginError, match="under it stands a mapping"):
+    with pytest.raises(PluginError, match="it must be a mapping"):
         write_plugin(SOLUTION, "graduate", {GROUP: "graduate:register"}, tmp_path / "c")  # type: ignore[dict-item]
     assert list(tmp_path.iterdir()) == []
 

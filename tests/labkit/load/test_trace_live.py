@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from labkit.checkpoints.headers import Shape
 from labkit.checkpoints.known_models import implied_shapes
-from labkit.load.trace import FIVE, Record, Trace, select, trace_load
+from labkit.load.trace import EXAMPLE_TENSORS, Record, Trace, select, trace_load
 from labkit.load.trace.recordings import RECORDINGS, TINY, Recording, write_checkpoint
 from labkit.system.errors import UserError
 from labkit.system.labs import load_implementation
@@ -72,7 +72,7 @@ def test_rank_1_of_2_of_llama_3_8b() -> None:
     assert part(trace, "self_attn.o_proj").source == ((0, 4096), (2048, 4096))
     assert part(trace, "mlp.down_proj").source == ((0, 4096), (7168, 14336))
     assert trace.parameter_shapes["model.embed_tokens.weight"] == (64128, 4096)
-    assert [str(record.mapping) for record in select(trace, FIVE).records] == [
+    assert [str(record.mapping) for record in select(trace, EXAMPLE_TENSORS).records] == [
         ".q_proj -> .qkv_proj, shard q",
         ".k_proj -> .qkv_proj, shard k",
         ".v_proj -> .qkv_proj, shard v",
@@ -275,7 +275,7 @@ TWO_RANKS = """
 import sys, torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import get_tp_group, init_distributed_environment, initialize_model_parallel
-from labkit.load.trace import build, live
+from labkit.load.trace import real_load, real_model
 from labkit.checkpoints.known_models import resolve
 from pathlib import Path
 
@@ -285,8 +285,8 @@ with set_current_vllm_config(VllmConfig()):
 rank = get_tp_group().rank_in_group
 model = resolve(sys.argv[1])
 cpu = torch.device("cpu")
-llama, _ = build.build(model, torch.float32, cpu)
-copies = live.record_load(llama, model, torch.float32, cpu, "a real rank").copies
+llama, _ = real_model.build(model, torch.float32, cpu)
+copies = real_load.record_load(llama, model, torch.float32, cpu, "a real rank").copies
 lines = [f"{c.tensor} {c.parameter} {c.destination} {c.source}\\n" for c in copies]
 Path(sys.argv[1], f"rank{rank}.txt").write_text("".join(lines))
 """

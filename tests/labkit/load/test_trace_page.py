@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from labkit.load.trace import Trace
-from labkit.load.trace.coverage import verify
-from labkit.load.trace.page import html
+from labkit.load.trace.coverage import find_faults
+from labkit.load.trace.picture import draw_html
 
 CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 QKV = "model.layers.1.self_attn.qkv_proj.weight"
@@ -25,7 +25,7 @@ def captured(name: str) -> Trace:
 
 
 def page(trace: Trace) -> str:
-    return html(trace, verify(trace))
+    return draw_html(trace, find_faults(trace))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labkit.load.trace.boxes import box_of, box_pairs
 from labkit.load.trace.recorder import Copy, CopyRecorder
-from labkit.load.trace.views import pairs, span_of
 from labkit.system.errors import UserError
 
 
@@ -34,19 +34,19 @@ def test_a_part_is_told_by_offset_and_strides(part: Any, device: str, before: in
     view = base
     for axis, (start, stop) in enumerate(spans):
         view = view.narrow(axis, start, stop - start)
-    told = span_of(view, base)
+    told = box_of(view, base)
     assert told == (spans if view.numel() else ((0, 0),) * len(shape))
     # Turned round, and flattened where that needs no copy, it is the same part.
-    assert span_of(view.permute(*reversed(range(len(shape)))), base) == told
+    assert box_of(view.permute(*reversed(range(len(shape)))), base) == told
     if view.is_contiguous():
-        assert span_of(view.reshape(-1), base) == told
+        assert box_of(view.reshape(-1), base) == told
 
 
 def test_a_view_that_is_no_rectangle_is_cut_into_some() -> None:
     """Every other row: two rectangles of two rows each would need a gap, so each row is its own."""
     base, rows = torch.empty(6, 3), torch.empty(3, 3)
-    assert span_of(base[::2], base) is None
-    assert [(pair.one_box[0], pair.two_box[0]) for pair in pairs(base[::2], base, rows, rows)] == [
+    assert box_of(base[::2], base) is None
+    assert [(pair.one_box[0], pair.two_box[0]) for pair in box_pairs(base[::2], base, rows, rows)] == [
         ((0, 1), (0, 1)),
         ((2, 3), (1, 2)),
         ((4, 5), (2, 3)),

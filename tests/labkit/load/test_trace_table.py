@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from labkit.load.trace import FIVE, Trace, select, show
+from labkit.load.trace import EXAMPLE_TENSORS, Trace, print_trace, select
 
 CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 
 
 def printed(trace: Trace, width: int) -> str:
     stream = io.StringIO()
-    show(trace, Console(file=stream, width=width))
+    print_trace(trace, Console(file=stream, width=width))
     return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
 def five() -> Trace:
-    return select(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), FIVE)
+    return select(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), EXAMPLE_TENSORS)
 
 
 def test_eighty_columns_are_enough(five: Trace) -> None:
