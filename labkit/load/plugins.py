@@ -114,8 +114,8 @@ def examine(folder: Path, architecture: str) -> None:
                 register()
             except Exception as error:
                 raise PluginError(
-                    f"{point.value} fails when it is called{time}: {describe_error(error)}; every process of vLLM calls it, and it "
-                    "must allow more than one call"
+                    f"{point.value} fails when it is called{time}: {describe_error(error)}; every process of vLLM calls "
+                    "it, and it must allow more than one call"
                 ) from error
     registered = ModelRegistry.models.get(architecture)
     if registered is None:

@@ -185,6 +185,6 @@ def test_what_could_not_be_run_is_said_and_the_trace_is_there_all_the_same(monke
     assert f"torch is {torch.__version__}, and vLLM" in versions
     assert "is built for 2.99.0; kernels may fail" in versions
     assert ready == (
-        "vLLM could not make the loaded parameters ready to serve: AttributeError: "
+        "vLLM could not prepare the loaded parameters for serving: AttributeError: "
         "'_OpNamespace' '_C' object has no attribute 'pack'"
     )

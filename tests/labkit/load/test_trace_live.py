@@ -198,7 +198,7 @@ def test_vllms_own_words_are_passed_on(tmp_path: Path) -> None:
     k_proj = "model.layers.1.self_attn.k_proj.weight"
     assert refusal(tmp_path, lambda shapes: shapes.update({k_proj: (32, 64)})) == (
         f"vLLM {vllm.__version__} refused the load as rank 1 of 2: RuntimeError: start (32) + length (32) exceeds dimension size "
-        f"(32); the last tensor it took was {k_proj} (32, 64), meant for model.layers.1.self_attn.qkv_proj.weight (128, 64)"
+        f"(32); the last tensor it read was {k_proj} (32, 64), for model.layers.1.self_attn.qkv_proj.weight (128, 64)"
     )
 
 
@@ -219,7 +219,7 @@ def test_where_vllm_says_nothing_the_tensor_and_both_shapes_are_named(
     tmp_path: Path, tensor: str, shape: Shape, parameter: str
 ) -> None:
     said = refusal(tmp_path, lambda shapes: shapes.update({tensor: shape}))
-    assert f"AssertionError without a message; the last tensor it took was {tensor} {shape}, meant for {parameter}" in said
+    assert f"AssertionError without a message; the last tensor it read was {tensor} {shape}, for {parameter}" in said
 
 
 def test_a_missing_norm_is_refused_as_the_engine_refuses_it(tmp_path: Path) -> None:
