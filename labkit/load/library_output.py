@@ -17,11 +17,7 @@ NOISY_LOGGERS = ("vllm", "transformers", "torch._library.triton", "torch.distrib
 
 
 def require_vllm(command: str) -> None:
-    """Checks that vLLM is installed in this environment.
-
-    Raises:
-        UserError: it is not; names the ``./lab`` command that installs it.
-    """
+    """Raises UserError, with the ``./lab`` command that installs vLLM, where it is not installed in this environment."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             f"vLLM is not installed in this environment; run ./lab {command}, which installs the pinned version first"

@@ -25,13 +25,7 @@ OTHER_MODALITIES = ("vision", "visual", "image", "audio", "whisper", "speech", "
 
 @dataclass(frozen=True)
 class Attempt:
-    """A load with some mapping rows.
-
-    Attributes:
-        rows: the rows that were added.
-        remaining: the faults that remain; none where the load is whole.
-        trace: the load; None where vLLM refused it.
-    """
+    """A load with additional mapping rows: the faults that remain, and the trace (None where vLLM refused the load)."""
 
     rows: MapperRows
     remaining: tuple[str, ...]
@@ -63,8 +57,7 @@ class FixSearch:
 def find_fix(model: Model, progress: Callable[[str], None] = lambda text: None) -> FixSearch:
     """Loads a checkpoint on meta at TP 1, and tries mapping rows until the load is whole or no proposal is left.
 
-    Raises:
-        UserError: the class cannot be built.
+    Raises UserError where the class cannot be built.
     """
     progress("importing vLLM")
     with silence_logs():

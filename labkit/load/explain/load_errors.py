@@ -19,13 +19,7 @@ MAX_LINE = 300
 
 @dataclass(frozen=True)
 class KnownError:
-    """An error that was found in a log.
-
-    Attributes:
-        kind: its key in ERRORS.
-        line: the line of the log, without the logger's prefix.
-        meaning: sentences that explain it.
-    """
+    """An error in a log: its key in ERRORS, its line without the logger's prefix, and sentences that explain it."""
 
     kind: str
     line: str
@@ -109,11 +103,7 @@ ERRORS: dict[str, tuple[str, str | Callable[[re.Match[str]], str]]] = {
 
 
 def find_error(log: str) -> KnownError:
-    """Finds the last known error in a log. The engine's own report after it contains less.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Finds the last known error in a log, because the engine's own report after it says less; raises UserError for none."""
     text = LOGGER_PREFIX.sub("", COLOUR.sub("", log[-MAX_CHARACTERS:]))
     matches = [(kind, found) for kind, (pattern, _) in ERRORS.items() for found in re.finditer(pattern, text, re.MULTILINE)]
     if not matches:
@@ -129,11 +119,7 @@ def find_error(log: str) -> KnownError:
 
 
 def read_log(file: Path | None) -> str:
-    """Reads a log from a file or from standard input; replaces bytes that are not UTF-8.
-
-    Raises:
-        UserError: it cannot be read, or is empty.
-    """
+    """Reads a log from a file or from standard input; raises UserError where it cannot be read or is empty."""
     try:
         text = (file.read_bytes() if file else sys.stdin.buffer.read()).decode("utf-8", errors="replace")
     except OSError as error:

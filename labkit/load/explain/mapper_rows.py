@@ -42,12 +42,7 @@ Renames = Mapping[str, str | None]
 
 @dataclass(frozen=True)
 class MapperRows:
-    """Rows of a WeightsMapper, by the argument that takes them.
-
-    Attributes:
-        substr, prefix, suffix: the rows.
-        matched: checkpoint name -> the name it was matched with.
-    """
+    """Rows of a WeightsMapper by the argument that takes them, and the names that were matched: checkpoint name -> filler."""
 
     substr: Renames = field(default_factory=dict)
     prefix: Renames = field(default_factory=dict)
@@ -79,19 +74,10 @@ def _quoted(text: str | None) -> str:
     return "None" if text is None else f'"{text}"'
 
 
-@dataclass(frozen=True)
-class Name:
-    """A dotted name, split at its first number; a name without a number is all tail."""
-
-    head: str
-    number: str
-    tail: str
-
-    @classmethod
-    def of(cls, name: str) -> Name:
-        """Splits a name."""
-        found = re.match(r"(?P<head>.*?)\.(?P<number>\d+)\.(?P<tail>.*)$", name)
-        return cls(found["head"], found["number"], found["tail"]) if found else cls("", "", name)
+def _split(name: str) -> tuple[str, str, str]:
+    """Splits a name at its first number into head, number and tail; a name without a number is all tail."""
+    found = re.match(r"(.*?)\.(\d+)\.(.*)$", name)
+    return (found[1], found[2], found[3]) if found else ("", "", name)
 
 
 def propose_rows(unmatched: Mapping[str, Shape], fillers: Mapping[str, Shape], loaded: Iterable[str]) -> list[MapperRows]:
@@ -125,15 +111,12 @@ def _renaming_rows(unmatched: Mapping[str, Shape], fillers: Mapping[str, Shape])
     substr: dict[str, str | None] = {}
     heads: Counter[tuple[str, str]] = Counter()
     for name, other in matched.items():
-        one, two = Name.of(name), Name.of(other)
-        if one.number:
-            if one.tail != two.tail:
-                old, new = _different_parts(one.tail, two.tail)
-                end = "." if f".{old}." in name else ""
-                substr[f".{old}{end}"] = f".{new}{end}"
-            heads[one.head, two.head] += 1
-        else:
-            heads[name, other] += 1
+        (head, number, tail), (other_head, _, other_tail) = _split(name), _split(other)
+        if number and tail != other_tail:
+            old, new = _different_parts(tail, other_tail)
+            end = "." if f".{old}." in name else ""
+            substr[f".{old}{end}"] = f".{new}{end}"
+        heads[(head, other_head) if number else (name, other)] += 1
     # Longer rows first: a shorter one would rename their names before them.
     substr = dict(sorted(substr.items(), key=lambda row: -len(row[0])))
     prefix = dict(_prefix_row(head, other) for (head, other), _ in heads.most_common() if head != other)
@@ -141,14 +124,15 @@ def _renaming_rows(unmatched: Mapping[str, Shape], fillers: Mapping[str, Shape])
 
 
 def _match_names(unmatched: Mapping[str, Shape], fillers: Mapping[str, Shape]) -> dict[str, str]:
-    """For each unmatched name the filler whose tail is matched with its tail, in the same layer."""
-    tails = _match_tails(_tails(unmatched), _tails(fillers))
+    """For each unmatched name the most similar filler of the same number whose tail is matched with its tail."""
+    mine, theirs = (
+        {_split(name)[2]: (shape, bool(_split(name)[1])) for name, shape in all_.items()} for all_ in (unmatched, fillers)
+    )
+    tails = _match_tails(mine, theirs)
     matched: dict[str, str] = {}
     for name in unmatched:
-        parts = Name.of(name)
-        if (tail := tails.get(parts.tail)) is None:
-            continue
-        same = [other for other in fillers if (Name.of(other).tail, Name.of(other).number) == (tail, parts.number)]
+        _, number, tail = _split(name)
+        same = [other for other in fillers if tail in tails and _split(other)[1:] == (number, tails[tail])]
         if same:
             matched[name] = max(same, key=lambda other: _similarity(other, name))
     return matched
@@ -156,7 +140,7 @@ def _match_names(unmatched: Mapping[str, Shape], fillers: Mapping[str, Shape]) -
 
 def _tails(shapes: Mapping[str, Shape]) -> dict[str, tuple[Shape, bool]]:
     """The tails of names, each with its shape and whether a number is before it."""
-    return {Name.of(name).tail: (shape, bool(Name.of(name).number)) for name, shape in shapes.items()}
+    return {tail: (shape, bool(number)) for name, shape in shapes.items() for _, number, tail in [_split(name)]}
 
 
 def _match_tails(mine: Mapping[str, tuple[Shape, bool]], theirs: Mapping[str, tuple[Shape, bool]]) -> dict[str, str]:
@@ -221,7 +205,7 @@ def _dropping_rows(names: Sequence[str], kept: Sequence[str]) -> MapperRows:
         if _applies(rows, name):
             continue
         parts = name.split(".")
-        first, last, tail = f"{parts[0]}.", f".{parts[-1]}", f".{Name.of(name).tail.rpartition('.')[0]}."
+        first, last, tail = f"{parts[0]}.", f".{parts[-1]}", f".{_split(name)[2].rpartition('.')[0]}."
         if not any(other.startswith(first) for other in kept):
             prefix[first] = None
         elif not any(other.endswith(last) for other in kept):

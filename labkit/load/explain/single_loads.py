@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from labkit.checkpoints.headers import LEFT_OVER, Shape
 from labkit.checkpoints.known_models import Model
@@ -28,7 +27,7 @@ UNMATCHED = "no module or parameter|nested weight|has no parameter"
 """vLLM's messages for a name that the class has no parameter for."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SingleLoads:
     """The result of each tensor's load.
 
@@ -42,27 +41,21 @@ class SingleLoads:
         parameters: all parameters, with their shapes.
     """
 
-    loaded: tuple[str, ...]
-    ignored: tuple[str, ...]
-    unmatched: dict[str, Shape]
-    wrong_shape: dict[str, str]
-    unfilled: dict[str, Shape]
-    fillers: dict[str, Shape]
-    parameters: dict[str, Shape]
+    loaded: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    unmatched: dict[str, Shape] = field(default_factory=dict)
+    wrong_shape: dict[str, str] = field(default_factory=dict)
+    unfilled: dict[str, Shape] = field(default_factory=dict)
+    fillers: dict[str, Shape] = field(default_factory=dict)
+    parameters: dict[str, Shape] = field(default_factory=dict)
 
 
 def load_each_tensor(model: Model) -> SingleLoads:
     """Builds the class at TP 1, and loads every tensor by itself."""
-    meta = torch.device("meta")
-    dtype = parameter_dtype(model)
-    loaded: list[str] = []
-    ignored: list[str] = []
-    unmatched: dict[str, Shape] = {}
-    wrong_shape: dict[str, str] = {}
+    meta, dtype, result = torch.device("meta"), parameter_dtype(model), SingleLoads()
     with group_of_one(), as_rank(0, 1):
         built, _ = build(model, dtype, meta)
-        recorder = CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True))
-        with recorder:
+        with CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True)) as recorder:
             for name, shape in _sample(model).items():
                 before = len(recorder.copies)
                 tensor = torch.empty(shape, dtype=dtype, device=meta)
@@ -70,21 +63,21 @@ def load_each_tensor(model: Model) -> SingleLoads:
                     cast(Any, built).load_weights(recorder.watch([(name, tensor)]))
                 except Exception as error:
                     if isinstance(error, KeyError) or re.search(UNMATCHED, str(error)):
-                        unmatched[name] = shape
+                        result.unmatched[name] = shape
                     else:
-                        wrong_shape[name] = describe_error(error)
+                        result.wrong_shape[name] = describe_error(error)
                     continue
-                (loaded if len(recorder.copies) > before else ignored).append(name)
-    unfilled = _unfilled(recorder)
-    return SingleLoads(
-        loaded=tuple(loaded),
-        ignored=tuple(name for name in ignored if not name.endswith(LEFT_OVER)),
-        unmatched=unmatched,
-        wrong_shape=wrong_shape,
-        unfilled=unfilled,
-        fillers=_fillers(built, unfilled, {*loaded, *wrong_shape}),
-        parameters={name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()},
-    )
+                if len(recorder.copies) > before:
+                    result.loaded.append(name)
+                elif not name.endswith(LEFT_OVER):
+                    result.ignored.append(name)
+    result.parameters = {name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()}
+    result.unfilled = _unfilled(recorder, result.parameters)
+    for parameter, shape in result.unfilled.items():  # names that the class's rows fuse come before the parameter's own
+        fused = [parameter.replace(row.to, row.from_) for row in stacked_rows(built) if row.to in parameter]
+        known = {*result.loaded, *result.wrong_shape}
+        result.fillers |= {name: shape for name in [*fused, parameter] if name not in known}
+    return result
 
 
 def _sample(model: Model) -> dict[str, Shape]:
@@ -96,19 +89,9 @@ def _sample(model: Model) -> dict[str, Shape]:
     return {name: shape for name, shape in model.shapes.items() if numbers.get(name, 0) in chosen}
 
 
-def _unfilled(recorder: CopyRecorder) -> dict[str, Shape]:
+def _unfilled(recorder: CopyRecorder, parameters: dict[str, Shape]) -> dict[str, Shape]:
     """Parameters of which a part was neither copied to nor filled with a number."""
     boxes: dict[str, list[Box]] = defaultdict(list)
     for name, box in [*((copy.parameter, copy.destination) for copy in recorder.copies), *recorder.fills]:
         boxes[name].append(box)
-    shapes = {name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()}
-    return {name: shape for name, shape in shapes.items() if without(whole(shape), boxes[name])}
-
-
-def _fillers(built: nn.Module, unfilled: dict[str, Shape], known: set[str]) -> dict[str, Shape]:
-    """The names that would fill the parameters: first those that the class's rows fuse, then the parameters' own."""
-    names: dict[str, Shape] = {}
-    for parameter, shape in unfilled.items():
-        fused = [parameter.replace(row.to, row.from_) for row in stacked_rows(built) if row.to in parameter]
-        names |= {name: shape for name in [*fused, parameter] if name not in known}
-    return names
+    return {name: shape for name, shape in parameters.items() if without(whole(shape), boxes[name])}

@@ -11,19 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from labkit.checkpoints.known_models import check_ranks, known_names, resolve
+from labkit.checkpoints.known_models import check_ranks, resolve
 from labkit.load.library_output import require_vllm, silence_logs
 from labkit.load.trace.records import MappingRow, Record, Trace, select, select_parameters_of
 from labkit.load.trace.table import print_coverage, print_trace
-from labkit.system.errors import UserError
 
 __all__ = [
     "EXAMPLE_TENSORS",
     "MappingRow",
     "Record",
     "Trace",
-    "UserError",
-    "known_names",
     "print_coverage",
     "print_trace",
     "select",

@@ -125,11 +125,8 @@ def record_load(
 ) -> CopyRecorder:
     """Runs the real ``load_weights`` over the checkpoint, then vLLM's check for parameters that were not initialized.
 
-    Args:
-        rank: the rank for error messages, ``rank 0 of 2``.
-
     Raises:
-        VllmLoadError: vLLM refuses the load; with vLLM's message.
+        VllmLoadError: vLLM refuses the load; with ``rank`` (``rank 0 of 2``) and vLLM's message.
     """
     recorder = CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True))
     refused = f"vLLM {vllm.__version__} refused the load as {rank}"
@@ -178,7 +175,11 @@ def _last_tensor(recorder: CopyRecorder, built: nn.Module) -> str:
 
 def _repacked(built: nn.Module, config: ModelConfig, device: torch.device) -> dict[str, str]:
     """Runs vLLM's step between loading and serving; describes each parameter that it changes."""
-    before = {name: (parameter, _described(parameter)) for name, parameter in built.named_parameters()}
+
+    def described(parameter: Tensor) -> str:
+        return f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
+
+    before = {name: (parameter, described(parameter)) for name, parameter in built.named_parameters()}
     process_weights_after_loading(built, config, device)
     after = dict(built.named_parameters())
     changed = {}
@@ -186,16 +187,11 @@ def _repacked(built: nn.Module, config: ModelConfig, device: torch.device) -> di
         now = after.get(name)
         if now is None:
             changed[name] = f"{was} -> gone"
-        elif _described(now) != was:
-            changed[name] = f"{was} -> {_described(now)}"
+        elif described(now) != was:
+            changed[name] = f"{was} -> {described(now)}"
         elif now.data_ptr() != parameter.data_ptr():
             changed[name] = f"{was} -> replaced by another tensor of this shape"
     return changed
-
-
-def _described(parameter: Tensor) -> str:
-    """``(6144, 4096) bfloat16``."""
-    return f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
 
 
 def _head_size(built: nn.Module) -> int | None:

@@ -86,10 +86,8 @@ def parameter_dtype(model: Model) -> torch.dtype:
 def group_of_one() -> Iterator[None]:
     """Initializes vLLM's process groups with this process as their only member, and destroys them at the end.
 
-    Does nothing inside another ``group_of_one``. Use one around several loads: destroying a group takes a tenth of a second.
-
-    Raises:
-        UserError: vLLM's build does not fit the machine.
+    Does nothing inside another ``group_of_one``; use one around several loads, because destroying the groups takes a tenth of a
+    second. Raises UserError where vLLM's build does not fit the machine.
     """
     if torch.distributed.is_initialized():
         yield
@@ -240,10 +238,7 @@ def _unknown_architecture(model: Model) -> str:
 
 
 def load_plugins() -> list[str]:
-    """Runs the installed plugins of vLLM, as its engine does; returns a sentence for each that fails.
-
-    vLLM itself only logs a plugin that cannot be imported, and then knows none of its architectures.
-    """
+    """Runs the installed plugins of vLLM, as its engine does; returns a sentence for each that fails."""
     failed = []
     for plugin in entry_points(group=DEFAULT_PLUGINS_GROUP):
         if envs.VLLM_PLUGINS is not None and plugin.name not in envs.VLLM_PLUGINS:

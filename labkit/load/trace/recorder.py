@@ -26,13 +26,9 @@ MAX_COPIES = 200_000
 
 @dataclass(frozen=True)
 class Copy:
-    """One ``copy_`` from a checkpoint tensor into a parameter.
+    """One ``copy_`` from a part of a checkpoint tensor (``source``) into a part of a parameter (``destination``).
 
-    Attributes:
-        tensor, parameter: their names.
-        destination, source: the parts.
-        shard: vLLM's ``shard_id`` on the tensor.
-        changed: whether the loader computed with the values before it copied them.
+    ``shard`` is vLLM's ``shard_id`` on the tensor; ``changed`` says that the loader computed with the values before it copied.
     """
 
     tensor: str
@@ -142,7 +138,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
             raise UserError(f"{parameter} is loaded in more than {MAX_COPIES:,} pieces; such a load is not traced")
 
     def _new_owner(self, written: Tensor) -> str | None:
-        """The name of the model's other tensor that is written, which is registered; None where it is not the model's."""
+        """Registers one of the model's other tensors that is written, and returns its name; None for a foreign tensor."""
         for name, tensor in self._other_tensors().items():
             if tensor.untyped_storage() == written.untyped_storage():
                 self.parameters[name] = tensor

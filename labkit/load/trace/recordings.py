@@ -80,41 +80,28 @@ def write_checkpoint(directory: Path, config: Mapping[str, Any], tensors: Mappin
     save_file(values, directory / "model.safetensors")
 
 
-def _faulty(title: str, changes: Mapping[str, Shape | None]) -> Recording:
-    """A tiny checkpoint with a fault: tensors of other shapes, and tensors that are missing (None)."""
-    stored = {**implied_shapes(TINY), **changes}
-    kept = {name: shape for name, shape in stored.items() if shape is not None}
+def _faulty(title: str, shape: Shape | None, *names: str) -> Recording:
+    """A tiny checkpoint in which these tensors, of layer 1 or outside the layers, are missing or have this shape."""
+    stored = implied_shapes(TINY)
+    changes = {name if name in stored else f"model.layers.1.{name}": shape for name in names}
+    kept = {name: shape for name, shape in {**stored, **changes}.items() if shape is not None}
     return Recording(f"tiny Llama, TP 2, {title}", TINY, tp_size=2, checkpoint=kept)
 
 
-def _in_layer_1(shape: Shape | None, *modules: str) -> dict[str, Shape | None]:
-    return {f"model.layers.1.{module}.weight": shape for module in modules}
-
-
+Q, K, V, QKV, O_PROJ = (f"self_attn.{name}_proj.weight" for name in ("q", "k", "v", "qkv", "o"))
+GATE = "mlp.gate_proj.weight"
 FAULTS: dict[str, Recording] = {
-    "fault-mha-into-gqa": _faulty(
-        "k_proj and v_proj of 4 heads where the config says 2", _in_layer_1((128, 64), "self_attn.k_proj", "self_attn.v_proj")
-    ),
-    "fault-o-proj-too-wide": _faulty(
-        "an o_proj of 160 columns where the config says 128", _in_layer_1((64, 160), "self_attn.o_proj")
-    ),
-    "fault-gate-proj-too-tall": _faulty(
-        "a gate_proj of 128 rows where the config says 96", _in_layer_1((128, 64), "mlp.gate_proj")
-    ),
-    "fault-k-proj-missing": _faulty("k_proj missing", _in_layer_1(None, "self_attn.k_proj")),
-    "fault-qkv-missing": _faulty(
-        "q_proj, k_proj and v_proj missing", _in_layer_1(None, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    ),
-    "fault-o-proj-missing": _faulty("o_proj missing", _in_layer_1(None, "self_attn.o_proj")),
-    "fault-gate-proj-missing": _faulty("gate_proj missing", _in_layer_1(None, "mlp.gate_proj")),
-    "fault-embed-missing": _faulty("embed_tokens missing", {"model.embed_tokens.weight": None}),
-    "fault-lm-head-missing": _faulty("lm_head missing", {"lm_head.weight": None}),
-    "fault-stored-twice": _faulty(
-        "qkv_proj stored beside q_proj, k_proj and v_proj", _in_layer_1((256, 64), "self_attn.qkv_proj")
-    ),
-    "fault-bias-unread": _faulty(
-        "a q_proj bias that the config does not mention", {"model.layers.1.self_attn.q_proj.bias": (128,)}
-    ),
+    "fault-mha-into-gqa": _faulty("k_proj and v_proj of 4 heads where the config says 2", (128, 64), K, V),
+    "fault-o-proj-too-wide": _faulty("an o_proj of 160 columns where the config says 128", (64, 160), O_PROJ),
+    "fault-gate-proj-too-tall": _faulty("a gate_proj of 128 rows where the config says 96", (128, 64), GATE),
+    "fault-k-proj-missing": _faulty("k_proj missing", None, K),
+    "fault-qkv-missing": _faulty("q_proj, k_proj and v_proj missing", None, Q, K, V),
+    "fault-o-proj-missing": _faulty("o_proj missing", None, O_PROJ),
+    "fault-gate-proj-missing": _faulty("gate_proj missing", None, GATE),
+    "fault-embed-missing": _faulty("embed_tokens missing", None, "model.embed_tokens.weight"),
+    "fault-lm-head-missing": _faulty("lm_head missing", None, "lm_head.weight"),
+    "fault-stored-twice": _faulty("qkv_proj stored beside q_proj, k_proj and v_proj", (256, 64), QKV),
+    "fault-bias-unread": _faulty("a q_proj bias that the config does not mention", (128,), "self_attn.q_proj.bias"),
 }
 """Faulty checkpoints that vLLM loads without an error."""
 

@@ -88,13 +88,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Fill:
-    """A part of a parameter that the load filled with a number instead of a checkpoint's values: a vocabulary's padding.
-
-    Attributes:
-        parameter: the parameter's name.
-        destination: the part.
-        tp_rank: the rank that loaded.
-    """
+    """A part of a parameter that a rank filled with a number instead of a checkpoint's values: a vocabulary's padding."""
 
     parameter: str
     destination: Box
@@ -152,35 +146,20 @@ class Trace:
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """Reads the text that ``to_json`` made.
-
-        Raises:
-            UserError: the text is not JSON, or not a trace; names what is missing.
-        """
+        """Reads the text that ``to_json`` made; raises UserError, naming what is missing, where it is not a trace."""
         try:
             return _read(cls, json.loads(text))
-        except KeyError as error:
-            raise UserError(
-                f"this is not a trace: {error} is missing; record it again with ./lab trace MODEL --json FILE"
-            ) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"this is not a trace ({error}); record it again with ./lab trace MODEL --json FILE") from error
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"this is not a trace: {cause}; record it again with ./lab trace MODEL --json FILE") from error
 
     def write(self, path: Path) -> None:
-        """Writes the file form atomically.
-
-        Raises:
-            UserError: the file cannot be written; says why.
-        """
+        """Writes the file form atomically; raises UserError where the file cannot be written."""
         atomic_write(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """Reads a trace from a file.
-
-        Raises:
-            UserError: naming the file: it cannot be read, or it holds no trace.
-        """
+        """Reads a trace from a file; raises UserError, naming the file, where it cannot be read or holds no trace."""
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -208,11 +187,7 @@ def select(trace: Trace, tensors: Sequence[str]) -> Trace:
 
 
 def select_parameters_of(trace: Trace, tensors: Sequence[str]) -> Trace:
-    """Keeps all records of the parameters that these checkpoint tensors were copied into, of other tensors too.
-
-    Raises:
-        UserError: as ``select`` raises it.
-    """
+    """Keeps all records of the parameters that these checkpoint tensors were copied into; raises what ``select`` raises."""
     parameters = select(trace, tensors).parameter_shapes
     records = [record for record in trace.records if record.parameter in parameters]
     return _restricted(trace, records, [*tensors, *(record.tensor for record in records)])

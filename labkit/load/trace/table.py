@@ -17,6 +17,9 @@ from labkit.load.trace.coverage import find_faults
 from labkit.load.trace.records import Record, Trace
 from labkit.system.console import visible
 
+WIDE = ("checkpoint tensor", "shape", "mapping row", "parameter", "its shape", "destination", "source")
+NARROW = ("checkpoint tensor\n  mapping row\nparameter", "shape\n\nits shape", "source\n\ndestination")
+
 
 def print_trace(trace: Trace, console: Console | None = None) -> None:
     """Prints a table for each rank, the tensors that were not read, and the parameters that vLLM replaces after the load.
@@ -29,9 +32,9 @@ def print_trace(trace: Trace, console: Console | None = None) -> None:
     _print(console, f"parameters: {describe_device(trace.device)}")
     for (rank, size), group in groupby(trace.records, key=lambda record: (record.tp_rank, record.tp_size)):
         title, records = f"TP {size}, rank {rank}", list(group)
-        table = _wide_table(records, title)
+        table = _table(title, records, wide=True)
         if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
-            table = _narrow_table(records, title)
+            table = _table(title, records, wide=False)
         console.print()
         console.print(table)
     read = {record.tensor for record in trace.records}
@@ -80,47 +83,22 @@ def _count(things: Sized, noun: str) -> str:
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
-def _wide_table(records: Sequence[Record], title: str) -> Table:
-    table = _table(title, "checkpoint tensor", "shape", "mapping row", "parameter", "its shape", "destination", "source")
-    for r in records:
-        shapes = _shape(r.shape), _shape(r.parameter_shape)
-        boxes = describe_box(r.destination, r.parameter_shape), describe_box(r.source, r.shape)
-        table.add_row(*map(_cell, (r.tensor, shapes[0], _mapping(r), r.parameter, shapes[1], *boxes)))
-    return table
-
-
-def _narrow_table(records: Sequence[Record], title: str) -> Table:
-    table = _table(title, "checkpoint tensor\n  mapping row\nparameter", "shape\n\nits shape", "source\n\ndestination", leading=1)
-    for r in records:
-        shapes = f"{_shape(r.shape)}\n\n{_shape(r.parameter_shape)}"
-        boxes = f"{describe_box(r.source, r.shape)}\n\n{describe_box(r.destination, r.parameter_shape)}"
-        table.add_row(*map(_cell, (f"{r.tensor}\n  {_mapping(r)}\n{r.parameter}", shapes, boxes)))
-    return table
-
-
-def _table(title: str, *columns: str, leading: int = 0) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        leading=leading,
-    )
-    for column in columns:
+def _table(title: str, records: Sequence[Record], wide: bool) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), leading=int(not wide))
+    table.title_justify, table.title_style = "left", "bold"
+    for column in WIDE if wide else NARROW:
         table.add_column(column, no_wrap=True, header_style="bold", overflow="fold")
+    for r in records:
+        mapping = str(r.mapping) if r.mapping else "no row: keeps its name"
+        shape, parameter_shape = _shape(r.shape), _shape(r.parameter_shape)
+        source, destination = describe_box(r.source, r.shape), describe_box(r.destination, r.parameter_shape)
+        cells = (
+            (r.tensor, shape, mapping, r.parameter, parameter_shape, destination, source)
+            if wide
+            else (f"{r.tensor}\n  {mapping}\n{r.parameter}", f"{shape}\n\n{parameter_shape}", f"{source}\n\n{destination}")
+        )
+        table.add_row(*(Text(visible(cell)) for cell in cells))  # as Text, because a name may contain markup
     return table
-
-
-def _cell(text: str) -> Text:
-    """A text without markup: names of tensors come from unknown files."""
-    return Text(visible(text))
-
-
-def _mapping(record: Record) -> str:
-    return str(record.mapping) if record.mapping else "no row: keeps its name"
 
 
 def _shape(shape: Shape) -> str:

@@ -39,12 +39,7 @@ The two libraries add in different orders in every layer, so it is more than two
 
 @dataclass(frozen=True)
 class SharedOutput:
-    """A part of a module's output in vLLM's model that a module of transformers' model computes too.
-
-    Attributes:
-        mine, theirs: the names of the modules in vLLM's and in transformers' model.
-        columns, their_columns: the columns of their outputs.
-    """
+    """Columns of a module's output in vLLM's model (``mine``) that a module of transformers' model (``theirs``) computes too."""
 
     mine: str
     theirs: str
@@ -58,13 +53,7 @@ class SharedOutput:
 
 @dataclass(frozen=True)
 class Reference:
-    """What transformers computed.
-
-    Attributes:
-        name: the checkpoint.
-        prompts: the token ids.
-        activations: one for each prompt.
-    """
+    """The checkpoint that transformers ran, the prompts' token ids, and the activations of each prompt."""
 
     name: str
     prompts: list[list[int]]
@@ -75,9 +64,7 @@ def run_reference(model: Model, against: Path | None, progress: Callable[[str], 
     """Runs transformers on the model or on the checkpoint ``against``.
 
     Call it before vLLM builds a model: vLLM's wrapper of transformers' classes changes what transformers builds afterwards.
-
-    Raises:
-        UserError: transformers cannot run it; with its message.
+    Raises UserError with the reason where transformers cannot run it.
     """
     import transformers
 
@@ -91,17 +78,16 @@ def run_reference(model: Model, against: Path | None, progress: Callable[[str], 
     return Reference(model.name if against is None else str(against), prompts, activations)
 
 
-def compare(model: Model, trace: Trace, reference: Reference, progress: Callable[[str], None]) -> Comparison:
-    """Runs vLLM on the reference's prompts, and compares.
+def compare(model: Model, trace: Trace | None, reference: Reference, progress: Callable[[str], None]) -> Comparison:
+    """Runs vLLM on the reference's prompts, and compares; raises UserError with the reason where vLLM cannot serve the model.
 
     Args:
-        trace: the load at TP 1.
-
-    Raises:
-        UserError: vLLM cannot serve it here; with its message.
+        trace: the load at TP 1; None where there is none.
     """
     import transformers
 
+    if trace is None:
+        raise UserError("there is no load at TP 1")
     progress("running vLLM")
     mine, theirs = run_vllm(model, reference.prompts), reference.activations
     largest, spread = _logit_difference(mine, theirs)
@@ -189,7 +175,8 @@ def _first_difference(outputs: list[SharedOutput], mine: Activations, theirs: Ac
             embedding = None
         one, two = shared.of(mine, theirs)
         if one.shape == two.shape and not _agree(one, two):
-            difference = _difference(shared, "output", before, one, two, _recognized(one, shared, outputs, theirs))
+            looks_like = _recognized(one, shared, outputs, theirs)
+            difference = replace(_difference(shared, "output", before, one, two), looks_like=looks_like)
             if shared.mine in mine.inputs:
                 return embedding or difference
             embedding = embedding or difference
@@ -198,15 +185,9 @@ def _first_difference(outputs: list[SharedOutput], mine: Activations, theirs: Ac
 
 
 def _difference(
-    shared: SharedOutput,
-    what: Literal["output", "input"],
-    before: str | None,
-    one: Tensor,
-    two: Tensor,
-    looks_like: str | None = None,
+    shared: SharedOutput, what: Literal["output", "input"], before: str | None, one: Tensor, two: Tensor
 ) -> FirstDifference:
-    largest, spread = float((one - two).abs().max()), float(two.std())
-    return FirstDifference(shared.mine, shared.theirs, what, before, largest, spread, looks_like)
+    return FirstDifference(shared.mine, shared.theirs, what, before, float((one - two).abs().max()), float(two.std()))
 
 
 def _agree(one: Tensor, two: Tensor) -> bool:

@@ -79,11 +79,7 @@ def _two_dimensional(tensor: Tensor) -> Tensor:
 
 
 def run_transformers(directory: Path, prompts: list[list[int]], trust_remote_code: bool) -> list[Activations]:
-    """Runs transformers' model of a checkpoint on each prompt.
-
-    Raises:
-        UserError: transformers cannot run it; with its message.
-    """
+    """Runs transformers' model of a checkpoint on each prompt; raises UserError with its message where that fails."""
     import transformers
 
     captured = []
@@ -108,11 +104,7 @@ def run_transformers(directory: Path, prompts: list[list[int]], trust_remote_cod
 
 
 def run_vllm(model: Model, prompts: list[list[int]]) -> list[Activations]:
-    """Runs vLLM's engine on each prompt.
-
-    Raises:
-        UserError: vLLM cannot serve it here; with its message.
-    """
+    """Runs vLLM's engine on each prompt; raises UserError with its message where that fails."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model runs in this process, where it can be captured
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     import vllm

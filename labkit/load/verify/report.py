@@ -170,8 +170,7 @@ def _finite(value: Any) -> Any:
 def write_report(report: Report, json_file: Path | None, page: Path | None) -> Iterator[Path]:
     """Writes the report as JSON, and the page of the first load with a finding, else of the largest; yields the paths.
 
-    Raises:
-        UserError: a file cannot be written, or there is no load to draw.
+    Raises UserError where a file cannot be written, or there is no load to draw.
     """
     if json_file:
         atomic_write(json_file, report.to_json())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from labkit.load.trace.boxes import describe_box, whole
 from labkit.load.trace.coverage import Finding
@@ -21,8 +21,10 @@ def report_lines(report: Report) -> Iterator[str]:
     for load in report.loads:
         yield f"TP {load.tp_size:<3} {load.verdict:<10} {_summary(load)}"
     for load in report.loads:
-        yield from _refusal(load)
-        yield from _findings(load)
+        if load.refused:
+            yield from ("", f"TP {load.tp_size}: {load.refused}", "  ./lab explain explains the message, and tries to find a fix")
+        if load.findings:
+            yield from ("", f"TP {load.tp_size}:", *_findings(load.findings))
     skipped = {name: reason for load in report.loads for name, reason in load.skipped.items()}
     if skipped:
         yield ""
@@ -51,20 +53,9 @@ def _summary(load: LoadResult) -> str:
     return f"{tensors} checkpoint tensors into {parameters} parameters on {ranks}; {checked}"
 
 
-def _refusal(load: LoadResult) -> Iterator[str]:
-    if load.refused:
-        yield ""
-        yield f"TP {load.tp_size}: {load.refused}"
-        yield "  ./lab explain explains the message, and tries to find a fix"
-
-
-def _findings(load: LoadResult) -> Iterator[str]:
-    if not load.findings:
-        return
-    yield ""
-    yield f"TP {load.tp_size}:"
+def _findings(findings: Sequence[Finding]) -> Iterator[str]:
     kinds: dict[str, list[Finding]] = {}
-    for finding in load.findings:
+    for finding in findings:
         kinds.setdefault(re.sub(r"\d+", "#", f"{_kind(finding)} {finding.name}") + str(finding.shape), []).append(finding)
     for first, *more in list(kinds.values())[:MAX_KINDS]:
         yield f"  {_finding_text(first)}"
@@ -72,7 +63,7 @@ def _findings(load: LoadResult) -> Iterator[str]:
             names = len({finding.name for finding in more} - {first.name})
             yield f"    and {len(more)} more like it" + (f", in {names} other layers or names" if names else ", on other ranks")
     if len(kinds) > MAX_KINDS:
-        yield f"  and {len(kinds) - MAX_KINDS} more kinds; --json FILE has all {len(load.findings)}"
+        yield f"  and {len(kinds) - MAX_KINDS} more kinds; --json FILE has all {len(findings)}"
 
 
 def _kind(finding: Finding) -> str:

@@ -6,20 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.checkpoints.headers import BITS
 from labkit.checkpoints.known_models import Model, check_ranks, resolve
 from labkit.load.library_output import require_vllm, silence_logs
 from labkit.load.trace import Trace
 from labkit.load.trace.boxes import whole
-from labkit.load.trace.coverage import Finding, find_faults
+from labkit.load.trace.coverage import find_faults
 from labkit.load.trace.records import VllmLoadError
-from labkit.load.verify.report import NOT_VERIFIED, Comparison, LoadResult, Report
+from labkit.load.verify.report import NOT_VERIFIED, LoadResult, Report
 from labkit.system.errors import UserError
-
-if TYPE_CHECKING:
-    from labkit.load.verify.comparison import Reference
 
 SIZES = (1, 2, 4, 8)
 """The default TP sizes."""
@@ -31,11 +27,7 @@ Progress = Callable[[str], None]
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """Parses TP sizes: ``1,2,4,8``.
-
-    Raises:
-        UserError: the text is not a list of whole numbers from 1 up.
-    """
+    """Parses TP sizes such as ``1,2,4,8``; raises UserError where the text is not a list of whole numbers from 1 up."""
     sizes = [size.strip() for size in text.split(",")]
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise UserError(f"--tp {text} is no list of TP sizes; say it as 1,2,4,8", NOT_VERIFIED)
@@ -87,15 +79,24 @@ def _verify(found: Model, sizes: Sequence[int], against: Path | None, logits: bo
     import vllm
 
     from labkit.load.trace.real_model import class_name, group_of_one
+    from labkit.load.verify.comparison import compare, run_reference
 
-    reference, not_compared = _reference(found, sizes, against, logits, progress)
+    reference = comparison = None
+    not_compared = _reason_not_to_compare(found, sizes, logits)
+    try:
+        if not not_compared:
+            reference = run_reference(found, against, progress)
+    except UserError as error:
+        not_compared = str(error)
     loads: list[LoadResult] = []
     with group_of_one():
         for size in sizes:
             loads.append(_load(found, size, has_values=not any(load.fits for load in loads), progress=progress))
-    comparison = None
     if reference:
-        comparison, not_compared = _compared(found, loads, reference, progress)
+        try:
+            comparison = compare(found, next((load.trace for load in loads if load.tp_size == 1), None), reference, progress)
+        except UserError as error:
+            not_compared = str(error)
     return Report(
         model=found.name,
         architecture=found.architecture,
@@ -135,56 +136,29 @@ def _load(found: Model, size: int, has_values: bool, progress: Progress) -> Load
         return LoadResult(size, refused=str(error))
     except UserError as error:
         return LoadResult(size, not_tried=str(error))
-    findings, skipped = _without_tied_head(find_faults(trace), found)
-    return LoadResult(size, trace, tuple(findings), skipped)
-
-
-def _without_tied_head(findings: list[Finding], found: Model) -> tuple[list[Finding], dict[str, str]]:
-    """Removes the finding about a tied head that was not read; returns it with the reason."""
-    tied = bool(found.config.get("tie_word_embeddings"))
+    findings = find_faults(trace)
     skipped = {
         finding.name: "because config.json says tie_word_embeddings: the embedding is used in its place"
         for finding in findings
-        if tied and finding.fault == "cut off" and finding.name == "lm_head.weight" and finding.part == whole(finding.shape)
+        if finding.fault == "cut off" and finding.name == "lm_head.weight" and finding.part == whole(finding.shape)
     }
-    return [finding for finding in findings if finding.name not in skipped], skipped
+    if not found.config.get("tie_word_embeddings"):
+        skipped = {}
+    return LoadResult(size, trace, tuple(finding for finding in findings if finding.name not in skipped), skipped)
 
 
-def _reference(
-    found: Model, sizes: Sequence[int], against: Path | None, logits: bool | None, progress: Progress
-) -> tuple[Reference | None, str | None]:
-    """Runs transformers; returns None and the reason where it is not run."""
+def _reason_not_to_compare(found: Model, sizes: Sequence[int], logits: bool | None) -> str | None:
     if logits is False:
-        return None, "--no-logits"
+        return "--no-logits"
     if not found.files:
-        return None, "there are no weights, only shapes"
+        return "there are no weights, only shapes"
     if 1 not in sizes:
-        return None, "the comparison needs TP 1"
+        return "the comparison needs TP 1"
     if find_spec("transformers") is None:
-        return None, "transformers is not installed in this environment"
+        return "transformers is not installed in this environment"
     if logits is None and not _fits(found, copies=2):
-        return None, "two copies in float32 would not fit into this machine's memory; --logits tries it nevertheless"
-    from labkit.load.verify.comparison import run_reference
-
-    try:
-        return run_reference(found, against, progress), None
-    except UserError as error:
-        return None, str(error)
-
-
-def _compared(
-    found: Model, loads: Sequence[LoadResult], reference: Reference, progress: Progress
-) -> tuple[Comparison | None, str | None]:
-    """Compares vLLM with the reference; returns None and the reason where it cannot be compared."""
-    from labkit.load.verify.comparison import compare
-
-    trace = next((load.trace for load in loads if load.tp_size == 1), None)
-    if trace is None:
-        return None, "there is no load at TP 1"
-    try:
-        return compare(found, trace, reference, progress), None
-    except UserError as error:
-        return None, str(error)
+        return "two copies in float32 would not fit into this machine's memory; --logits tries it nevertheless"
+    return None
 
 
 def _fits(found: Model, copies: int) -> bool:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from labkit.checkpoints.known_models import check_ranks, implied_shapes, resolve
-from labkit.load.trace import EXAMPLE_TENSORS, known_names, trace_load
+from labkit.checkpoints.known_models import check_ranks, implied_shapes, known_names, resolve
+from labkit.load.trace import EXAMPLE_TENSORS, trace_load
 from labkit.load.trace.recordings import TINY
 from labkit.system.errors import UserError
 

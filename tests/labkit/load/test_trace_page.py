@@ -85,7 +85,7 @@ def test_the_page_by_keyboard(browser: Any, tmp_path: Path, width: int, height: 
     keyboard.press("ArrowDown")
     told = opened.panel()
     assert "k_proj[512:1024], shard k on rank 1" in told
-    assert "It lands at row 2048 = 2048 rows of q_proj above it." in told
+    assert "It is written from row 2048 = 2048 rows of q_proj above it." in told
     assert "rows 2048:2560 of model.layers.0.self_attn.qkv_proj.weight (3072, 4096) bfloat16" in told
     assert ".k_proj -> .qkv_proj, shard k" in told
     focused = opened.page.locator(".slice:focus").bounding_box()

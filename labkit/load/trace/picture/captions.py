@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from labkit.checkpoints.headers import Shape
 from labkit.load.trace.boxes import axis_name, cut_axes, describe_box
-from labkit.load.trace.coverage import Finding
 from labkit.load.trace.picture.layout import Bar, Figure, Slice
 from labkit.load.trace.records import Record, Trace
 from labkit.load.trace.table import describe_device
@@ -29,16 +27,6 @@ def trace_caption(trace: Trace) -> str:
     loaded = f"rank{'s' * (len(ranks) > 1)} {_ranges(ranks)}" if ranks else "nothing was copied"
     size = f"TP {max(sizes)}, " if sizes else ""
     return f"Loaded by vLLM {trace.vllm} (torch {trace.torch}); {size}{loaded}; parameters: {describe_device(trace.device)}"
-
-
-def shape_text(shape: Shape) -> str:
-    """A shape in Python's notation."""
-    return str(tuple(shape))
-
-
-def rank_name(bar: Bar) -> str:
-    """The label at the left of a bar."""
-    return "all ranks" if bar.tp_rank is None else f"rank {bar.tp_rank}"
 
 
 def figure_caption(figure: Figure) -> str:
@@ -81,7 +69,7 @@ def slice_place(figure: Figure, bar: Bar, piece: Slice) -> str:
 
 def slice_sentences(figure: Figure, bar: Bar, piece: Slice) -> tuple[str, ...]:
     """Sentences on a slice: its faults, what was read, and where it was written."""
-    faults = map(_fault_sentence, piece.faults)
+    faults = [f"{text[0].upper()}{text[1:]}." for text in map(str, piece.faults)]
     record = piece.record
     if record:
         return (*faults, *_heads(record, figure.head_size), *_source(record), *_destination(figure, bar, piece))
@@ -95,11 +83,6 @@ def _subscript(record: Record) -> str:
     cut = cut_axes(record.source, record.shape)
     spans = [f"{start}:{stop}" if axis in cut else ":" for axis, (start, stop) in enumerate(record.source)]
     return f"[{', '.join(spans[: max(cut) + 1])}]" if cut else ""
-
-
-def _fault_sentence(finding: Finding) -> str:
-    text = str(finding)
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def _heads(record: Record, head_size: int | None) -> Iterator[str]:

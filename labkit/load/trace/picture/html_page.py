@@ -1,7 +1,7 @@
 """Draws the HTML page: one file that loads no other, with a bar for every parameter and a panel that explains each slice.
 
-``page_data`` computes all that is shown, and is tested; page.js only lays it out. All text reaches the page as JSON and is set as
-text, never as markup: the names come from unknown files.
+``page_data`` computes all that is shown, and is tested; page.js only lays it out, in page.html, with page.css. All text reaches
+the page as JSON and is set as text, never as markup: the names come from unknown files.
 """
 
 from __future__ import annotations
@@ -21,35 +21,6 @@ from labkit.pictures.drawing import printable
 
 HERE = Path(__file__).resolve().parent
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
-base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{css}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p>{caption}.</p>
-<div id="findings"></div>
-<p class="choose"><label for="part">Show</label> <select id="part"></select>
-<span class="note">{legend}</span></p>
-<noscript><p>The script in this file draws the bars; allow it to run.</p></noscript>
-</header>
-<main id="bars" aria-label="Parameters"></main>
-<aside id="panel" aria-label="The slice" aria-live="polite" tabindex="0"></aside>
-<script type="application/json" id="data">{data}</script>
-<script>
-{js}</script>
-</body>
-</html>
-"""
-
 
 def draw_html(trace: Trace, findings: Sequence[Finding]) -> str:
     """Draws a trace as the text of an HTML file that loads no other file.
@@ -59,7 +30,8 @@ def draw_html(trace: Trace, findings: Sequence[Finding]) -> str:
     """
     # Inside a script element nothing in the JSON may end the element or open a comment.
     data = json.dumps(page_data(trace, findings), separators=(",", ":"))
-    return PAGE.format(
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    return page.format(
         title=escape(printable(captions.page_title(trace))),
         caption=escape(printable(captions.trace_caption(trace))),
         legend=escape(captions.LEGEND),
@@ -103,14 +75,14 @@ def page_data(trace: Trace, findings: Sequence[Finding]) -> dict[str, Any]:
         bars = [
             {
                 "rank": bar.tp_rank,
-                "name": captions.rank_name(bar),
+                "name": bar.name,
                 "lanes": bar.lanes,
                 "slices": [slice_data(figure, bar, piece, tones.get(piece.label, 0)) for piece in bar.slices],
             }
             for bar in figure.bars
         ]
-        caption, shape = captions.figure_caption(figure), captions.shape_text(figure.shape)
-        return {"name": figure.name, "shape": shape, "caption": caption, "length": figure.length, "bars": bars}
+        caption = captions.figure_caption(figure)
+        return {"name": figure.name, "shape": str(figure.shape), "caption": caption, "length": figure.length, "bars": bars}
 
     shown = [
         {"title": section.title, "figures": [figure_data(figure) for figure in section.figures]}

@@ -45,15 +45,15 @@ class Slice:
 
 @dataclass(frozen=True)
 class Bar:
-    """A tensor on one rank.
-
-    Attributes:
-        tp_rank: the rank; None for a checkpoint tensor, which all ranks read.
-        slices: by lane and place.
-    """
+    """A tensor on one rank (None for a checkpoint tensor, which all ranks read); the slices are sorted by lane and place."""
 
     tp_rank: int | None
     slices: tuple[Slice, ...]
+
+    @property
+    def name(self) -> str:
+        """The label at the left of the bar."""
+        return "all ranks" if self.tp_rank is None else f"rank {self.tp_rank}"
 
     @property
     def lanes(self) -> int:

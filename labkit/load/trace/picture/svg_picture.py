@@ -7,30 +7,14 @@ from xml.etree import ElementTree as ET
 
 from labkit.load.trace.coverage import Finding
 from labkit.load.trace.picture import captions
-from labkit.load.trace.picture.layout import Bar, Figure, Section, Slice, sections
+from labkit.load.trace.picture.layout import Bar, Figure, Section, sections
 from labkit.load.trace.records import Trace
-from labkit.pictures.drawing import (
-    CHARACTER,
-    INK,
-    MARGIN,
-    MUTED,
-    PAPER,
-    TONES,
-    WIDTH,
-    element,
-    group,
-    label,
-    pattern,
-    plate,
-    printable,
-    short,
-    svg_root,
-    svg_text,
-)
+from labkit.pictures import drawing
+from labkit.pictures.drawing import INK, MARGIN, MUTED, PAPER, element, label, printable, short
 
 GUTTER, LANE = 64, 22
 """Pixels: the width of the ranks' names, the height of a lane."""
-BAR = WIDTH - 2 * MARGIN - GUTTER
+BAR = drawing.WIDTH - 2 * MARGIN - GUTTER
 """Pixels: the length of a bar."""
 FAULT = "#b91c1c"
 
@@ -44,17 +28,17 @@ def draw_svg(trace: Trace, findings: Sequence[Finding]) -> str:
     shown = sections(trace, findings)
     caption = printable(captions.trace_caption(trace))
     about = f"{caption}. A bar for each parameter and rank, cut into what was copied into it; {_faults(shown)}"
-    root = svg_root(short(captions.page_title(trace), 85), about, "trace")
+    root = drawing.svg_root(short(captions.page_title(trace), 85), about, "trace")
     defs = element(root, "defs")
-    pattern(defs, "padding", 10, PAPER, "M5 4V6M4 5H6", MUTED, 1)
-    pattern(defs, "fault", 8, "none", "M-1 1L1 -1M0 8L8 0M7 9L9 7", FAULT, 1.6)
+    drawing.pattern(defs, "padding", 10, PAPER, "M5 4V6M4 5H6", MUTED, 1)
+    drawing.pattern(defs, "fault", 8, "none", "M-1 1L1 -1M0 8L8 0M7 9L9 7", FAULT, 1.6)
     label(root, short(captions.page_title(trace), 85), MARGIN, 28, 16, INK, font_weight="bold")
     label(root, short(caption, 125), MARGIN, 46)
     label(root, f"{captions.LEGEND.capitalize()}.", MARGIN, 61)
     y = 72.0
     for section in shown:
         y = _draw_section(root, section, y)
-    return svg_text(root, WIDTH, y + MARGIN - 8)
+    return drawing.svg_text(root, drawing.WIDTH, y + MARGIN - 8)
 
 
 def _faults(shown: Sequence[Section]) -> str:
@@ -70,7 +54,7 @@ def _draw_section(root: ET.Element, section: Section, y: float) -> float:
     label(parent, short(section.title, 90), MARGIN, y + 16, 12, INK, font_weight="bold")
     y += 24
     for figure in section.figures:
-        label(parent, f"{short(figure.name, 80)} {captions.shape_text(figure.shape)}", MARGIN, y + 14, 12, INK)
+        label(parent, f"{short(figure.name, 80)} {figure.shape}", MARGIN, y + 14, 12, INK)
         label(parent, short(captions.figure_caption(figure), 125), MARGIN, y + 28)
         y += 34
         for bar in figure.bars:
@@ -82,25 +66,22 @@ def _draw_section(root: ET.Element, section: Section, y: float) -> float:
 
 def _draw_bar(parent: ET.Element, figure: Figure, bar: Bar, y: float) -> None:
     left, pixels, tones = MARGIN + GUTTER, BAR / figure.length, figure.tones
-    label(parent, captions.rank_name(bar), MARGIN, y + 15)
+    label(parent, bar.name, MARGIN, y + 15)
     element(parent, "rect", x=left, y=y, width=BAR, height=LANE * bar.lanes, fill=PAPER, stroke=MUTED, stroke_width=1)
     for piece in bar.slices:
         (start, stop), (top, bottom) = figure.along(piece), figure.down(piece)
-        rectangle = left + start * pixels, y + LANE * (piece.lane + top), (stop - start) * pixels, LANE * (bottom - top)
+        place = {"x": left + start * pixels, "y": y + LANE * (piece.lane + top)}
+        place |= {"width": (stop - start) * pixels, "height": LANE * (bottom - top)}
         tooltip = " ".join((captions.slice_place(figure, bar, piece), *captions.slice_sentences(figure, bar, piece)))
-        own = group(parent, piece.kind.replace(" ", "-"), printable(tooltip))
-        _draw_slice(own, piece, tones.get(piece.label, 0), rectangle, captions.slice_labels(figure, piece))
-
-
-def _draw_slice(
-    own: ET.Element, piece: Slice, tone: int, rectangle: tuple[float, float, float, float], labels: Sequence[str]
-) -> None:
-    x, y, width, height = rectangle
-    fill = {"copy": f"url(#tone{tone % len(TONES)})", "padding": "url(#padding)"}.get(piece.kind, PAPER)
-    element(own, "rect", x=x, y=y, width=width, height=height, fill=fill, stroke=INK, stroke_width=0.8)
-    if piece.faults:
-        element(own, "rect", x=x, y=y, width=width, height=height, fill="url(#fault)", stroke=FAULT, stroke_width=1.6)
-    text = printable(next((text for text in labels if CHARACTER * len(text) + 8 <= width), ""))
-    if text and height >= 12:
-        weight = "bold" if piece.faults else "normal"
-        plate(own, text, x + width / 2, y + height / 2, FAULT if piece.faults else INK, font_weight=weight)
+        own = drawing.group(parent, piece.kind.replace(" ", "-"), printable(tooltip))
+        tone = f"url(#tone{tones.get(piece.label, 0) % len(drawing.TONES)})"
+        fill = {"copy": tone, "padding": "url(#padding)"}.get(piece.kind, PAPER)
+        element(own, "rect", None, **place, fill=fill, stroke=INK, stroke_width=0.8)
+        if piece.faults:
+            element(own, "rect", None, **place, fill="url(#fault)", stroke=FAULT, stroke_width=1.6)
+        labels = captions.slice_labels(figure, piece)
+        text = printable(next((text for text in labels if drawing.CHARACTER * len(text) + 8 <= place["width"]), ""))
+        if text and place["height"] >= 12:
+            centre, middle = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+            weight, colour = ("bold", FAULT) if piece.faults else ("normal", INK)
+            drawing.plate(own, text, centre, middle, colour, font_weight=weight)
