@@ -1,4 +1,4 @@
-"""Runs what docs/verify.md shows of ``./lab verify`` and ``./lab explain``, and writes what they say into it.
+"""Runs the examples of docs/verify.md, and writes their output into it.
 
 python scripts/record_verify_examples.py
 git diff docs/verify.md
@@ -34,7 +34,7 @@ ERROR = "ValueError: There is no module or parameter named 'language_model' in G
 
 @contextmanager
 def _in_a_folder() -> Iterator[None]:
-    """A working directory of one's own, so that names are short and no path of this machine is printed."""
+    """Changes to a temporary directory, so that names are short and no path of this machine is printed."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -50,7 +50,7 @@ def shapes() -> str:
 
 
 def silent() -> str:
-    """``./lab verify my-llama --tp 1,2``, of a checkpoint that lacks a k_proj."""
+    """``./lab verify my-llama --tp 1,2``, for a checkpoint that lacks a k_proj."""
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
         break_checkpoint(Path("good"), "missing-k", Path("my-llama"))
@@ -58,7 +58,7 @@ def silent() -> str:
 
 
 def garbage() -> str:
-    """``./lab verify from-gguf --tp 1 --against good``, of one whose q and k are permuted."""
+    """``./lab verify from-gguf --tp 1 --against good``, for one whose q and k are permuted."""
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
         break_checkpoint(Path("good"), "permuted-qk", Path("from-gguf"))
@@ -66,7 +66,7 @@ def garbage() -> str:
 
 
 def prefix() -> str:
-    """``./lab explain --model headers.json``, of a text-only Gemma 3 with a multimodal model's prefix."""
+    """``./lab explain --model headers.json``, for a text-only Gemma 3 with a multimodal model's prefix."""
     with _in_a_folder():
         record_verified.make("Gemma3ForCausalLM", Path("gemma"))
         stored = resolve("gemma").stored
@@ -79,16 +79,16 @@ def prefix() -> str:
 EXAMPLES: dict[str, Callable[[], str]] = {"shapes": shapes, "silent": silent, "garbage": garbage, "prefix": prefix}
 
 
-def with_examples(text: str, said: dict[str, str]) -> str:
-    """The page with what was said in each block below a marker ``<!-- run: NAME -->``."""
+def with_examples(text: str, outputs: dict[str, str]) -> str:
+    """Replaces each block below a marker ``<!-- run: NAME -->`` by the output of that example."""
     block = r"(<!-- run: (\w+) -->\n```text\n).*?(```)"
-    return re.sub(block, lambda found: f"{found[1]}{said[found[2]]}\n{found[3]}", text, flags=re.DOTALL)
+    return re.sub(block, lambda found: f"{found[1]}{outputs[found[2]]}\n{found[3]}", text, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Runs every example in a fork, for no case may leave anything to the next, and writes the page."""
-    said = {name: record_verified.forked(example) for name, example in EXAMPLES.items()}
-    PAGE.write_text(with_examples(PAGE.read_text(encoding="utf-8"), said), encoding="utf-8")
+    """Runs every example in a fork, so that they do not affect each other, and writes the page."""
+    outputs = {name: record_verified.forked(example) for name, example in EXAMPLES.items()}
+    PAGE.write_text(with_examples(PAGE.read_text(encoding="utf-8"), outputs), encoding="utf-8")
     return 0
 
 
