@@ -1,6 +1,6 @@
 """Explains a load error of vLLM, and finds the mapping rows that fix it: ``./lab explain``.
 
-load_errors.py    finds a known error in a log, and explains it
+load_errors.py    finds a known error (load_errors.toml) in a log, and explains it
 single_loads.py   loads the checkpoint's tensors one by one into the real class on meta: unmatched names, unfilled parameters
 mapper_rows.py    proposes WeightsMapper rows that lead from unmatched names to unfilled parameters
 fix.py            tries the rows on meta, and reports whether the load is whole with them

@@ -1,30 +1,23 @@
-"""Finds a load error of vLLM in a log, and explains it."""
+"""Finds a load error of vLLM in a log, and explains it; load_errors.toml lists the known errors."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+import textwrap
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.system.errors import UserError
 
+ERRORS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["error"]
+
 MAX_CHARACTERS = 20_000_000
 """The part of a log that is searched, from its end."""
 
 MAX_LINE = 300
-"""The characters of a line that are shown."""
-
-
-@dataclass(frozen=True)
-class KnownError:
-    """An error in a log: its key in ERRORS, its line without the logger's prefix, and sentences that explain it."""
-
-    kind: str
-    line: str
-    meaning: str
-
+"""The characters of a line, and of a value in an explanation, that are shown."""
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 LOGGER_PREFIX = re.compile(
@@ -32,90 +25,35 @@ LOGGER_PREFIX = re.compile(
 )
 
 
-def _not_initialized(found: re.Match[str]) -> str:
-    names = re.findall(r"'([^']+)'", found["names"])
-    first = names[0] if names else "A parameter"
-    parameters = f"{len(names)} parameters, such as {first}, were" if len(names) > 1 else f"{first} was"
-    return (
-        f"{parameters} not initialized: a tensor is missing on disk, or it has a name that the loader skipped. "
-        "vLLM checks parameters by name, not by row, and does not check linear layers: more may be uninitialized than it reports."
-    )
+@dataclass(frozen=True)
+class KnownError:
+    """An error in a log: its kind, its line without the logger's prefix, and sentences that explain it."""
 
-
-ERRORS: dict[str, tuple[str, str | Callable[[re.Match[str]], str]]] = {
-    "unmatched name": (
-        r"There is no module or parameter named '(?P<name>[^']*)' in (?P<owner>\w+)",
-        "The checkpoint has a tensor whose name begins with {name}, and {owner} has no module or parameter of that name. "
-        "vLLM stops at the first such name, so there may be more. Either a mapping row is missing that renames it to a name of "
-        "the class, or the checkpoint belongs to another class than config.json says, or the tensor must be left out.",
-    ),
-    "nested": (
-        r"Attempted to load nested weight '(?P<name>[^']*)' into a single parameter '(?P<owner>[^']*)'",
-        "The checkpoint has {name}, but {owner} is a parameter of the class and not a module. "
-        "A mapping row is missing that removes the last part of the name.",
-    ),
-    "not initialized": (
-        r"(?:Following|Some) weights (?:were|are) not initialized from checkpoints?:?\s*(?P<names>\{.*)",
-        _not_initialized,
-    ),
-    "shape": (
-        r"Attempted to load weight \((?P<mine>[^{}]*?)\) into parameter \((?P<theirs>[^{}]*?\))\)",
-        "A tensor of shape {mine} does not fit into a parameter of shape {theirs}: the sizes in config.json are not "
-        "the checkpoint's, or the tensor belongs to another parameter.",
-    ),
-    "too short": (
-        r"start \((?P<start>\d+)\) \+ length \((?P<length>\d+)\) exceeds dimension size \((?P<size>\d+)\)",
-        "A rank reads {length} rows from row {start} of a tensor that has {size}: the tensor is shorter than config.json says, "
-        "in most cases in its number of kv heads or its head size. Ranks whose rows exist report nothing, and a tensor that is "
-        "too long is cut off without a message: ./lab verify finds both.",
-    ),
-    "key": (
-        r"KeyError: '(?P<name>[\w.]+)'",
-        "A loader looked up {name} among the class's parameters, and there is none of that name. If the name is a fused one "
-        "(qkv_proj, w13), a mapping row has already renamed it, and the checkpoint has another name. Otherwise the class does "
-        "not have such a parameter: a scale of a quantized checkpoint, a bias, or a name of another convention.",
-    ),
-    "no parameter": (
-        r"Layer (?P<owner>\S+) has no parameter '(?P<name>[^']*)' for checkpoint weight '(?P<tensor>[^']*)'",
-        "The experts' mapping renamed {tensor} to {name}, and {owner} has no such parameter: an unmatched scale or bias. "
-        "The cause may be a config.json without quantization_config for quantized weights.",
-    ),
-    "unsupported": (
-        r"Model architectures? (?P<names>\[[^\]]*\]|\S+) (?:are|is) not supported",
-        "config.json names {names}; neither this vLLM nor a plugin has a class for it. vLLM only logs a plugin that "
-        "fails: search the log for 'Failed to load plugin'. ./lab verify DIR names the nearest architecture.",
-    ),
-    "file missing": (
-        r"Weight files referenced in index but missing: (?P<names>\{[^}]*\})",
-        "The index names {names}, and the file does not exist: the download is incomplete. Fetch it again.",
-    ),
-    "broken file": (
-        r"SafetensorError: (?P<error>[^\n]*?)\s*$",
-        "A safetensors file is truncated or damaged ({error}). Fetch it again.",
-    ),
-    "empty assertion": (
-        r"AssertionError:?\s*$",
-        "An assertion without a message. During a load it means that a tensor's shape is not the parameter's: its "
-        "input size, or the vocabulary. With --model DIR, ./lab explain names the tensor and both shapes.",
-    ),
-}
-"""Kind -> the pattern of the error, and its explanation, with the pattern's groups filled in."""
+    kind: str
+    line: str
+    meaning: str
 
 
 def find_error(log: str) -> KnownError:
     """Finds the last known error in a log, because the engine's own report after it says less; raises UserError for none."""
     text = LOGGER_PREFIX.sub("", COLOUR.sub("", log[-MAX_CHARACTERS:]))
-    matches = [(kind, found) for kind, (pattern, _) in ERRORS.items() for found in re.finditer(pattern, text, re.MULTILINE)]
+    matches = [(error, found) for error in ERRORS for found in re.finditer(error["pattern"], text, re.MULTILINE)]
     if not matches:
         raise UserError(
-            f"no known load error of vLLM is in these {len(log):,} characters; known are: {', '.join(ERRORS)}; "
-            "give the whole log, with the traceback"
+            f"no known load error of vLLM is in these {len(log):,} characters; known are: "
+            f"{', '.join(error['kind'] for error in ERRORS)}; give the whole log, with the traceback"
         )
-    kind, found = max(matches, key=lambda match: match[1].start())
+    error, found = max(matches, key=lambda match: match[1].start())
     line = text[text.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0].strip().partition(" The available parameters")[0]
-    explanation = ERRORS[kind][1]
-    meaning = explanation.format(**found.groupdict()) if isinstance(explanation, str) else explanation(found)
-    return KnownError(kind, line if len(line) < MAX_LINE else f"{line[: MAX_LINE - 3]}...", meaning)
+    groups = {
+        name: textwrap.shorten(value[: 2 * MAX_LINE], MAX_LINE, placeholder=" ...") for name, value in found.groupdict().items()
+    }
+    count = len(re.findall(r"'[^']+'", found.groupdict().get("names", "")))
+    return KnownError(
+        kind=error["kind"],
+        line=line if len(line) < MAX_LINE else f"{line[: MAX_LINE - 3]}...",
+        meaning=error["meaning"].format(**groups, count=count),
+    )
 
 
 def read_log(file: Path | None) -> str:

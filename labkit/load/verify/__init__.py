@@ -5,22 +5,11 @@
 0
 
 run.py          loads once per TP size through the real class (`labkit.load.trace`), and finds the faults of each load
-comparison.py   compares vLLM's logits with transformers', and finds the first module that computes something else
-report.py       the result as data and as JSON
-report_text.py  the result as text
+comparison.py   compares vLLM's logits with transformers' (model_runs.py), and finds the first module that differs
+report.py       the result as data and as JSON; report_text.py the result as text
 """
 
 from labkit.load.verify.report import FINDINGS, NOT_VERIFIED, VERIFIED, LoadResult, Report, write_report
-from labkit.load.verify.run import SIZES, parse_sizes, verify_model
+from labkit.load.verify.run import parse_sizes, verify_model
 
-__all__ = [
-    "FINDINGS",
-    "NOT_VERIFIED",
-    "SIZES",
-    "VERIFIED",
-    "LoadResult",
-    "Report",
-    "parse_sizes",
-    "verify_model",
-    "write_report",
-]
+__all__ = ["FINDINGS", "NOT_VERIFIED", "VERIFIED", "LoadResult", "Report", "parse_sizes", "verify_model", "write_report"]
