@@ -1,4 +1,4 @@
-"""``./lab explain``: the load failures that people report to vLLM, made again with tiny shapes and the real vLLM, and fixed.
+"""``./lab explain``: reproduces load errors reported to vLLM with tiny shapes and the real vLLM, and fixes them.
 
 The numbers are those of the threads in vllm-project/vllm, unless another repository is named.
 """
@@ -30,7 +30,7 @@ from labkit.system.labs import load_implementation
 ROOT = Path(__file__).parents[3]
 LLAMA = implied_shapes(TINY)
 
-# --- what a log says ------------------------------------------------------------------------------------------------------------
+# --- errors in a log ------------------------------------------------------------------------------------------------------------
 
 MESSAGES = {
     "ValueError: There is no module or parameter named 'lm_head' in Gemma2ForCausalLM": "unmatched name",
@@ -74,7 +74,7 @@ def test_the_list_of_all_parameters_is_left_out() -> None:
 
 
 @given(st.text())
-def test_what_is_no_error_of_a_load_is_said_to_be_none(text: str) -> None:
+def test_a_log_without_a_known_error_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="no known load error of vLLM"):
         find_error(text.replace("Error", ""))
 
@@ -82,7 +82,7 @@ def test_what_is_no_error_of_a_load_is_said_to_be_none(text: str) -> None:
 # --- rows, by hand --------------------------------------------------------------------------------------------------------------
 
 
-def test_heads_go_with_heads_and_tails_with_tails_of_the_same_shape() -> None:
+def test_heads_are_matched_with_heads_and_tails_with_tails_of_the_same_shape() -> None:
     """q and o have both the room; only the convention tells wq from wo, and the columns tell w2 from w1."""
     unmatched = {
         "layers.3.attention.wq.weight": (8, 4),
@@ -105,7 +105,7 @@ def test_heads_go_with_heads_and_tails_with_tails_of_the_same_shape() -> None:
     assert not rows.drops
 
 
-def test_no_row_touches_what_has_its_place() -> None:
+def test_no_row_renames_a_loaded_tensor() -> None:
     """A rule for every name that begins with model. would empty the model."""
     (rows,) = propose_rows({"model.extra.weight": (2, 2)}, {}, ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
     assert rows.arguments() == {"orig_to_new_prefix": {"model.extra.weight": None}}
@@ -113,7 +113,7 @@ def test_no_row_touches_what_has_its_place() -> None:
     assert rows.arguments() == {"orig_to_new_substr": {".mlp.fc1.": None}}
 
 
-# --- the threads, made again ----------------------------------------------------------------------------------------------------
+# --- reported errors ------------------------------------------------------------------------------------------------------------
 
 Tensors = Mapping[str, Shape]
 
@@ -254,7 +254,7 @@ def explained(file: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("thread", CASES)
-def test_a_reported_failure_is_made_again_and_fixed(thread: str, tmp_path: Path) -> None:
+def test_a_reported_error_is_reproduced_and_fixed(thread: str, tmp_path: Path) -> None:
     architecture, change, said, rows = CASES[thread]
     found = explained(headers(tmp_path, architecture, change))
     assert said in found["faults"][0]
@@ -275,14 +275,14 @@ def test_a_shape_that_does_not_fit_is_named_with_its_shape(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("warm")
-def test_a_checkpoint_without_a_fault_is_said_to_have_none(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_fault_needs_no_fix(tmp_path: Path) -> None:
     found = explained(headers(tmp_path, "LlamaForCausalLM", lambda shapes: shapes))
     assert found["rows"] == {}
     assert "loads whole without a fix" in found["text"]
 
 
 @pytest.mark.usefixtures("warm")
-def test_what_goes_over_in_silence_is_named(tmp_path: Path) -> None:
+def test_ignored_tensors_are_named(tmp_path: Path) -> None:
     """40358: biases of experts; this vLLM skips every bias that it has no place for, and says nothing."""
     bias = "model.layers.0.mlp.experts.0.up_proj.bias"
     found = explained(headers(tmp_path, "Qwen3MoeForCausalLM", lambda shapes: {**shapes, bias: (64,)}))
@@ -290,10 +290,10 @@ def test_what_goes_over_in_silence_is_named(tmp_path: Path) -> None:
     assert found["rows"] is None
 
 
-# --- as it is typed -------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_model_the_words_alone(tmp_path: Path) -> None:
+def test_without_a_model_the_error_is_explained(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("KeyError: 'blocks.0.attn.qkv.weight'\n")
     ended = CliRunner().invoke(cli.app, ["explain", str(log)])

@@ -1,4 +1,4 @@
-"""``./lab trace`` as it is typed: its exit status, what it writes, a fault as a sentence, and with --debug as a traceback."""
+"""``./lab trace`` on the command line: exit status, written files, errors as sentences and, with --debug, as tracebacks."""
 
 from __future__ import annotations
 

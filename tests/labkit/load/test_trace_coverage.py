@@ -1,4 +1,4 @@
-"""Coverage of a load: boxes against counting every element, findings against numbers worked out by hand, and their words."""
+"""Coverage of a load: box arithmetic against counting every element, findings and messages against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_neighbours_come_back_as_one() -> None:
 
 @pytest.mark.parametrize("path", sorted(CAPTURED.glob("*.json")), ids=lambda path: path.stem)
 def test_the_lab_and_the_tool_find_the_same(path: Path) -> None:
-    """Lab 02's solution counts cells of a grid and works the padding out; the tool subtracts boxes and saw the padding filled."""
+    """Lab 02's solution counts the cells of a grid and computes the padding; ``find_faults`` subtracts boxes."""
     trace = Trace.read(path)
     diagnose = load_implementation(find_lab("02").implementation("solution")).diagnose
     theirs = diagnose([record.as_dict() for record in trace.records], trace.checkpoint_shapes, trace.parameter_shapes)
@@ -62,7 +62,7 @@ def test_the_lab_and_the_tool_find_the_same(path: Path) -> None:
     assert bool(ours) == path.stem.startswith("fault-")
 
 
-def test_a_vocabularys_padding_is_owed_by_nobody_and_only_if_it_was_filled() -> None:
+def test_a_vocabularys_padding_is_no_fault_if_it_was_filled() -> None:
     """131 rows on two ranks of 96: rank 1 has 35 of them and 61 of zeros."""
     trace = Trace.read(CAPTURED / "tiny-tp2.json")
     heads = [fill for fill in trace.fills if fill.parameter == "lm_head.weight"]
@@ -71,13 +71,13 @@ def test_a_vocabularys_padding_is_owed_by_nobody_and_only_if_it_was_filled() -> 
     assert find_faults(unfilled) == [Finding("missing", "lm_head.weight", ((35, 96), (0, 64)), (96, 64), 1)]
 
 
-def test_what_no_rank_read_is_asked_of_all_ranks_together() -> None:
+def test_cut_off_is_reported_only_for_all_ranks_together() -> None:
     trace = Trace.read(CAPTURED / "fault-mha-into-gqa.json")
     assert [finding.fault for finding in find_faults(trace)] == ["cut off", "cut off"]
     assert find_faults(trace.of_rank(1)) == []
 
 
-def test_the_words_have_the_numbers() -> None:
+def test_messages_have_the_numbers() -> None:
     assert describe_box(((512, 1024), (0, 4096)), (1024, 4096)) == "rows 512:1024"
     assert describe_box(((0, 4096), (0, 7168)), (4096, 14336)) == "columns 0:7168"
     assert describe_box(((0, 3), (0, 4)), (3, 4)) == "rows 0:3"

@@ -1,4 +1,4 @@
-"""The trace beyond Llama: its family from config alone, biases, many ranks, quantized and repacked parameters, other classes."""
+"""Traces beyond Llama: its family from config alone, biases, many ranks, quantized and repacked parameters, other classes."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_values_that_a_conversion_changed_are_a_finding(tmp_path: Path) -> None:
     assert [(finding.fault, finding.name) for finding in find_faults(trace)] == [("rounded", lost)]
 
 
-def test_what_could_not_be_run_is_said_and_the_trace_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_could_not_be_run_are_named_in_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine with another torch, without vLLM's kernels, where what makes parameters ready to serve fails too."""
     from labkit.load.trace import real_load
 

@@ -1,4 +1,4 @@
-"""The page of a traced load in a real browser: by keyboard, by pointer, in a small window and a large one, its network cut."""
+"""The HTML page of a trace in a real browser without network: keyboard, pointer, a small and a large window."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from labkit.load.trace.picture import draw_html
 
 CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 QKV = "model.layers.1.self_attn.qkv_proj.weight"
-SPITE = '</script><script>document.title="taken"</script><img src=x onerror=alert(1)>.weight'
+HOSTILE_NAME = '</script><script>document.title="taken"</script><img src=x onerror=alert(1)>.weight'
 
 
 def captured(name: str) -> Trace:
@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 
 
 class Opened:
-    """A page in a real browser, its network cut, with all that it asked for and complained of."""
+    """A page in a real browser without network; records its requests, its console messages and its errors."""
 
     def __init__(self, browser: Any, file: Path, width: int, height: int) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": height})
@@ -132,10 +132,10 @@ def test_the_page_by_layer_and_by_fault(browser: Any, tmp_path: Path, width: int
     opened.close()
 
 
-def test_names_from_strangers_stay_text_in_the_browser(browser: Any, tmp_path: Path) -> None:
+def test_hostile_names_stay_text_in_the_browser(browser: Any, tmp_path: Path) -> None:
     trace = captured("tiny-tp2")
     first, *rest = trace.records
-    trace = replace(trace, records=(replace(first, tensor=SPITE, file=SPITE, bytes=(8, 40)), *rest))
+    trace = replace(trace, records=(replace(first, tensor=HOSTILE_NAME, file=HOSTILE_NAME, bytes=(8, 40)), *rest))
     (tmp_path / "load.html").write_text(page(trace))
     opened = Opened(browser, tmp_path / "load.html", 640, 400)
     opened.page.locator(".slice[aria-label*='taken']").focus()

@@ -1,4 +1,4 @@
-"""The picture of a traced load: its geometry against numbers worked out by hand, and what it says."""
+"""HTML page and SVG picture of a trace: geometry against numbers computed by hand, captions, names as plain text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def drawn(trace: Trace, name: str, rank: int) -> list[tuple[str, int, int]]:
     return [(piece.label, *shown.along(piece)) for piece in bar.slices]
 
 
-def said(trace: Trace, name: str, rank: int, label: str) -> tuple[str, ...]:
+def sentences(trace: Trace, name: str, rank: int, label: str) -> tuple[str, ...]:
     shown = figure(trace, name)
     (bar,) = [bar for bar in shown.bars if bar.tp_rank == rank]
     (piece,) = [piece for piece in bar.slices if piece.label == label]
@@ -58,7 +58,7 @@ def said(trace: Trace, name: str, rank: int, label: str) -> tuple[str, ...]:
 
 
 class Page(HTMLParser):
-    """What a browser would find in the page: every tag, and the JSON inside it."""
+    """The tags of the page, and the JSON in it, as a browser parses them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_qkv_on_two_ranks_and_on_sixteen() -> None:
         assert drawn(sixteen, QKV, rank) == [("q_proj", 0, 256), ("k_proj", 256, 384), ("v_proj", 384, 512)]
 
 
-def test_what_the_ranks_cut_along_columns_is_drawn_along_columns_and_said_to_be() -> None:
+def test_a_parameter_that_ranks_cut_along_columns_is_drawn_along_columns() -> None:
     trace = captured("llama-3-8b-tp2")
     down = figure(trace, "model.layers.0.mlp.down_proj.weight")
     assert (down.length, down.unit) == (7168, "columns")
@@ -106,21 +106,21 @@ def test_what_the_ranks_cut_along_columns_is_drawn_along_columns_and_said_to_be(
 
 def test_the_arithmetic_follows_from_the_trace() -> None:
     two, sixteen, tiny = captured("llama-3-8b-tp2"), captured("llama-3-8b-one-layer-tp16"), captured("tiny-tp2")
-    assert said(two, QKV, 1, "v_proj") == (
+    assert sentences(two, QKV, 1, "v_proj") == (
         "8 heads * 128 = 1024 rows.",
         "1024 rows / 2 ranks = 512.",
         "Rank 1 reads from row 1 * 512 = 512.",
         "It is written from row 2560 = 2048 (q_proj) + 512 (k_proj) above it.",
     )
-    assert said(two, QKV, 1, "q_proj")[0] == "32 heads * 128 = 4096 rows."
-    assert said(sixteen, QKV, 5, "k_proj") == (
+    assert sentences(two, QKV, 1, "q_proj")[0] == "32 heads * 128 = 4096 rows."
+    assert sentences(sixteen, QKV, 5, "k_proj") == (
         "8 heads * 128 = 1024 rows.",
         "1024 rows are 8 parts of 128; 16 ranks / 8 parts = 2 ranks to a part.",
         "Rank 5 reads part 5 // 2 = 2, from row 2 * 128 = 256.",
         "It is written from row 256 = 256 rows of q_proj above it.",
     )
     # 131 rows are padded to 3 * 64 = 192, 96 to a rank
-    assert said(tiny, "lm_head.weight", 1, "lm_head")[:2] == (
+    assert sentences(tiny, "lm_head.weight", 1, "lm_head")[:2] == (
         "A rank holds 96 rows; rank 1 reads from row 1 * 96 = 96.",
         "The tensor ends at 131: 131 - 96 = 35 rows are left to read.",
     )
@@ -180,7 +180,7 @@ def test_faults_are_slices_of_their_own() -> None:
     qkv = QKV.replace("layers.0", "layers.1")
     missing = captured("fault-k-proj-missing")
     assert kinds(missing, qkv) == [("copy", 0, 0, 64), ("missing", 0, 64, 96), ("copy", 0, 96, 128)]
-    assert said(missing, qkv, 0, "v_proj")[-1] == "It is written from row 96 = 64 (q_proj) + 32 (missing) above it."
+    assert sentences(missing, qkv, 0, "v_proj")[-1] == "It is written from row 96 = 64 (q_proj) + 32 (missing) above it."
     twice = captured("fault-stored-twice")
     assert ("twice", 2, 0, 128) in kinds(twice, qkv)
     wide = captured("fault-o-proj-too-wide")
@@ -200,7 +200,7 @@ def one(tensor: str, **changes: Any) -> Trace:
     return Trace("0.32.0", "2.13.0", "meta", tensor, (record,), {tensor: (4, 2)}, {tensor: (4, 2)})
 
 
-def test_rounded_values_are_said_on_the_slice() -> None:
+def test_rounded_values_are_named_on_the_slice() -> None:
     trace = replace(one("a.q_proj.weight"), rounded=("a.q_proj.weight",))
     (bar,) = figure(trace, "a.q_proj.weight").bars
     assert captions.slice_labels(figure(trace, "a.q_proj.weight"), bar.slices[0])[0] == "q_proj, rounded"
@@ -249,14 +249,14 @@ def test_parts_are_the_layers_and_what_is_outside_them() -> None:
     assert titles == ["embeddings", *(f"layer {number}" for number in range(32)), "norm and head"]
 
 
-SPITE = '</script><script>document.title="taken"</script><!-- <img src=x onerror=alert(1)> & " \' \x00 \ud800.weight'
+HOSTILE_NAME = '</script><script>document.title="taken"</script><!-- <img src=x onerror=alert(1)> & " \' \x00 \ud800.weight'
 
 
-def test_names_from_strangers_stay_text() -> None:
-    trace = one(SPITE, file=SPITE, mapping=MappingRow(SPITE, SPITE, SPITE))
+def test_hostile_names_stay_text() -> None:
+    trace = one(HOSTILE_NAME, file=HOSTILE_NAME, mapping=MappingRow(HOSTILE_NAME, HOSTILE_NAME, HOSTILE_NAME))
     text = page(trace)
     found = Page(text)
-    assert found.data["records"][0]["tensor"] == SPITE
+    assert found.data["records"][0]["tensor"] == HOSTILE_NAME
     assert [tag for tag, _ in found.tags if tag in ("script", "img")] == ["script", "script"]
     assert text.count("</script") == 2
     text.encode()
@@ -342,7 +342,7 @@ def test_the_still_picture_has_every_record_and_every_fault(name: str) -> None:
     assert all(str(finding) in str(description) for finding in findings)
 
 
-def test_around_keeps_what_shares_a_parameter_and_nothing_else() -> None:
+def test_select_parameters_of_keeps_all_records_of_the_parameters() -> None:
     trace = captured("tiny-tp2")
     small = select_parameters_of(trace, ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"])
     assert {short_name(record.tensor) for record in small.records} == {"gate_proj", "up_proj", "lm_head"}
@@ -354,7 +354,7 @@ def test_around_keeps_what_shares_a_parameter_and_nothing_else() -> None:
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """``./lab trace``, with the captured load in the place of vLLM's; ``traced`` counts the loads."""
+    """Runs ``./lab trace`` on a captured load instead of vLLM; ``traced`` has an entry for each load."""
     traced: list[str] = []
 
     def load(*_: object, **__: object) -> Trace:
@@ -382,9 +382,7 @@ def test_the_command_writes_both(lab: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.svg"]
 
 
-def test_a_place_that_cannot_be_meant_is_refused_before_the_load(
-    lab: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_output_path_is_refused_before_the_load(lab: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option, file, sentence in [
         ("--html", "a.txt", "should end in .html; name it a.html"),
         ("--svg", "a.html", "should end in .svg; name it a.svg"),

@@ -1,4 +1,4 @@
-"""The trace as data: its JSON form, what it refuses, and that a file is whole or absent."""
+"""The trace as data: its JSON form, errors for other JSON, atomic writes, selections."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_every_recording_is_complete_and_names_no_folder_of_a_machine(path: Path
         ('{"vllm": "1", "torch": "2", "device": "meta", "model": "m", "records": [{}]}', "'tensor' is missing"),
     ],
 )
-def test_what_is_no_trace_is_refused_in_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+def test_other_json_is_refused_with_a_sentence(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=said) as refused:
         Trace.read(tmp_path / "x.json")

@@ -1,4 +1,4 @@
-"""The table: all its numbers, in 80 columns and in a wide terminal, as plain text."""
+"""The table of a trace as plain text, in 80 columns and in a wide terminal."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_wide_terminal_has_one_line_per_tensor(five: Trace) -> None:
         assert words in line
 
 
-def test_a_tensor_that_nobody_read_is_named() -> None:
+def test_a_tensor_that_no_rank_read_is_named() -> None:
     trace = Trace.read(CAPTURED / "fault-bias-unread.json")
     assert "not read by vLLM: model.layers.1.self_attn.q_proj.bias (128,)" in printed(trace, 80)
     assert "not read" not in printed(Trace.read(CAPTURED / "tiny-tp2.json"), 80)

@@ -1,4 +1,4 @@
-"""``./lab verify``: tiny real checkpoints, the real vLLM, transformers beside it; each case in a fork of one warm process."""
+"""``./lab verify`` on tiny real checkpoints with the real vLLM and transformers; each case runs in a fork of one process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def broken(llama: Path, tmp_path: Path) -> Any:
 
 
 def verified(model: Path | str, sizes: tuple[int, ...] = (1,), **settings: Any) -> dict[str, Any]:
-    """The report, as its JSON has it, with its text beside it."""
+    """Returns the report's JSON, with its text under ``text``."""
 
     def run() -> dict[str, Any]:
         report = verify_model(model, sizes, **settings)
@@ -71,7 +71,7 @@ def verified(model: Path | str, sizes: tuple[int, ...] = (1,), **settings: Any) 
     return forked(run)  # type: ignore[no-any-return]
 
 
-# --- what holds, and what shapes show -------------------------------------------------------------------------------------------
+# --- loads ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_whole_checkpoint_is_whole_at_every_size_and_computes_what_transformers_does(llama: Path) -> None:
@@ -98,14 +98,14 @@ def test_a_whole_checkpoint_is_whole_at_every_size_and_computes_what_transformer
         ("fused-beside-parts", "doubled: rows 0:256 of ", "self_attn.qkv_proj.weight"),
     ],
 )
-def test_what_vllm_loads_in_silence_is_found(fault: str, kind: str, name: str, broken: Any) -> None:
+def test_faults_that_vllm_does_not_report_are_found(fault: str, kind: str, name: str, broken: Any) -> None:
     report = verified(broken(fault), (1, 2), logits=False)
     assert report["status"] == FINDINGS
     assert [load["verdict"] for load in report["loads"]] == ["not whole", "not whole"]
     assert f"  {kind}model.layers.1.{name} (" in report["text"]
 
 
-def test_what_vllm_refuses_is_a_finding_in_its_words(broken: Any) -> None:
+def test_a_refused_load_is_a_finding_with_vllms_message(broken: Any) -> None:
     report = verified(broken("unmapped-name"), (1, 2))
     assert report["status"] == FINDINGS
     assert [load["verdict"] for load in report["loads"]] == ["refused", "refused"]
@@ -134,7 +134,7 @@ def test_shapes_alone_say_so() -> None:
     assert "291 checkpoint tensors into 195 parameters on each of 8 ranks" in report["text"]
 
 
-# --- loads, but garbage ---------------------------------------------------------------------------------------------------------
+# --- whole loads with wrong values ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_shapes_alone_say_so() -> None:
         ("permuted-qk", "q_proj", "the right values in another order: 120 of 128 rows of the weight are in the wrong place"),
     ],
 )
-def test_a_silent_fault_ends_in_a_modules_name(fault: str, part: str, looks_like: str, broken: Any, llama: Path) -> None:
+def test_wrong_values_are_traced_to_a_module(fault: str, part: str, looks_like: str, broken: Any, llama: Path) -> None:
     report = verified(broken(fault), against=llama)
     assert report["status"] == FINDINGS
     assert report["loads"][0]["verdict"] == "whole"
@@ -205,7 +205,7 @@ def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("classes")
-def test_a_broken_row_in_a_class_of_ones_own_ends_in_the_row(llama: Path) -> None:
+def test_a_wrong_row_in_a_class_of_ones_own_is_named(llama: Path) -> None:
     report = verified(llama, arch="mine:Swapped")
     assert report["built"] == "mine.Swapped"
     assert (report["status"], report["loads"][0]["verdict"]) == (FINDINGS, "whole")
@@ -219,7 +219,7 @@ def test_a_broken_row_in_a_class_of_ones_own_ends_in_the_row(llama: Path) -> Non
 
 
 @pytest.mark.usefixtures("classes")
-def test_what_is_wrong_between_two_modules_is_said_to_be_there(llama: Path) -> None:
+def test_a_fault_between_two_modules_is_located_there(llama: Path) -> None:
     first = verified(llama, arch="mine:ShortRope")["logits"]["first"]
     assert (first["module"], first["what"], first["before"]) == (
         "model.layers.0.self_attn.o_proj",
@@ -282,7 +282,7 @@ def test_remote_code_is_run_only_where_a_flag_says_so(llama: Path, tmp_path: Pat
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An installed plugin of vLLM's whose module cannot be imported."""
+    """Installs a plugin of vLLM whose module cannot be imported."""
     info = tmp_path / "bad_plugin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-plugin\nVersion: 1.0\n")
@@ -294,7 +294,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_plugin_that_fails_is_said(llama: Path) -> None:
+def test_a_plugin_that_fails_is_reported(llama: Path) -> None:
     (note,) = verified(llama, logits=False)["notes"]
     assert note == (
         "the plugin bad (bad_plugin:register) failed: ModuleNotFoundError: No module named 'a_package_that_is_not_there'; "
@@ -302,7 +302,7 @@ def test_a_plugin_that_fails_is_said(llama: Path) -> None:
     )
 
 
-def test_logits_that_were_asked_for_and_cannot_be_had_are_no_success() -> None:
+def test_requested_logits_that_cannot_be_compared_are_not_verified() -> None:
     assert verified("llama-3-8b", logits=True)["status"] == NOT_VERIFIED
 
 
@@ -315,7 +315,7 @@ def test_tp_sizes() -> None:
         verify_model(KNOWN / "llama-3-8b", (3,))
 
 
-# --- as it is typed -------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------------------------------------
 
 
 def typed(*arguments: object) -> tuple[int, str]:
@@ -337,7 +337,7 @@ def test_the_command_writes_what_is_asked_for_and_ends_with_the_status(
     assert forked(lambda: typed("verify", llama, "--tp", 1, "--no-logits"))[0] == VERIFIED
 
 
-def test_what_is_wrong_with_the_question_ends_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_arguments_exit_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in (
         ["verify", str(tmp_path)],
         ["verify", "llama-3-8b", "--tp", "3"],
@@ -354,8 +354,8 @@ def test_what_is_wrong_with_the_question_ends_with_2(tmp_path: Path, monkeypatch
 QUICK = ("Qwen3ForCausalLM", "Gemma2ForCausalLM", "MixtralForCausalLM", "GPT2LMHeadModel", "FalconForCausalLM", "PhiForCausalLM")
 
 
-def test_the_table_is_what_comes_out_now() -> None:
-    """Some of its rows, of a kind each: norms on q and k, a tied head, experts, turned matrices, sorted heads, the wrapper."""
+def test_the_table_is_up_to_date() -> None:
+    """Repeats one row of each kind: norms on q and k, a tied head, experts, transposed matrices, sorted heads, the wrapper."""
     page = SCRIPT.PAGE.read_text(encoding="utf-8")
     architectures = re.findall(r"^\| (\w+) \|", page, re.MULTILINE)
     assert [name for name in architectures if name != "architecture"] == list(SCRIPT.CASES)
@@ -367,8 +367,8 @@ def test_the_table_is_what_comes_out_now() -> None:
 # --- the status, and the page of docs -------------------------------------------------------------------------------------------
 
 
-def test_what_makes_the_status() -> None:
-    """A size that does not fit is no want; one that could not be built, or logits that were asked for, are."""
+def test_the_exit_status() -> None:
+    """A TP size that does not fit is ignored; a class that could not be built, or requested logits that are missing, are not."""
     trace = Trace("0", "0", "meta", "m", (), {}, {})
     whole, unfit, failed = (
         LoadResult(1, trace),
@@ -389,8 +389,8 @@ def test_what_makes_the_status() -> None:
     assert told["largest"] is told["first"]["largest"] is told["first"]["spread"] is None
 
 
-def test_the_page_shows_what_is_said_now() -> None:
-    """Figures of rounding are the machine's; all else is as it stands."""
+def test_the_examples_of_the_page_are_up_to_date() -> None:
+    """Except for the digits of rounding errors, which depend on the machine."""
     script = load_implementation(ROOT / "scripts" / "record_verify_examples.py")
     page = script.PAGE.read_text(encoding="utf-8")
     said = {name: forked(example) for name, example in script.EXAMPLES.items()}
