@@ -141,15 +141,16 @@ def timeline(
     steps: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="draw these steps only")] = None,
 ) -> None:
     """Draw a recorded run as one picture: a row per request, a column per step."""
-    from labkit.pictures import timeline as step_trace
+    from labkit.pictures.timeline import draw, read, show
+    from labkit.system.atomic_write import atomic_write
     from labkit.system.errors import UserError
 
-    recorded = step_trace.read(file)
+    recorded = read(file)
     picture = output or file.with_suffix(".svg")
     if picture.suffix != ".svg" or picture.resolve() == file.resolve():
         raise UserError(f"the picture is SVG and would be written to {picture}; name a file with the suffix .svg by --output")
-    step_trace.write(step_trace.draw(recorded, file.name, recorded.columns(steps) if steps else None), picture)
-    step_trace.show(recorded, console)
+    atomic_write(picture, draw(recorded, file.name, recorded.columns(steps) if steps else None))
+    show(recorded, console)
     if recorded.cut_line:
         print_lines(
             f"line {recorded.cut_line} of {file} is cut: the run ended while it was written; what came before it is drawn"

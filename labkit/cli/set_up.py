@@ -41,15 +41,14 @@ def fetch(
         sys.stdout.write(fetched.json + "\n")
 
 
-@app.command(short_help="what this machine has, and how to mend the rest", rich_help_panel=SET_UP)
+@app.command(short_help="check this machine, and say how to fix each problem", rich_help_panel=SET_UP)
 def doctor() -> None:
-    """Look at this machine: what the labs need, what it has, and how to mend what is not right."""
-    from labkit.system import doctor as examination
-    from labkit.system.host_probes import Host
+    """Check this machine for what the labs need, and say how to fix each problem."""
+    from labkit.system.doctor import Host, examine, show
 
-    with working("Looking at this machine"):
-        findings = examination.examine(Host())
-    raise typer.Exit(0 if examination.show(findings, console) else 1)
+    with working("Checking this machine"):
+        findings = examine(Host())
+    raise typer.Exit(0 if show(findings) else 1)
 
 
 @app.command(

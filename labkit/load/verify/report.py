@@ -16,8 +16,8 @@ from labkit.load.trace.coverage import Finding, whole
 from labkit.load.trace.page import html as draw_page
 from labkit.load.trace.records import Trace, in_words
 from labkit.system.atomic_write import atomic_write
-from labkit.system.console import visible
 from labkit.system.errors import UserError
+from labkit.system.foreign_text import printable
 
 WHOLE, FINDINGS, COULD_NOT = 0, 1, 2
 """The exit status: all that was asked for was verified and held; something is wrong; it could not be verified."""
@@ -201,7 +201,7 @@ def write(report: Report, json_file: Path | None, page: Path | None) -> Iterator
 def show(report: Report, console: Console) -> None:
     """Prints the report; fits 80 columns but for names."""
     for line in lines(report):
-        console.print(visible(line), markup=False, soft_wrap=True)
+        console.print(printable(line, keep="\n"), markup=False, soft_wrap=True)
 
 
 def lines(report: Report) -> Iterator[str]:

@@ -16,7 +16,7 @@ from labkit.load.trace.coverage import Finding
 from labkit.load.trace.page import words
 from labkit.load.trace.page.bars import Bar, Figure, Part, Slice, parts, tones
 from labkit.load.trace.records import Trace, in_words
-from labkit.pictures.drawing import printable
+from labkit.system.foreign_text import printable
 
 HERE = Path(__file__).resolve().parent
 

@@ -22,11 +22,11 @@ from labkit.pictures.drawing import (
     label,
     pattern,
     plate,
-    printable,
     short,
     svg_root,
     svg_text,
 )
+from labkit.system.foreign_text import printable
 
 GUTTER, LANE = 64, 22
 ROOM = WIDTH - 2 * MARGIN - GUTTER
