@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.checkpoints.headers import HeaderError, Shape, read_header
+from labkit.checkpoints.headers import Shape, read_header
+from labkit.system.errors import UserError
 
 Words = NDArray[np.uint16]
 
@@ -80,7 +81,7 @@ def dummy_fault(file: Path) -> str | None:
                     opened.seek(tensor.bytes[0] + 2 * row * words.shape[1])
                     if opened.read(words.nbytes) != words.tobytes():
                         return f"{name} of {file.name} has other values at row {row} or in the {len(words)} from it"
-    except HeaderError as error:
+    except UserError as error:
         return str(error)
     return None
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from labkit.checkpoints.headers import LEFT_OVER, Shape
+from labkit.checkpoints.headers import UNREAD_SUFFIXES, Shape
 from labkit.checkpoints.known_models import Model
 from labkit.load.trace.build import as_rank, build, group_of_one, parameter_dtype, said_by
 from labkit.load.trace.coverage import Box, whole, without
@@ -75,7 +75,7 @@ def look(model: Model) -> Survey:
                 (placed if len(recorder.copies) > before else skipped).append(name)
     empty = _empty(recorder)
     wanted = _wanted(built, empty, {*placed, *misfits})
-    passed = [name for name in skipped if not name.endswith(LEFT_OVER)]
+    passed = [name for name in skipped if not name.endswith(UNREAD_SUFFIXES)]
     parameters = {name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()}
     return Survey(tuple(placed), tuple(passed), homeless, misfits, wanted, empty, parameters)
 
