@@ -107,7 +107,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one safetensors file, in the header's order.
 
     Raises:
-        UserError: the file is a pickle or no safetensors file, or its header is too long, inconsistent, or not of the file's size.
+        UserError: the file is a pickle or no safetensors file, or its header is too long or inconsistent.
     """
     if file.suffix in PICKLES:
         raise UserError(f"{file} is a pickle, and reading one runs the code in it; convert it to safetensors first")
@@ -129,9 +129,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         raise UserError(f"{broken}: its header holds no JSON object; fetch it again")
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())):
-        raise UserError(
-            f"{file}: the header's __metadata__ does not map names to texts ({metadata!r:.200}); fetch it again"
-        )
+        raise UserError(f"{file}: the header's __metadata__ does not map names to texts ({metadata!r:.200}); fetch it again")
     tensors = {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
     end = _end_of_data(file, 8 + length, tensors)
     if end != size:

@@ -17,26 +17,25 @@ from labkit.system.labs import ROOT, find_lab
 app = typer.Typer()
 
 
-@app.command(short_help="a checkpoint: real, or dummy in the true shapes", rich_help_panel=SET_UP)
+@app.command(short_help="fetch a checkpoint: real, or dummy weights of its shapes", rich_help_panel=SET_UP)
 def fetch(
     model: Annotated[str, typer.Argument(help="a hub id, or smollm2")] = "meta-llama/Meta-Llama-3-8B-Instruct",
     revision: Annotated[str, typer.Option(help="a branch, a tag or a commit of the hub")] = "main",
     to: Annotated[Path | None, typer.Option(help="the directory to make, instead of one in the cache")] = None,
     fallback: Annotated[
         Literal["auto", "dummy", "smollm2", "none"],
-        typer.Option(help="auto: dummy weights where they are gated; else what to take whenever there are no real ones"),
+        typer.Option(help="auto: dummy weights if the model is gated; others: the replacement for any failure"),
     ] = "auto",
-    layers: Annotated[int | None, typer.Option(help="how many layers dummy weights have; else all")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="read every byte of what is there already")] = False,
-    json: Annotated[bool, typer.Option("--json", help="say what there is now as JSON; all else goes to standard error")] = False,
+    layers: Annotated[int | None, typer.Option(help="number of layers of dummy weights; default all")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="check every byte of an existing directory")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print the result as JSON; everything else goes to stderr")] = False,
 ) -> None:
-    """Fetch a checkpoint: a model of the hub, dummy weights in its shapes where it is gated, or smollm2, which needs no login."""
-    from labkit.checkpoints.fetch import Fallback
+    """Fetch a checkpoint: a model of the hub, dummy weights of its shapes if it is gated, or smollm2, which needs no login."""
     from labkit.checkpoints.fetch.checkpoint import fetch as fetch_checkpoint
 
     console.stderr = json
-    fetched = fetch_checkpoint(model, revision=revision, to=to, fallback=Fallback(fallback), layers=layers, verify=verify)
-    print_lines(*fetched.notes, fetched.told, *([] if json else [str(fetched.directory)]))
+    fetched = fetch_checkpoint(model, revision=revision, to=to, fallback=fallback, layers=layers, verify=verify)
+    print_lines(*fetched.notes, fetched.summary, *([] if json else [str(fetched.directory)]))
     if json:
         sys.stdout.write(fetched.json + "\n")
 
