@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from labkit.check.check import sha256_of, trusted_files
+from labkit.check.report import ReportError, validator
 from labkit.grading.container import Sandbox
 from labkit.grading.exporters import FORMATS
-from labkit.grading.fork_server import fork_servers
-from labkit.grading.report import ReportError, validator
+from labkit.grading.judge_server import judge_servers
 from labkit.grading.submissions import Submission
+from labkit.grading.verdict import sha256_of, trusted_files
 from labkit.system.atomic_write import atomic_write
 from labkit.system.errors import UserError
 from labkit.system.labs import Lab
@@ -126,7 +126,7 @@ def in_threads(sandbox: Sandbox, jobs: int) -> Grader:
             stack.enter_context(_shared_processors(jobs))
             own = sandbox
             if own.image is None and len(submissions) > jobs:
-                own = replace(own, start=stack.enter_context(fork_servers(jobs)))
+                own = replace(own, start=stack.enter_context(judge_servers(jobs)))
             pool = stack.enter_context(ThreadPoolExecutor(jobs))
             futures = {pool.submit(answer, own, lab.number, each.name, each.source): each for each in submissions}
             try:

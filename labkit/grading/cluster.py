@@ -16,7 +16,7 @@ from typing import Any
 
 from labkit.grading.classroom import Graded, Grader, answer, version_of
 from labkit.grading.container import Sandbox
-from labkit.grading.report import ReportError, read_report
+from labkit.check.report import ReportError, read_report
 from labkit.grading.submissions import Submission
 from labkit.system.errors import UserError
 from labkit.system.labs import Lab, find_lab

@@ -18,8 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from labkit.check.check import Start, check, start_pytest
-from labkit.grading.report import LARGEST, ReportError, as_json, read_report
+from labkit.check.check import Start, start_pytest
+from labkit.check.report import MAX_BYTES, ReportError, read_report
+from labkit.grading.verdict import judge
 from labkit.isolation.sandbox import undumpable
 from labkit.system.errors import UserError
 from labkit.system.labs import find_lab
@@ -84,10 +85,10 @@ class Sandbox:
                     child.stdin.close()
                 except BrokenPipeError:
                     pass  # its own words say why
-                said = child.stdout.read(LARGEST + 1)
+                said = child.stdout.read(MAX_BYTES + 1)
             finally:
                 late.cancel()
-                if child.poll() is None and len(said) > LARGEST:
+                if child.poll() is None and len(said) > MAX_BYTES:
                     _remove(name)
                 child.kill()
         reading.join()
@@ -122,7 +123,7 @@ def docker() -> str:
     return found
 
 
-def see_to_image(image: str) -> str:
+def find_image(image: str) -> str:
     """The image's id.
 
     Raises:
@@ -148,7 +149,7 @@ def grade_source(lab_number: str, source: bytes, start: Start = start_pytest) ->
         file = Path(folder) / "starter.py"
         file.write_bytes(source)
         file.chmod(0o444)
-        return as_json(check(find_lab(lab_number), str(file), start)) | {"graded": file.name}
+        return judge(find_lab(lab_number), str(file), start).to_json() | {"graded": file.name}
 
 
 def main(lab_number: str) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.check.check import Report
-from labkit.grading.report import as_json
+from labkit.check.report import Report
 from labkit.system.atomic_write import atomic_write
 from labkit.system.console import console
 
@@ -67,7 +66,7 @@ def classroom(report: dict[str, Any]) -> str:
             "status": status.get(task["status"], "error"),
             "score": task["points"],
             "message": _first_fault(task, report) or None,
-            "test_code": f"./lab check {report['lab']} --impl starter",
+            "test_code": f"./lab check {report['lab']}",
             "filename": "",
             "line_no": 0,
             "execution_time": f"{sum(test['seconds'] for test in task['tests']):.1f}s",
@@ -87,7 +86,7 @@ def write_reports(report: Report, files: dict[str, Path]) -> None:
     Raises:
         ReportError: a file cannot be written.
     """
-    data = as_json(report)
+    data = report.to_json()
     for name, path in files.items():
         atomic_write(path, _text(data) if name == "json" else FORMATS[name](data))
         console.print(f"written: {path}", markup=False, soft_wrap=True)

@@ -13,17 +13,14 @@ import sys
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
-from signal import Signals
 
 import pytest
 
+from labkit.check.results import describe_exit
 from labkit.isolation.compiled_kernels import compile_missing, show_kernels
 from labkit.isolation.rpc_proxy import Remote, RemoteModule, hand_over
 from labkit.isolation.sandbox import FOLDER, boxed, end_with_parent, undumpable
 from labkit.system.errors import UserError
-
-ENOUGH = 2
-"""Endless tests, after which the session ends; what has not run by then is said to be not run."""
 
 
 class Judge:
@@ -35,7 +32,7 @@ class Judge:
     """
 
     def __init__(self, graded: Path, folder: Path) -> None:
-        self.graded, self.folder, self.endless = graded, folder, 0
+        self.graded, self.folder = graded, folder
         calls, theirs = socket.socketpair()
         interruptions, their_interruptions = socket.socketpair()
         ends = (theirs.fileno(), their_interruptions.fileno())
@@ -59,11 +56,7 @@ class Judge:
             status = self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             return f"{self.graded.name} has closed its connection to the tests, so nothing more is graded"
-        how = f"with signal {Signals(status - 128).name}" if status > 128 else f"with exit status {status}"
-        return (
-            f"{self.graded.name} ended the whole Python process ({how}) before the tests were done, so nothing is graded from "
-            "there on; take out what exits (exit, sys.exit, os._exit), crashes or fills the memory, then check again"
-        )
+        return describe_exit(self.graded, 128 - status if status > 128 else status)
 
     def pytest_collection_finish(self) -> None:
         """The tests' time limit is theirs alone: importing torch is done before the first."""
@@ -73,15 +66,10 @@ class Judge:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Without the learner's process every test fails, for that reason; and two endless tests are enough to know."""
+        """Fails a test that ran without the learner's process, unless it timed out; a file's import is the same for all tests."""
         report = yield
-        if report.when != "call":  # the file's import is one for all tests, and so is what became of it
-            return report
-        if call.excinfo and call.excinfo.errisinstance(pytest.fail.Exception):
-            self.endless += str(call.excinfo.value).startswith("Timeout")
-            if self.endless == ENOUGH:
-                item.session.shouldfail = f"{ENOUGH} tests did not end"
-        elif self.remote.lost:
+        timed_out = call.excinfo and call.excinfo.errisinstance(pytest.fail.Exception)
+        if report.when == "call" and self.remote.lost and not timed_out:
             report.outcome, report.longrepr = "failed", self.remote.lost
         return report
 

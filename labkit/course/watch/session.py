@@ -18,7 +18,8 @@ from labkit.course.progress import DONE, hints_seen, next_task, note_report, sta
 from labkit.course.watch import view
 from labkit.course.watch.changes import Changes
 from labkit.course.watch.keys import single_keys
-from labkit.course.watch.runs import Run, Shown, Warm
+from labkit.check.results import FailedTest
+from labkit.course.watch.runs import Run, WatchServer
 from labkit.course.workspace import next_hint
 from labkit.system.console import console
 from labkit.system.errors import UserError
@@ -42,7 +43,7 @@ class Session:
         self.hints: list[str] = []
         self.waiting = True
         """Whether there is something to run that has not begun."""
-        self.warm = Warm(lab)
+        self.server = WatchServer(lab)
         self.changes = Changes(self._files, self._folders())
         self.begun_with = b""
         """What the learner's file held when the run began."""
@@ -56,8 +57,8 @@ class Session:
     def watch(self) -> None:
         """Until q or Ctrl-C."""
         with single_keys() as keys, self._ctrl_c_ends():
-            self.selector.register(self.warm.control, selectors.EVENT_READ, self._hear_warm)
-            self.selector.register(self.changes.wake, selectors.EVENT_READ, self._hear_changes)
+            self.selector.register(self.server.control, selectors.EVENT_READ, self._read_server)
+            self.selector.register(self.changes.wake, selectors.EVENT_READ, self._read_changes)
             if keys is not None:
                 self.selector.register(keys, selectors.EVENT_READ, None)
                 self.live = Live(console=console, screen=True, auto_refresh=False)
@@ -72,8 +73,8 @@ class Session:
                 if self.live:
                     self.live.stop()
                 if self.run:
-                    self.warm.end(self.run)
-                self.warm.close()
+                    self.run.kill()
+                self.server.close()
                 self.changes.close()
         points = f"{view.earned(self.run)}. " if self.run else ""
         console.print(f"Lab {self.lab.number}: {points}Go on with ./lab watch {self.lab.number}")
@@ -101,9 +102,9 @@ class Session:
                     return False
             else:
                 key.data()
-        if self.waiting and self.warm.ready and self.graded.is_file():
+        if self.waiting and self.server.ready and self.graded.is_file():
             self._begin()
-        self.warm.drain_flood()
+        self.server.limit_output()
         self._draw()
         return not self.told_to_end
 
@@ -111,15 +112,15 @@ class Session:
         self.waiting = False
         self.hints, self.announced = [], set()
         self.begun_with = self._source()
-        self.run = self.warm.begin(self.graded, self.pinned or self.focus)
+        self.run = self.server.start_run(self.graded, self.pinned or self.focus)
         self.running_since = time.monotonic()
-        self.selector.register(self.run.pipe, selectors.EVENT_READ, self._hear_run)
+        self.selector.register(self.run.pipe, selectors.EVENT_READ, self._read_run)
 
     def _again(self) -> None:
         """Ends what runs, and has everything run anew as soon as the warm process is ready for it."""
         self.waiting = True
-        if self.run and not self.run.over:
-            self.warm.end(self.run)
+        if self.run and not self.run.ended:
+            self.run.kill()
         self._leave_run()
 
     def _leave_run(self) -> None:
@@ -128,27 +129,27 @@ class Session:
             os.close(self.run.pipe)
             self.run.pipe = -1
 
-    def _hear_changes(self) -> None:
+    def _read_changes(self) -> None:
         changed = self.changes.take()
         if changed == {self.graded} and not self.waiting and self._source() == self.begun_with:
             return  # one save was seen twice, or nothing was written anew
         if changed - {self.graded}:  # the tests or the engine: what the warm process has imported is old
             if self.run:
-                self.warm.end(self.run)
-            self.selector.unregister(self.warm.control)
-            self.warm.close()
-            self.warm = Warm(self.lab)
-            self.selector.register(self.warm.control, selectors.EVENT_READ, self._hear_warm)
+                self.run.kill()
+            self.selector.unregister(self.server.control)
+            self.server.close()
+            self.server = WatchServer(self.lab)
+            self.selector.register(self.server.control, selectors.EVENT_READ, self._read_server)
         self._again()
 
-    def _hear_warm(self) -> None:
-        for message in self.warm.messages():
+    def _read_server(self) -> None:
+        for message in self.server.receive():
             if self.run is None:
                 continue
             if "child" in message:
-                self.run.child = message["child"]
+                self.run.process = message["child"]
                 if self.waiting:  # a save came before the child had a number
-                    self.warm.end(self.run)
+                    self.run.kill()
             elif "ended" in message:
                 while self.run.pipe >= 0 and self.run.read():
                     pass
@@ -156,7 +157,7 @@ class Session:
                 self.run.end(message["ended"])
                 self._note()
 
-    def _hear_run(self) -> None:
+    def _read_run(self) -> None:
         if self.run and not self.run.read():
             self._leave_run()
 
@@ -165,7 +166,7 @@ class Session:
         if self.run is None or self.waiting:
             return
         try:
-            note_report(self.run.report, self.run.taken)
+            note_report(self.run.report, self.run.digest)
         except UserError as fault:  # the verdict stands all the same
             self.hints.append(str(fault))
         left = [result.task for result in self.run.report.tasks if state_of(result).state not in DONE]
@@ -201,7 +202,7 @@ class Session:
         results = self.run.report.tasks
         chosen = self.pinned or self.focus
         for result in results:
-            if result.task == chosen and (result.status == "failed" or (result.status == "not run" and not self.run.over)):
+            if result.task == chosen and (result.status == "failed" or (result.status == "not run" and not self.run.ended)):
                 return chosen
         return next((result.task for result in results if result.status == "failed"), None)
 
@@ -219,12 +220,12 @@ class Session:
         run, task = self.run, self._shown_task()
         if run is None or (self.waiting and not self.graded.is_file()):
             missing = f"{self.graded} is not there; ./lab reset {self.lab.number} brings back the one you began with"
-            return [Text("importing torch and the tests, once ..." if not self.warm.ready or self.graded.is_file() else missing)]
+            return [Text("importing torch and the tests, once ..." if not self.server.ready or self.graded.is_file() else missing)]
         if run.report.broken:
             return view.broken(run.report)
         if task and (shown := self._failed_test(run, task)):
             return view.failure(task, shown, run)
-        if not run.over:
+        if not run.ended:
             return [self._running(run)]
         if run.report.passed:
             return [
@@ -241,25 +242,25 @@ class Session:
     def _foot(self) -> list[RenderableType]:
         task = self._shown_task()
         seen = f" ({hints_seen(self.lab, task)} of {len(task.hints)} seen)" if task else ""
-        background = self.run is not None and not self.run.over and task is not None and self._failed_test(self.run, task)
+        background = self.run is not None and not self.run.ended and task is not None and self._failed_test(self.run, task)
         going_on = [Text(f"still {self._running(self.run)}")] if background and self.run else []
         return [*(Text(hint) for hint in self.hints[-1:]), *going_on, Text(f"h hint{seen}   n next task   a run all   q quit")]
 
-    def _failed_test(self, run: Run, task: Task) -> Shown | None:
-        return next((run.shown[name] for name in task.tests if name in run.shown), None)
+    def _failed_test(self, run: Run, task: Task) -> FailedTest | None:
+        return next((run.failed[name] for name in task.tests if name in run.failed), None)
 
     def _announce(self) -> None:
         """In a pipe: a verdict once, when it is there, and the points when all is done."""
         run = self.run
         if run is None or self.waiting:
             return
-        if run.report.broken and run.over:
+        if run.report.broken and run.ended:
             self._say("broken", view.broken(run.report))
             return
         for task in (run.first, self._shown_task()):
             if task:
                 self._announce_task(run, task)
-        if run.over:
+        if run.ended:
             self._say("points", [Text(f"{view.earned(run)}; waiting for the next save of {self.graded.name}")])
 
     def _announce_task(self, run: Run, task: Task) -> None:

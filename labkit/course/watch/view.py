@@ -9,10 +9,11 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
-from labkit.check.check import Report
+from labkit.check.report import Report
+from labkit.check.results import FailedTest
 from labkit.course.board import PASSED, STATE_STYLES, short
 from labkit.course.progress import TaskState, state_of
-from labkit.course.watch.runs import Run, Shown
+from labkit.course.watch.runs import Run
 from labkit.system.labs import Lab, Task
 
 MESSAGE_LINES = 8
@@ -34,7 +35,7 @@ def states_now(run: Run) -> dict[str, TaskState | None]:
     """Each task's state as far as the run has come; None where it has not come to it."""
     states: dict[str, TaskState | None] = {}
     for result in run.report.tasks:
-        running = not run.over and result.status != "failed" and any(test.status == "not run" for test in result.tests)
+        running = not run.ended and result.status != "failed" and any(test.status == "not run" for test in result.tests)
         states[result.task.name] = None if running else state_of(result)
     return states
 
@@ -61,7 +62,7 @@ def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
     return lines
 
 
-def failure(task: Task, shown: Shown, run: Run) -> list[RenderableType]:
+def failure(task: Task, shown: FailedTest, run: Run) -> list[RenderableType]:
     """One failed test: what it says in words, what was expected and what came, and where to look."""
     result = shown.result
     lines: list[RenderableType] = [
@@ -79,7 +80,7 @@ def failure(task: Task, shown: Shown, run: Run) -> list[RenderableType]:
     return lines
 
 
-def where(shown: Shown, run: Run) -> list[str]:
+def where(shown: FailedTest, run: Run) -> list[str]:
     """The line of the learner's file that the failure came through, or the function that gave the wrong answer."""
     line = shown.result.line
     if line is None:
@@ -124,7 +125,7 @@ class Screen:
             yield from line
 
 
-def _message(shown: Shown) -> list[str]:
+def _message(shown: FailedTest) -> list[str]:
     """What the test says; where the two sides are shown, without pytest's own account of them."""
     lines = shown.result.message.splitlines()
     if shown.compared:

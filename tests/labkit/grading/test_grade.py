@@ -18,12 +18,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console
 
-from labkit.check.check import Report, TaskResult
-from labkit.check.check import TestResult as Result
+from labkit.check.report import MAX_BYTES, Report, ReportError, TaskResult, read_report, validator
+from labkit.check.report import TestResult as Result
 from labkit.grading import submissions as handed_in
 from labkit.grading.classroom import Classroom, Graded, show
 from labkit.grading.exporters import classroom, gradescope, junit
-from labkit.grading.report import LARGEST, ReportError, as_json, read_report, validator
 from labkit.grading.similarity import write_for_jplag
 from labkit.grading.submissions import Submission, read_submissions
 from labkit.system.errors import UserError
@@ -49,7 +48,7 @@ def report() -> Report:
 
 
 def test_each_status_has_its_word_and_the_report_fits_its_schema() -> None:
-    data = as_json(report())
+    data = report().to_json()
     assert read_report(json.dumps(data).encode()) == data
     assert [task["status"] for task in data["tasks"]] == ["pass", "fail", "timeout", "error", "skipped", "error"]
     assert (data["points"], data["max_points"], data["held_against"]) == (10, 60, "live")
@@ -68,10 +67,10 @@ def test_each_status_has_its_word_and_the_report_fits_its_schema() -> None:
 )
 def test_what_is_no_report_is_refused(change: Any, said: str) -> None:
     with pytest.raises(ReportError, match=said):
-        read_report(json.dumps(change(as_json(report()))).encode())
+        read_report(json.dumps(change(report().to_json())).encode())
 
 
-@pytest.mark.parametrize("text", [b"", b"\x80\x04K\x01.", b"[" * 200_000, b"9" * (LARGEST + 1)])
+@pytest.mark.parametrize("text", [b"", b"\x80\x04K\x01.", b"[" * 200_000, b"9" * (MAX_BYTES + 1)])
 def test_what_is_no_json_is_refused(text: bytes) -> None:
     with pytest.raises(ReportError):
         read_report(text)
@@ -96,7 +95,7 @@ JUNIT_10: dict[str, tuple[set[str], set[str], set[str]]] = {
 
 
 def test_junit_is_what_its_schema_says() -> None:
-    root = ET.fromstring(junit(as_json(report())))
+    root = ET.fromstring(junit(report().to_json()))
     assert root.tag == "testsuites"
     for element in root.iter():
         required, optional, children = JUNIT_10[element.tag]
@@ -149,7 +148,7 @@ GRADESCOPE = {
 
 
 def test_gradescope_is_what_its_page_says() -> None:
-    data = json.loads(gradescope(as_json(report())))
+    data = json.loads(gradescope(report().to_json()))
     Draft202012Validator(GRADESCOPE).validate(data)
     assert data["score"] == sum(test["score"] for test in data["tests"]) == 10
     assert [test["status"] for test in data["tests"]] == ["passed", *["failed"] * 5], "a skip is no pass"
@@ -186,7 +185,7 @@ CLASSROOM = {
 
 
 def test_classroom_is_what_its_reporter_reads() -> None:
-    data = json.loads(classroom(as_json(report())))
+    data = json.loads(classroom(report().to_json()))
     Draft202012Validator(CLASSROOM).validate(data)
     assert (data["status"], data["max_score"]) == ("fail", 60)
 
@@ -286,7 +285,7 @@ def test_a_class_goes_on_where_it_ended(tmp_path: Path) -> None:
             if number == limit:
                 raise KeyboardInterrupt
             begun.append(submission.name)
-            yield submission, {"report": as_json(report())}
+            yield submission, {"report": report().to_json()}
 
     class_of = [Submission("ada", b"1"), Submission("bob", b"2"), Submission("cy", b"3"), Submission("dee", fault="empty")]
     room, limit = Classroom.make(LAB, tmp_path, "no sandbox"), 2

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit.check.check import Report, check, sha256_of, start_pytest, trusted_files
-from labkit.grading.fork_server import fork_servers
+from labkit.check.check import start_pytest
+from labkit.check.report import Report
+from labkit.grading.judge_server import judge_servers
+from labkit.grading.verdict import judge, sha256_of, trusted_files
 from labkit.isolation.sandbox import layers
 from labkit.system.labs import ROOT, find_lab
 
@@ -44,7 +46,7 @@ def reports(request: pytest.FixtureRequest, before: str, tmp_path_factory: pytes
             f"NOT RUN: of the box only {layers()} hold here, so these files would change the work tree or end other processes"
         )
     folder = tmp_path_factory.mktemp("submissions")
-    starting = fork_servers(2) if request.param == "forks" else nullcontext(start_pytest)
+    starting = judge_servers(2) if request.param == "forks" else nullcontext(start_pytest)
     with starting as start, ThreadPoolExecutor(2) as pool:
         reports = {}
         for attack in ATTACKS:
@@ -52,8 +54,8 @@ def reports(request: pytest.FixtureRequest, before: str, tmp_path_factory: pytes
             file = folder / attack.stem / "starter.py"
             own = any(word in attack.read_text() for word in ("def __getattr__", "class ModelShape"))
             file.write_text(attack.read_text() + ("" if own else WRONG))
-            reports[attack.stem] = pool.submit(check, replace(find_lab("03"), time_limit=3), str(file), start)
-        reports["the solution"] = pool.submit(check, find_lab("03"), "solution", start)
+            reports[attack.stem] = pool.submit(judge, replace(find_lab("03"), time_limit=3), str(file), start)
+        reports["the solution"] = pool.submit(judge, find_lab("03"), "solution", start)
     return reports
 
 
