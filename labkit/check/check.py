@@ -41,11 +41,11 @@ class Child(Protocol):
     pid: int
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status, or minus the signal that ended it; raises subprocess.TimeoutExpired."""
+        """The exit status, or minus the signal that ended it; raises subprocess.TimeoutExpired or TimeoutError."""
 
 
 Start = Callable[[list[str], dict[str, str], IO[bytes], IO[bytes]], Child]
-"""Starts pytest with arguments and an environment; its output goes to the first file, the second keeps its descriptor's number."""
+"""Starts pytest with arguments and an environment; the first file gets its output, the second one keeps its descriptor."""
 
 
 def start_pytest(arguments: list[str], environment: dict[str, str], output: IO[bytes], report: IO[bytes]) -> Child:
@@ -104,9 +104,7 @@ def clean_environment(*removed: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
-def run_tests(
-    lab: Lab, graded: Path, options: Sequence[str], environment: dict[str, str], start: Start = start_pytest
-) -> Report:
+def run_tests(lab: Lab, graded: Path, options: Sequence[str], environment: dict[str, str], start: Start = start_pytest) -> Report:
     """Runs the lab's tests on a file in a child process.
 
     A test that takes too long fails by itself. A child that does not end is killed, and everything that it started with it.
@@ -157,7 +155,7 @@ def _run(child: Child, seconds: float, output: IO[bytes]) -> int | None:
     deadline = time.monotonic() + seconds
     try:
         while status is None and (left := deadline - time.monotonic()) > 0:
-            with suppress(subprocess.TimeoutExpired):
+            with suppress(subprocess.TimeoutExpired, TimeoutError):
                 status = child.wait(timeout=min(left, 1))
             if os.fstat(output.fileno()).st_blocks * 512 > MAX_OUTPUT:
                 output.truncate(0)

@@ -1,6 +1,6 @@
 """The pytest plugin that reports each test as a line of JSON on a file descriptor, for check, watch and grade.
 
-    pytest -p labkit.check.reporter --report-fd 5      {"running": "test_a"}  {"result": {"name": "test_a", ...}}  {"finished": true}
+    pytest -p labkit.check.reporter --report-fd 5     {"running": "test_a"}  {"result": {"name": "test_a", ...}} {"finished": true}
 
 results.py reads the lines. A test that pytest-timeout cannot interrupt, because it hangs in C or catches every exception, leaves
 the stack that faulthandler writes in the place of JSON.
@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Reporter:
         self, fd: int, graded: Path, grace: float | None, output: Path | None = None, max_timeouts: int = MAX_TIMEOUTS
     ) -> None:
         self.fd, self.graded, self.grace, self.output, self.timeouts_left = fd, graded, grace, output, max_timeouts
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.printed_before = 0
 
     @pytest.hookimpl(wrapper=True)

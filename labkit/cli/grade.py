@@ -72,11 +72,10 @@ def grade(
 
 
 def _grader(ray: str | None, image: str | None, version: str, jobs: int | None) -> Grader:
-    from labkit.grading.classroom import in_threads
-    from labkit.grading.container import Sandbox
-
     if ray is None:
-        return in_threads(Sandbox(image), jobs or os.cpu_count() or 1)
+        from labkit.grading.classroom import in_threads
+
+        return in_threads(image, jobs or os.cpu_count() or 1)
     if find_spec("ray") is None:
         raise UserError("--ray needs Ray, which is missing; `.venv/bin/python -m labkit.system.environment ray` installs it")
     from labkit.grading.cluster import on_ray

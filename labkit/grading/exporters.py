@@ -1,4 +1,4 @@
-"""Reports in the formats of those who show grades: JUnit XML, Gradescope, GitHub Classroom.
+"""Exports reports in other formats: JUnit XML, Gradescope, GitHub Classroom.
 
 junit       pytest's own dialect, "xunit2" (https://docs.pytest.org/en/stable/how-to/output.html#creating-junitxml-format-files)
 gradescope  results.json (https://gradescope-autograders.readthedocs.io/en/latest/specs/#output-format)
@@ -47,7 +47,7 @@ def gradescope(report: dict[str, Any]) -> str:
             "number": str(number),
             "score": task["points"],
             "max_score": task["max_points"],
-            "status": "passed" if task["status"] == "pass" else "failed",  # it has no third word, and a skip earns nothing
+            "status": "passed" if task["status"] == "pass" else "failed",  # there is no other status, and a skip earns nothing
             "output": _first_fault(task, report),
         }
         for number, task in enumerate(report["tasks"], 1)
@@ -81,10 +81,10 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {"junit": junit, "gradesco
 
 
 def write_reports(report: Report, files: dict[str, Path]) -> None:
-    """Writes the report in each format named, to its file; "json" is the report itself.
+    """Writes the report to a file for each format; "json" is the report itself.
 
     Raises:
-        ReportError: a file cannot be written.
+        UserError: a file cannot be written.
     """
     data = report.to_json()
     for name, path in files.items():
@@ -102,7 +102,7 @@ def _explained(test: dict[str, Any], report: dict[str, Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without the characters that XML 1.0 cannot hold."""
+    """The text without the characters that XML 1.0 does not allow."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
 
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from labkit.check.check import Start, clean_environment, find_implementation, run_tests, start_pytest
 from labkit.check.report import Report
 from labkit.isolation import sandbox
-from labkit.system.labs import ROOT, Lab
+from labkit.system.labs import ROOT, Lab, find_lab
 
 CHANGED = (
     "the tests, the engine or labkit changed on disk while this was graded, so there is no verdict; see what did with `git "
@@ -35,7 +36,7 @@ def judge(lab: Lab, choice: str, start: Start = start_pytest) -> Report:
     """
     graded, trusted = find_implementation(lab, choice), sha256_of(trusted_files())
     environment, options = judge_environment(), []
-    sandbox.undumpable()
+    sandbox.protect_memory()
     with TemporaryDirectory(prefix="lab-check-", ignore_cleanup_errors=True) as folder:
         box = Path(folder) / "box"
         box.mkdir()
@@ -47,6 +48,15 @@ def judge(lab: Lab, choice: str, start: Start = start_pytest) -> Report:
     if sha256_of(trusted_files()) != trusted:
         report = replace(Report.of_results(lab, graded, {}, CHANGED), sha256=report.sha256, seconds=report.seconds)
     return replace(report, sandbox=sandbox.layers() if lab.boxed else ())
+
+
+def grade_source(lab_number: str, source: bytes, start: Start = start_pytest) -> dict[str, Any]:
+    """The report, as JSON, on a file with these bytes, which is graded in a temporary folder."""
+    with TemporaryDirectory(prefix="lab-grade-", ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "starter.py"
+        file.write_bytes(source)
+        file.chmod(0o444)
+        return judge(find_lab(lab_number), str(file), start).to_json() | {"graded": file.name}
 
 
 def judge_environment() -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Fork server: a process that imports modules once, and forks for each request.
 
-The server imports and never computes, so it has one thread when it forks: OpenMP's threads do not survive a fork, and a child that
-needs them waits forever. Unlike multiprocessing's fork server it has no socket in /tmp that runs code for whoever connects: only the
-process that started it can send a request.
+The server imports and never computes, so it has one thread when it forks: OpenMP's threads do not survive a fork, and a child
+that needs them waits forever. multiprocessing's fork server would have a socket in /tmp that runs code for whoever connects; this
+one takes requests only from the process that started it.
 
     client                                   server
     request (JSON, file descriptors)  ->     forks; the child returns from serve() with the request
@@ -29,7 +29,7 @@ MAX_REQUEST = 1 << 16
 """Bytes of a request."""
 
 
-class ForkServerError(Exception):
+class ForkServerError(OSError):
     """The server has ended."""
 
 
@@ -45,11 +45,13 @@ class ForkServer:
     Attributes:
         control: the socket to the server; it can be read when a message has come.
         process: the server's process.
+        received: what the messages since the last request say.
     """
 
     def __init__(self, module: str, arguments: Sequence[str], environment: dict[str, str], output: int | IO[bytes]) -> None:
         self.environment = environment
         self.control, theirs = socket.socketpair()
+        self.received: dict[str, Any] = {}
         self._unread = b""
         with theirs:
             self.process = subprocess.Popen(
@@ -65,8 +67,20 @@ class ForkServer:
 
     def request(self, request: dict[str, Any], files: Sequence[int]) -> None:
         """Has the server fork. Nothing happens where it has ended: the next :meth:`receive` raises."""
+        self.received = {}
         with suppress(OSError):
             socket.send_fds(self.control, [json.dumps(request).encode()], list(files))
+
+    def wait_for(self, key: str, timeout: float | None = None) -> int:
+        """The value of a message: of "child" or of "ended".
+
+        Raises:
+            TimeoutError: it has not come within so many seconds.
+            ForkServerError: the server has ended.
+        """
+        while key not in self.received:
+            self.receive(timeout)
+        return int(self.received[key])
 
     def receive(self, timeout: float | None = None) -> list[dict[str, Any]]:
         """The next messages of the server.
@@ -81,9 +95,12 @@ class ForkServer:
         except ConnectionError:
             chunk = b""
         if not chunk:
-            raise ForkServerError
+            raise ForkServerError("the fork server was ended from outside, perhaps because memory ran out; try again")
         *lines, self._unread = (self._unread + chunk).split(b"\n")
-        return [json.loads(line) for line in lines]
+        messages = [json.loads(line) for line in lines]
+        for message in messages:
+            self.received |= message
+        return messages
 
     def close(self) -> None:
         """Kills the server."""

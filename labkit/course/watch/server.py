@@ -1,7 +1,7 @@
 """The fork server of ./lab watch: pytest has collected the lab's tests in it, and each run is a fork that executes them.
 
-It forks between collection and the first test. test_lab.py never imports the learner's file, the fixture ``lab`` does, so the
-server never runs a line of the learner's, and a fork reads the file as it is on disk then.
+It forks between collection and the first test. The fixture ``lab`` imports the learner's file, test_lab.py does not: the server
+never runs a learner's code, and a fork reads the file as it then is on disk.
 """
 
 from __future__ import annotations

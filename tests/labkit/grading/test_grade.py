@@ -218,7 +218,7 @@ def read_one(folder: Path) -> Submission:
         ({"C:/starter.py": b"x"}, 0, "leads out of its folder"),
         ({"starter.py": b"/etc/passwd"}, stat.S_IFLNK | 0o777, "is a link"),
         ({"starter.py": b"\0" * (64 << 20)}, 0, "more than 1048576 bytes"),
-        ({f"{number}.txt": b"x" for number in range(handed_in.MEMBERS + 1)}, 0, "5001 members"),
+        ({f"{number}.txt": b"x" for number in range(handed_in.MAX_MEMBERS + 1)}, 0, "5001 members"),
         ({"a.txt": b"\0" * (128 << 20), "b.txt": b"\0" * (128 << 20)}, 0, "268435456 bytes"),
         ({"readme.txt": b"x"}, 0, "no .py file"),
         ({"a/one.py": b"x", "b/two.py": b"x"}, 0, "2 files that may be meant"),
@@ -237,7 +237,7 @@ def test_an_archive_that_cannot_be_meant_is_refused(members: dict[str, bytes], k
 def test_a_damaged_archive_is_refused(cut: int, tmp_path: Path) -> None:
     whole = archive(tmp_path / "eve.zip", {"starter.py": SOLUTION}).read_bytes()
     (tmp_path / "eve.zip").write_bytes(whole[:cut])
-    assert "no zip archive that can be read" in read_one(tmp_path).fault
+    assert "is not a readable zip archive" in read_one(tmp_path).fault
 
 
 def test_whichever_byte_of_an_archive_is_damaged_the_class_goes_on(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_whichever_byte_of_an_archive_is_damaged_the_class_goes_on(tmp_path: Pat
     for place, byte in enumerate(whole):
         (tmp_path / "eve.zip").write_bytes(whole[:place] + bytes([byte ^ 0xFF]) + whole[place + 1 :])
         said.add(read_one(tmp_path).fault)
-    assert any("invalid" in fault and "no zip archive that can be read" in fault for fault in said)
+    assert any("invalid" in fault and "is not a readable zip archive" in fault for fault in said)
 
 
 def test_an_archive_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
