@@ -96,18 +96,22 @@ def reset(number: LabNumber) -> None:
 def check(
     number: Annotated[str, typer.Argument(metavar="01|02|03|04|all", help="which lab", autocompletion=lab_numbers)],
     impl: Annotated[
-        str, typer.Option(envvar="LAB_IMPL", help="solution, starter or the path of a .py file", show_envvar=False)
-    ] = "solution",
+        str | None, typer.Option(help="starter, solution or a .py file; else what LAB_IMPL names, else starter")
+    ] = None,
+    solution: Annotated[bool, typer.Option("--solution", help="the same as --impl solution")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report here, as JSON")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="the same as JUnit XML")] = None,
     gradescope: Annotated[Path | None, typer.Option(metavar="FILE", help="the same as Gradescope's results.json")] = None,
     classroom: Annotated[Path | None, typer.Option(metavar="FILE", help="the same as a GitHub Classroom result")] = None,
 ) -> None:
-    """Grade a lab: the solution, your starter.py, or any file."""
+    """Grade a lab: your starter.py, the solution, or any file."""
     from labkit.check.check import check as check_lab
     from labkit.course.progress import digest, note_report
     from labkit.system.atomic_write import check_output_path
 
+    if solution and impl not in (None, "solution"):
+        raise UserError(f"--solution and --impl {impl} name two files to grade; give one of the two")
+    choice = "solution" if solution else impl or os.environ.get("LAB_IMPL") or "starter"
     files = {"json": json, "junit": junit, "gradescope": gradescope, "classroom": classroom}
     wanted = {name: path for name, path in files.items() if path}
     labs = all_labs() if number == "all" else [find_lab(number)]
@@ -119,7 +123,7 @@ def check(
     for lab in labs:
         taken = digest(lab)
         with working(f"Grading lab {lab.number}"):
-            report = check_lab(lab, impl)
+            report = check_lab(lab, choice)
         board.show_report(report)
         try:
             note_report(report, taken)

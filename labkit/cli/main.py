@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer import _completion_shared
 
-from labkit.cli import inspect, learn, set_up
+from labkit.cli import grade, inspect, learn, set_up
 from labkit.cli.help_screen import Commands
 from labkit.course import board
 from labkit.system.console import print_lines, print_text
@@ -29,7 +29,7 @@ _completion_shared._completion_scripts |= {
 }
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, no_args_is_help=False)
-for group in (learn, inspect, set_up):
+for group in (learn, inspect, set_up, grade):
     app.add_typer(group.app)
 
 

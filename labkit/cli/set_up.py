@@ -1,4 +1,4 @@
-"""Commands that set up, test and grade."""
+"""Commands that set up and test."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from labkit.cli.arguments import lab_numbers
 from labkit.cli.help_screen import SET_UP
 from labkit.system.console import console, print_lines, working
-from labkit.system.labs import ROOT, find_lab
+from labkit.system.labs import ROOT
 
 app = typer.Typer()
 
@@ -62,31 +61,3 @@ def test(context: typer.Context) -> None:
     raise typer.Exit(
         subprocess.call([sys.executable, "-m", "tox", "-c", str(ROOT / "tox.ini"), *context.args], env=uv_variables())
     )
-
-
-@app.command(short_help="a class, each submission in a container of its own")
-def grade(
-    submissions: Annotated[Path, typer.Argument(metavar="SUBMISSIONS_DIR", help="a folder, .zip or .py file for each learner")],
-    number: Annotated[
-        str, typer.Option("--lab", metavar="01|02|03|04", help="which lab they hand in", autocompletion=lab_numbers)
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="where results go")] = Path("grades"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="how many at a time; else one for each processor")] = None,
-    no_sandbox: Annotated[
-        bool, typer.Option("--no-sandbox", help="in a child process instead of a container: for your own code only")
-    ] = False,
-    image: Annotated[str, typer.Option(help="the container image, made from docker/Dockerfile")] = "mini-vllm-labs",
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="on a Ray cluster, HOST:PORT, that this machine is a node of")
-    ] = None,
-    formats: Annotated[
-        list[str] | None, typer.Option("--format", help="junit, gradescope or classroom, in addition; may be given again")
-    ] = None,
-    similarity: Annotated[bool, typer.Option("--similarity", help="lay the files out for JPlag as well")] = False,
-) -> None:
-    """Grade a class: each submission in a fresh container; run it again and it goes on from there."""
-    from labkit.grading.command import grade_class
-
-    sandbox_image = None if no_sandbox else image
-    failed = grade_class(submissions, find_lab(number), output, jobs, sandbox_image, ray, formats or [], similarity)
-    raise typer.Exit(1 if failed else 0)

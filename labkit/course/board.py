@@ -19,7 +19,7 @@ from labkit.system.console import console, print_text
 from labkit.system.labs import Lab, all_labs
 
 if TYPE_CHECKING:
-    from labkit.check.check import Report, TaskResult, TestResult
+    from labkit.check.report import Report, TaskResult, TestResult
 
 PASSED: tuple[State, ...] = ("passed", "passed on captured data only")
 STATE_STYLES: dict[State, str] = {
@@ -32,7 +32,7 @@ STATE_STYLES: dict[State, str] = {
 STATE_WIDTH = 16
 """Columns for a state; the longest takes two lines of it."""
 
-STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow", "not run": "yellow"}
+STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow", "not run": "yellow", "not started": "yellow"}
 
 
 def show_board() -> None:
@@ -67,10 +67,10 @@ def next_command(labs: list[Lab], known: Mapping[str, Mapping[str, TaskState]]) 
         if found <= {"not started"}:
             return f"./lab start {lab.number}    (opens its README.md and your starter.py)"
         if "not checked" in found:
-            return f"./lab check {lab.number} --impl starter    (starter.py has changed since it was checked)"
+            return f"./lab check {lab.number}    (starter.py has changed since it was checked)"
         if not found <= set(DONE):
             return f"./lab watch {lab.number}    (a verdict at every save)"
-    return "./lab check all --impl starter    (every lab is done; this checks them all once more)"
+    return "./lab check all    (every lab is done; this checks them all once more)"
 
 
 def parts_to_write(lab: Lab) -> int:
@@ -104,6 +104,8 @@ def show_report(report: Report) -> None:
     if skips:
         print_text(f"{len(skips)} tests skipped, which is no pass: {skips[0].message}")
     console.print(f"{report.points} of {lab.points} points")
+    if all(result.status == "not started" for result in report.tasks):
+        print_text(f"{report.graded.name} is as it was given out. Next: ./lab start {lab.number} opens it and its README.md")
     open_tasks = [result.task for result in report.tasks if result.status in ("failed", "not run")]
     if open_tasks:
         print_text(f"Hint for {open_tasks[0].name}: {open_tasks[0].hints[0]}")

@@ -1,4 +1,4 @@
-"""Reports in the formats of those who show grades: JUnit XML, Gradescope, GitHub Classroom.
+"""Exports reports in other formats: JUnit XML, Gradescope, GitHub Classroom.
 
 junit       pytest's own dialect, "xunit2" (https://docs.pytest.org/en/stable/how-to/output.html#creating-junitxml-format-files)
 gradescope  results.json (https://gradescope-autograders.readthedocs.io/en/latest/specs/#output-format)
@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.check.check import Report
-from labkit.grading.report import as_json
+from labkit.check.report import Report
 from labkit.system.atomic_write import atomic_write
 from labkit.system.console import console
 from labkit.system.foreign_text import printable
@@ -33,7 +32,9 @@ def junit(report: dict[str, Any]) -> str:
         case = ET.SubElement(suite, "testcase", classname=task["name"], name=test["name"], time=f"{test['seconds']:.3f}")
         kind = {"fail": "failure", "timeout": "error", "error": "error", "skipped": "skipped"}.get(test["status"])
         if kind:
-            ET.SubElement(case, kind, message=_xml(test["message"])).text = _xml(_explained(test, report))
+            ET.SubElement(case, kind, message=printable(test["message"], keep="\n\t")).text = printable(
+                _explained(test, report), keep="\n\t"
+            )
     ET.indent(suites)
     return ET.tostring(suites, encoding="unicode", xml_declaration=False) + "\n"
 
@@ -49,7 +50,7 @@ def gradescope(report: dict[str, Any]) -> str:
             "number": str(number),
             "score": task["points"],
             "max_score": task["max_points"],
-            "status": "passed" if task["status"] == "pass" else "failed",  # it has no third word, and a skip earns nothing
+            "status": "passed" if task["status"] == "pass" else "failed",  # there is no other status, and a skip earns nothing
             "output": _first_fault(task, report),
         }
         for number, task in enumerate(report["tasks"], 1)
@@ -68,7 +69,7 @@ def classroom(report: dict[str, Any]) -> str:
             "status": status.get(task["status"], "error"),
             "score": task["points"],
             "message": _first_fault(task, report) or None,
-            "test_code": f"./lab check {report['lab']} --impl starter",
+            "test_code": f"./lab check {report['lab']}",
             "filename": "",
             "line_no": 0,
             "execution_time": f"{sum(test['seconds'] for test in task['tests']):.1f}s",
@@ -83,12 +84,12 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {"junit": junit, "gradesco
 
 
 def write_reports(report: Report, files: dict[str, Path]) -> None:
-    """Writes the report in each format named, to its file; "json" is the report itself.
+    """Writes the report to a file for each format; "json" is the report itself.
 
     Raises:
-        ReportError: a file cannot be written.
+        UserError: a file cannot be written.
     """
-    data = as_json(report)
+    data = report.to_json()
     for name, path in files.items():
         atomic_write(path, _text(data) if name == "json" else FORMATS[name](data))
         console.print(f"written: {path}", markup=False, soft_wrap=True)
@@ -101,11 +102,6 @@ def _first_fault(task: dict[str, Any], report: dict[str, Any]) -> str:
 def _explained(test: dict[str, Any], report: dict[str, Any]) -> str:
     where = f", line {test['line']}" if test["line"] else ""
     return f"{test['name']}{where}: {test['status']}: {test['message'] or report['broken']}"
-
-
-def _xml(text: str) -> str:
-    """Without the characters that XML 1.0 cannot hold."""
-    return printable(text, keep="\n\t")
 
 
 def _text(data: object) -> str:

@@ -13,7 +13,7 @@ import pexpect
 import pytest
 from terminal import Terminal
 
-from labkit.check.check import TaskResult, TestResult
+from labkit.check.report import TaskResult, TestResult
 from labkit.course.progress import TaskState, state_of
 from labkit.system.labs import ROOT, all_labs, find_lab
 
