@@ -15,13 +15,13 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli import inspect, learn, set_up
+from labkit.cli import grade, inspect, learn, set_up
 from labkit.course import board
 from labkit.system.console import print_lines, print_text
 from labkit.system.errors import UserError
 
 app = typer.Typer(pretty_exceptions_enable=False)
-for commands in (learn, inspect, set_up):
+for commands in (learn, inspect, set_up, grade):
     app.add_typer(commands.app)
 
 

@@ -1,4 +1,4 @@
-"""Commands that set up this machine, run every test, and grade a class."""
+"""Commands that set up this machine and run every test."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from labkit.cli.arguments import SET_UP, TEACH, lab_numbers
+from labkit.cli.arguments import SET_UP
 from labkit.system.console import console, print_lines, working
-from labkit.system.labs import ROOT, find_lab
+from labkit.system.labs import ROOT
 
 app = typer.Typer()
 
@@ -72,38 +72,3 @@ def test(context: typer.Context) -> None:
     raise typer.Exit(
         subprocess.call([sys.executable, "-m", "tox", "-c", str(ROOT / "tox.ini"), *context.args], env=uv_variables())
     )
-
-
-@app.command(rich_help_panel=TEACH)
-def grade(
-    submissions: Annotated[
-        Path, typer.Argument(metavar="SUBMISSIONS_DIR", help="a directory with a folder, .zip or .py file for each learner")
-    ],
-    number: Annotated[
-        str, typer.Option("--lab", metavar="01|02|03|04", help="number of the lab they submit", autocompletion=lab_numbers)
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="the directory for the results")] = Path("grades"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="submissions graded at a time; default: one for each CPU")] = None,
-    no_sandbox: Annotated[
-        bool, typer.Option("--no-sandbox", help="use a child process instead of a container; only for code that you trust")
-    ] = False,
-    image: Annotated[str, typer.Option(help="the container image, built from docker/Dockerfile")] = "mini-vllm-labs",
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="grade on the Ray cluster at HOST:PORT; this machine must be one of its nodes"),
-    ] = None,
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", help="additional report format: junit, gradescope or classroom; may be repeated"),
-    ] = None,
-    similarity: Annotated[bool, typer.Option("--similarity", help="also arrange the files for JPlag")] = False,
-) -> None:
-    """Grade a class; each submission runs in a new container.
-
-    Run the command again to continue after an interruption.
-    """
-    from labkit.grading.command import grade_class
-
-    sandbox_image = None if no_sandbox else image
-    failed = grade_class(submissions, find_lab(number), output, jobs, sandbox_image, ray, formats or [], similarity)
-    raise typer.Exit(1 if failed else 0)
