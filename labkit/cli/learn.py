@@ -45,11 +45,11 @@ def watch(
     impl: Annotated[str, typer.Option(help="starter, solution or the path of a .py file")] = "starter",
 ) -> None:
     """Grade your starter.py every time you save it."""
-    from labkit.course.progress import passed as has_passed
+    from labkit.course.progress import next_task
     from labkit.course.watch.session import Session
 
     labs = all_labs()
-    lab = find_lab(number) if number else next((lab for lab in labs if not has_passed(lab)), labs[0])
+    lab = find_lab(number) if number else next((lab for lab in labs if next_task(lab)), labs[0])
     Session(lab, lab.implementation(impl)).watch()
 
 
@@ -95,9 +95,9 @@ def reset(number: LabNumber) -> None:
 
     lab = find_lab(number)
     kept = restore(lab, datetime.now())
-    starter = board.short(lab.implementation("starter"))
+    starter = board.shortest(lab.implementation("starter"))
     if kept:
-        print_lines(f"your version is kept: {board.short(kept)}", f"to continue with it: cp {board.short(kept)} {starter}")
+        print_lines(f"your version is kept: {board.shortest(kept)}", f"to continue with it: cp {board.shortest(kept)} {starter}")
     print_lines(f"{starter} is the original again. Next: ./lab start {number}")
 
 
@@ -114,7 +114,7 @@ def check(
 ) -> None:
     """Grade a lab once: your starter.py, the solution or any file."""
     from labkit.check.check import check as check_lab
-    from labkit.course.progress import digest, note_report
+    from labkit.course.progress import digest, record_report
     from labkit.system.atomic_write import check_output_path
 
     files = {"json": json, "junit": junit, "gradescope": gradescope, "classroom": classroom}
@@ -131,7 +131,7 @@ def check(
             report = check_lab(lab, impl)
         board.show_report(report)
         try:
-            note_report(report, taken)
+            record_report(report, taken)
         except UserError as fault:  # the verdict is valid even if it cannot be recorded
             print_lines(str(fault))
         passed = passed and report.passed

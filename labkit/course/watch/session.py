@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from labkit.course.progress import DONE, hints_seen, next_task, note_report, state_of
+from labkit.course.progress import DONE, hints_seen, next_task, record_report, state_of
 from labkit.course.watch import view
 from labkit.course.watch.changes import Changes
 from labkit.course.watch.keys import single_keys
@@ -165,7 +165,7 @@ class Session:
         if self.run is None or self.waiting:
             return
         try:
-            note_report(self.run.report, self.run.taken)
+            record_report(self.run.report, self.run.taken)
         except UserError as fault:  # the verdict stands all the same
             self.hints.append(str(fault))
         left = [result.task for result in self.run.report.tasks if state_of(result).state not in DONE]

@@ -10,7 +10,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from labkit.check.check import Report
-from labkit.course.board import PASSED, STATE_STYLES, short
+from labkit.course.board import PASSED, STATE_STYLES, shortest
 from labkit.course.progress import TaskState, state_of
 from labkit.course.watch.runs import Run, Shown
 from labkit.system.labs import Lab, Task
@@ -50,7 +50,7 @@ def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
     if run is None:
         return lines
     how = ", looking every 0.1 s since no events come from this folder" if polling else ""
-    lines.append(Text(f"watching {short(run.graded)}{how}"))
+    lines.append(Text(f"watching {shortest(run.graded)}{how}"))
     by_state: dict[str, list[str]] = {}
     for name, state in states_now(run).items():
         by_state.setdefault(state.state if state else "to run", []).append(name)

@@ -96,16 +96,16 @@ def test_without_a_mapping_row_the_tests_fail(like: Like, row: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("Tiny-Llama", "small letters, digits and _ alone.*tiny_llama for instance"),
-        ("../elsewhere", "cannot be the name.*elsewhere for instance"),
+        ("Tiny-Llama", "lower-case letters, digits and _, .*for instance tiny_llama"),
+        ("../elsewhere", "cannot be the name.*for instance elsewhere"),
         ("3d", "a letter first"),
-        ("class", "no word of Python's own$"),
+        ("class", "no keyword of Python$"),
         ("", "cannot be the name"),
-        ("json", "json is the name of a Python package that there is already; .*my_json"),
-        ("torch", "torch is the name"),
-        ("tests", "tests is the name"),
-        ("llama", "vllm has a model called llama, and yours needs a name of its own, my_llama for instance"),
-        ("albert", "transformers has a model called albert"),
+        ("json", "a Python package json already exists; .*my_json"),
+        ("torch", "package torch already exists"),
+        ("tests", "package tests already exists"),
+        ("llama", "vllm already has a model called llama; choose another name, for instance my_llama"),
+        ("albert", "transformers already has a model called albert"),
     ],
 )
 def test_a_name_that_will_not_do(name: str, said: str, tmp_path: Path) -> None:
@@ -126,16 +126,14 @@ def test_what_is_there_is_left_as_it_is(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    assert capsys.readouterr().out == (
-        "lab: there is a mine already, and it is left as it is; choose another name, or move it away\n"
-    )
+    assert capsys.readouterr().out == ("lab: mine already exists and was not changed; choose another name, or move it away\n")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "model.py"]
     assert (tmp_path / "mine" / "model.py").read_text() == "years of work"
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot make .*mine: .*; go to a folder of yours"):
+    with pytest.raises(UserError, match=r"cannot create .*mine: .*; run the command in a folder where you can write"):
         write_new_model("mine", Like.bigram, tmp_path / "file")
 
 

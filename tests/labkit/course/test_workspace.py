@@ -217,7 +217,7 @@ def test_start_opens_the_readme_and_the_starter(
 
     bare = {"PATH": str(tmp_path), "EDITOR": "", "VISUAL": "", "TERM_PROGRAM": ""}
     said = lab("start", "03", **bare)
-    assert "No editor is known here" in said.stdout
+    assert "No editor was found" in said.stdout
     assert str(starter) in said.stdout
     said = lab("start", "03", **(bare | {"EDITOR": "no-such-editor"}))
     assert said.returncode == 1
@@ -245,7 +245,7 @@ def test_a_verdict_that_cannot_be_kept_is_given_all_the_same(
     ran = lab("check", "03", "--impl", "starter")
     assert ran.returncode == 0
     assert "100 of 100 points" in ran.stdout
-    assert "your progress cannot be kept" in ran.stdout
+    assert "your progress cannot be stored" in ran.stdout
 
 
 def test_help_shows_every_command_in_80_columns(work_tree: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_bug_is_reported_in_a_sentence_without_debug(
         ((TestResult("a", "failed", "NotImplementedError: x"), TestResult("b", "passed")), TaskState("not started")),
         (
             (TestResult("a", "passed"), TestResult("b", "not run")),
-            TaskState("not checked", "did not run, since the one before it did not come to an end"),
+            TaskState("not checked", "did not run: a test before it did not finish"),
         ),
     ],
 )
