@@ -23,17 +23,13 @@ def grade(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="the directory for the results")] = Path("grades"),
     jobs: Annotated[int | None, typer.Option(min=1, help="submissions graded at a time; default: one for each CPU")] = None,
-    no_sandbox: Annotated[
-        bool, typer.Option("--no-sandbox", help="use a child process instead of a container; only for code that you trust")
-    ] = False,
+    no_sandbox: Annotated[bool, typer.Option("--no-sandbox", help="use child processes; only for code that you trust")] = False,
     image: Annotated[str, typer.Option(help="the container image, built from docker/Dockerfile")] = "mini-vllm-labs",
     ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="grade on the Ray cluster at HOST:PORT; this machine must be one of its nodes"),
+        str | None, typer.Option(metavar="HOST:PORT", help="grade on this Ray cluster; this machine is a node of it")
     ] = None,
     formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", help="additional report format: junit, gradescope or classroom; may be repeated"),
+        list[str] | None, typer.Option("--format", help="also write junit, gradescope or classroom; may be repeated")
     ] = None,
     similarity: Annotated[bool, typer.Option("--similarity", help="also arrange the files for JPlag")] = False,
 ) -> None:

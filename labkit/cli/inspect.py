@@ -22,15 +22,9 @@ def trace(
     tp: Annotated[int, typer.Option(min=1, help="tensor-parallel ranks")] = 1,
     rank: Annotated[int, typer.Option(min=0, help="the rank whose load is shown")] = 0,
     all_ranks: Annotated[bool, typer.Option("--all-ranks", help="show the load of every rank")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="exit with status 1 unless every rank loads all of its parameters once")
-    ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="device of the parameters: cuda, cpu, or meta (shapes only); default: the first available")
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="write the trace to this file; only the tensors named by --tensor, if any")
-    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="exit with 1 unless every rank loads every parameter once")] = False,
+    device: Annotated[str | None, typer.Option(help="cuda, cpu or meta (shapes only); default: the first available")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the trace to this file; only the given tensors, if any")] = None,
     html: Annotated[Path | None, typer.Option(help="write the whole trace to this file as an interactive page")] = None,
     svg: Annotated[Path | None, typer.Option(help="draw the parameters of the table in this file")] = None,
 ) -> None:
@@ -66,22 +60,17 @@ def trace(
 def verify(
     model: Annotated[str, typer.Argument(help="a directory with config.json and safetensors, or a known name: llama-3-8b, ...")],
     arch: Annotated[str | None, typer.Option(metavar="MODULE:CLASS", help="load with this class instead of vLLM's own")] = None,
-    tp: Annotated[
-        str | None, typer.Option(metavar="1,2,4,8", help="TP sizes; default: those of 1, 2, 4, 8 that fit the model")
-    ] = None,
+    tp: Annotated[str | None, typer.Option(metavar="1,2,4,8", help="TP sizes; default: those of 1, 2, 4, 8 that fit")] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="the checkpoint that transformers loads instead; known to be correct")
+        Path | None, typer.Option(metavar="DIR", help="a correct checkpoint, which transformers loads instead")
     ] = None,
     logits: Annotated[
-        bool | None,
-        typer.Option("--logits/--no-logits", help="compare logits with transformers; default: if the weights fit in memory"),
+        bool | None, typer.Option("--logits/--no-logits", help="compare logits; default: if the weights fit in memory")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="write the report to this file as JSON")] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="write a page of one load: the first TP size with a finding, else the largest")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page of the first load with a finding, else the largest")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run Python code from the checkpoint's directory; never done otherwise")
+        bool, typer.Option("--trust-remote-code", help="run code from the checkpoint's directory; default: never")
     ] = False,
 ) -> None:
     """Verify that vLLM loads a checkpoint completely and correctly.
@@ -111,13 +100,10 @@ def verify(
 def explain(
     log: Annotated[Path | None, typer.Argument(metavar="[LOG]", help="a log file of vLLM; default: standard input")] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR|HEADERS", help="the checkpoint: a directory, or a JSON file of its headers next to config.json"
-        ),
+        str | None, typer.Option(metavar="DIR|HEADERS", help="the checkpoint, or a JSON file of its headers next to config.json")
     ] = None,
     arch: Annotated[
-        str | None, typer.Option(metavar="MODULE:CLASS", help="the class that loaded the checkpoint instead of vLLM's own")
+        str | None, typer.Option(metavar="MODULE:CLASS", help="the class that loaded it instead of vLLM's own")
     ] = None,
 ) -> None:
     """Explain a load error of vLLM; with --model, find and try a fix.
@@ -210,9 +196,7 @@ def break_(
 @app.command(rich_help_panel=INSPECT)
 def logits(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="the checkpoint to test")],
-    reference: Annotated[
-        Path, typer.Argument(metavar="REFERENCE", help="a checkpoint of the same model that is known to be correct")
-    ],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="the same model, known to be correct")],
 ) -> None:
     """Compare the logits of two checkpoints of the same model.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from labkit.cli.arguments import LEARN, LabNumber, lab_numbers, task_names
 from labkit.course import board
+from labkit.course.new_model import Like, write_new_model
 from labkit.system.console import console, print_lines, print_text, working
 from labkit.system.errors import UserError
 from labkit.system.labs import all_labs, find_lab
@@ -145,15 +146,13 @@ def check(
 @app.command("new-model", rich_help_panel=LEARN)
 def new_model(
     name: Annotated[str, typer.Argument(metavar="NAME", help="name of the Python package, as in: import NAME")],
-    like: Annotated[Literal["llama", "bigram"], typer.Option(help="the template to copy")] = "llama",
+    like: Annotated[Like, typer.Option(help="the template to copy")] = "llama",
 ) -> None:
     """Create a package with a model of your own, as a plugin of vLLM.
 
     The package installs, serves and passes its tests as it is written; change it from there.
     """
-    from labkit.course.new_model import Like, write_new_model
-
-    folder = write_new_model(name, Like(like), Path())
+    folder = write_new_model(name, like, Path())
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         print_lines(f"written: {path}")
     python = min(sys.executable, os.path.relpath(sys.executable), key=len)

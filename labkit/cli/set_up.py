@@ -25,13 +25,11 @@ def fetch(
     to: Annotated[Path | None, typer.Option(help="the directory to create; default: one in the cache")] = None,
     fallback: Annotated[
         Literal["auto", "dummy", "smollm2", "none"],
-        typer.Option(help="what to use without access to the real weights; auto: dummy weights if the model is gated"),
+        typer.Option(help="what to use without access to the real weights; auto: dummy weights if gated"),
     ] = "auto",
     layers: Annotated[int | None, typer.Option(help="number of layers of dummy weights; default: all")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="verify every byte of a checkpoint that is already there")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="print the result as JSON; everything else goes to standard error")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="verify every byte that is already there")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print the result as JSON, messages to standard error")] = False,
 ) -> None:
     """Fetch a checkpoint, or create dummy weights in its shapes.
 

@@ -21,17 +21,14 @@ if TYPE_CHECKING:
     from labkit.check.check import Report, TestResult
 
 PASSED: tuple[State, ...] = ("passed", "passed on captured data only")
-STATE_STYLES: dict[State, str] = {
-    "passed": "green",
-    "passed on captured data only": "green",
-    "failing": "bold red",
-    "skipped": "yellow",
-    "not checked": "yellow",
+STYLES = {
+    **dict.fromkeys(PASSED, "green"),
+    **dict.fromkeys(("failed", "failing"), "bold red"),
+    **dict.fromkeys(("skipped", "not run", "not checked"), "yellow"),
 }
+"""The style of a task's state or of a test's status; any other has none."""
 STATE_WIDTH = 16
 """Width of the state column; the longest state takes two lines of it."""
-
-STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow", "not run": "yellow"}
 
 
 def show_board() -> None:
@@ -47,7 +44,7 @@ def show_board() -> None:
         table.add_column()
         for task in lab.tasks:
             state = states_of[lab.number][task.name]
-            style = STATE_STYLES.get(state.state, "none")
+            style = STYLES.get(state.state, "none")
             why = f"\n({escape(state.why)})" if state.why and state.state != "failing" else ""
             table.add_row(f"  {task.name}", str(task.points), f"[{style}]{state.state}[/]", f"{escape(task.title)}{why}")
         console.print(
@@ -85,7 +82,7 @@ def show_report(report: Report) -> None:
         print_text(f"No verdict: {report.broken}")
         return
     for result in report.tasks:
-        state = f"[{STYLES[result.status]}]{result.status:8}[/]"
+        state = f"[{STYLES.get(result.status, 'none')}]{result.status:8}[/]"
         head = f"  {state} {result.points:3}/{result.task.points:<3} "
         print_text(f"{result.task.name}: {result.task.title}", indent=" " * 19, head=head)
         failures = [test for status in ("failed", "not run") for test in result.tests if test.status == status]

@@ -9,20 +9,16 @@ import keyword
 import os
 import shutil
 import sys
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from labkit.system.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-
-class Like(StrEnum):
-    """The templates."""
-
-    llama = "llama"
-    bigram = "bigram"
+Like = Literal["llama", "bigram"]
+"""The templates."""
 
 
 def write_new_model(name: str, like: Like, parent: Path) -> Path:

@@ -10,7 +10,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from labkit.check.check import Report
-from labkit.course.board import PASSED, STATE_STYLES, shortest
+from labkit.course.board import PASSED, STYLES, shortest
 from labkit.course.progress import TaskState, state_of
 from labkit.course.watch.runs import Run, Shown
 from labkit.system.labs import Lab, Task
@@ -55,7 +55,7 @@ def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
     for name, state in states_now(run).items():
         by_state.setdefault(state.state if state else "to run", []).append(name)
     for state_name, names in by_state.items():
-        style = next((style for state, style in STATE_STYLES.items() if state == state_name), "")
+        style = next((style for state, style in STYLES.items() if state == state_name), "")
         lines.append(Text.assemble((f"{state_name}: ", style), ", ".join(names)))
     lines.append(Text(earned(run)))
     return lines
@@ -65,7 +65,7 @@ def failure(task: Task, shown: Shown, run: Run) -> list[RenderableType]:
     """One failed test: what it says in words, what was expected and what came, and where to look."""
     result = shown.result
     lines: list[RenderableType] = [
-        Text.assemble((f"{task.name}: failing", STATE_STYLES["failing"]), f"  {in_words(result.name)}"),
+        Text.assemble((f"{task.name}: failing", STYLES["failing"]), f"  {in_words(result.name)}"),
     ]
     printed = shown.printed.rstrip().splitlines()[-PRINTED_LINES:]
     for part in (
@@ -90,12 +90,12 @@ def where(shown: Shown, run: Run) -> list[str]:
 
 def broken(report: Report) -> list[RenderableType]:
     """Why there is no verdict."""
-    return [Text.assemble(("no verdict: ", STATE_STYLES["failing"]), report.broken)]
+    return [Text.assemble(("no verdict: ", STYLES["failing"]), report.broken)]
 
 
 def passed_line(task: Task) -> Text:
     """A task that has just passed."""
-    return Text.assemble((f"{task.name}: passed", STATE_STYLES[PASSED[0]]), f"  {task.title}")
+    return Text.assemble((f"{task.name}: passed", STYLES[PASSED[0]]), f"  {task.title}")
 
 
 class Screen:
