@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from labkit.check.check import Report, TestResult
 
 PASSED: tuple[State, ...] = ("passed", "passed on captured data only")
-STYLES = {
-    **dict.fromkeys(PASSED, "green"),
+STYLES: dict[str, str] = {
+    **dict.fromkeys(("passed", "passed on captured data only"), "green"),
     **dict.fromkeys(("failed", "failing"), "bold red"),
     **dict.fromkeys(("skipped", "not run", "not checked"), "yellow"),
 }
