@@ -1,7 +1,7 @@
-"""Records every load that lab 02's tests are held against where vLLM is not installed, through the real vLLM.
+"""Records the loads that lab 02's tests compare with if vLLM is not installed, from the real vLLM.
 
-The tables in the lab's README are printed from these recordings, and its figure is drawn from one. Run it in an environment that
-has the pinned vLLM, and look at what git says has changed:
+The tables in the lab's README and its figure are made from these recordings. Run it in an environment with the pinned vLLM, then
+look at the changes:
 
     python scripts/record_captured.py
     git diff --stat labs/lab-02-trace-weight-loading
@@ -31,7 +31,7 @@ from labkit.system.errors import UserError  # noqa: E402
 
 
 def main() -> int:
-    """Writes one file for each recording and takes away those that are none any more; 1 if a load cannot be traced."""
+    """Writes one file for each recording and deletes obsolete ones; returns 1 if a load cannot be traced."""
     CAPTURED.mkdir(exist_ok=True)
     for name, load in RECORDINGS.items():
         try:
@@ -51,19 +51,19 @@ def main() -> int:
 
 
 def picture() -> str:
-    """The figure of the README: the parameters of the five tensors on both ranks of TP 2."""
+    """Draws the figure of the README: the parameters of the five tensors on both ranks of TP 2."""
     trace = Trace.read(CAPTURED / "llama-3-8b-tp2.json")
     return svg(around(trace, FIVE), verify(trace))
 
 
 def with_tables(text: str) -> str:
-    """The README with the table of a recording in each block below a marker ``<!-- captured: NAME rank R -->``."""
+    """Replaces each block below a marker ``<!-- captured: NAME rank R -->`` by the table of that recording."""
     block = r"(<!-- captured: (\S+) rank (\d+) -->\n```text\n).*?(```)"
     return re.sub(block, lambda found: f"{found[1]}{_table(found[2], int(found[3]))}{found[4]}", text, flags=re.DOTALL)
 
 
 def _table(name: str, rank: int) -> str:
-    """What ``./lab trace`` prints of this recording and rank in 80 columns, without the blanks at the ends of lines."""
+    """Returns the output of ``./lab trace`` for a recording and rank in 80 columns, without trailing spaces."""
     trace = select(Trace.read(CAPTURED / f"{name}.json"), FIVE)
     printed = io.StringIO()
     show(trace.of_rank(rank), Console(file=printed, width=80))

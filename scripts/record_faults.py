@@ -1,6 +1,6 @@
-"""Writes lab 02's table of bad checkpoints: every fault of ``./lab break``, given to the real vLLM and to mini_vllm's loader.
+"""Writes lab 02's table of faulty checkpoints: the messages of the real vLLM and of mini_vllm's loader for every fault.
 
-No cell of it is typed. Run it in an environment that has the pinned vLLM, and look at what git says has changed:
+Run it in an environment with the pinned vLLM, then look at the changes:
 
     python scripts/record_faults.py
     git diff labs/lab-02-trace-weight-loading/README.md
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from vllm.config import LoadConfig  # noqa: E402
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader  # noqa: E402
 
-from labkit.checkpoints.faults import FAULTS, break_checkpoint  # noqa: E402  # found only with the line above  # noqa: E402
+from labkit.checkpoints.faults import FAULTS, break_checkpoint  # noqa: E402
 from labkit.checkpoints.known_models import implied_shapes  # noqa: E402
 from labkit.checkpoints.logits import compare  # noqa: E402
 from labkit.load.trace import Trace, trace_load  # noqa: E402
@@ -39,21 +39,21 @@ from mini_vllm.parallel import TPGroup, tp_group  # noqa: E402
 BEGIN, END = "<!-- faults: scripts/record_faults.py writes what is between these two lines -->\n", "<!-- end of faults -->\n"
 HEAD = "| fault | what is wrong | vLLM 0.32.0 | `--verify` and `diagnose` | mini_vllm's strict loader | `./lab logits` |\n"
 WORDS = 140
-"""Characters of what a loader says that go into the table; the rest is three dots."""
+"""Maximum length of a loader's message in the table."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one checkpoint, in the words of whoever said it.
+    """The results for one checkpoint.
 
     Attributes:
-        vllm: what the real vLLM said when it refused the load; empty where it loaded it without a word.
-        findings: what ``verify`` finds in the trace of all ranks, if vLLM loaded it.
-        strict: the kinds of fault that the strict loader reports, each with the names; the same on every rank.
-        unreadable: what it says of a checkpoint that cannot even be opened.
-        logits: the largest difference from the source, where mini_vllm serves the checkpoint.
-        differs: whether that is more than rounding.
-        greedy: how many of the greedy answers part, and of how many.
+        vllm: the error of the real vLLM; empty if it loaded the checkpoint.
+        findings: of the trace of all ranks, if vLLM loaded it.
+        strict: (kind, name) of each fault that the strict loader reports; equal on every rank.
+        unreadable: its error for a checkpoint that cannot be opened.
+        logits: the largest difference from the source, if mini_vllm serves the checkpoint.
+        differs: whether the difference is larger than rounding.
+        greedy: the number of greedy answers that differ, and of all.
     """
 
     vllm: str
@@ -65,7 +65,7 @@ class Outcome:
     greedy: tuple[int, int] | None
 
     def cells(self) -> tuple[str, str, str, str]:
-        """The last four columns of the table."""
+        """Returns the last four columns of the table."""
         return (
             quoted(self.vllm) if self.vllm else "**silent**",
             "refused before" if self.vllm else "; ".join(dict.fromkeys(map(_found, self.findings))) or "nothing",
@@ -82,34 +82,34 @@ class Outcome:
 
 
 def main() -> None:
-    """Makes every fault, has it loaded at TP 1 and TP 2, and writes the table into the lab's README."""
+    """Injects every fault, loads each copy at TP 1 and TP 2, and writes the table into the lab's README."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         good = good_checkpoint(Path(folder, "good"))
         for name in FAULTS:
             alone, ranks = (outcome(good, name, Path(folder, f"{name}-tp{tp_size}"), tp_size) for tp_size in (1, 2))
             if without_numbers(alone) != without_numbers(ranks):
-                sys.exit(f"{name} is not the same at TP 1 and TP 2, and the table has one row for both:\n{alone}\n{ranks}")
+                sys.exit(f"{name} has different results at TP 1 and TP 2, but the table has one row for both:\n{alone}\n{ranks}")
             rows.append(row(name, alone))
             print(rows[-1], flush=True)
     README.write_text(with_table(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 def good_checkpoint(folder: Path) -> Path:
-    """The tiny Llama that all faults are made in, with nothing wrong."""
+    """Writes the correct tiny Llama that the faults are injected into."""
     folder.mkdir()
     write_checkpoint(folder, TINY, implied_shapes(TINY))
     return folder
 
 
 def outcome(good: Path, name: str, folder: Path, tp_size: int) -> Outcome:
-    """Makes one fault in a copy of ``good`` and gives it to both loaders, on all ranks."""
+    """Injects one fault into a copy of ``good`` and loads it with both loaders on all ranks."""
     break_checkpoint(good, name, folder)
     return loaded(folder, good, tp_size)
 
 
 def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
-    """What both loaders make of a checkpoint, on all ranks."""
+    """Loads a checkpoint with both loaders on all ranks."""
     said, trace = vllm_loads(folder, tp_size)
     findings = tuple(verify(trace)) if trace else ()
     each = []
@@ -117,7 +117,7 @@ def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
         with tp_group(TPGroup(rank, tp_size)):
             each.append(strict_loads(folder))
     if len(set(each)) != 1:
-        raise AssertionError(f"the ranks do not see the same: {each}")
+        raise AssertionError(f"the ranks report different faults: {each}")
     strict, unreadable = each[0]
     difference = None if strict or unreadable else compare(folder, good)
     greedy = difference and (sum(place is not None for place in difference.parted), len(difference.parted))
@@ -133,7 +133,7 @@ def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
 
 
 def vllm_loads(folder: Path, tp_size: int) -> tuple[str, Trace | None]:
-    """What the real vLLM says when it refuses a load, or the trace, of all ranks, of a load that it lets pass."""
+    """Loads with the real vLLM; returns its error, or an empty text and the trace of all ranks."""
     loader = DefaultModelLoader(LoadConfig(use_tqdm_on_load=False))
     try:
         for _ in loader._get_weights_iterator(DefaultModelLoader.Source(str(folder), None)):
@@ -148,7 +148,7 @@ def vllm_loads(folder: Path, tp_size: int) -> tuple[str, Trace | None]:
 
 
 def strict_loads(folder: Path) -> tuple[tuple[tuple[str, str], ...], str]:
-    """The kinds and names that mini_vllm's loader reports, or what it says of a checkpoint that cannot be opened."""
+    """Loads with mini_vllm; returns the kinds and names of its faults, or the error of a checkpoint that cannot be opened."""
     try:
         LlamaForCausalLM.from_checkpoint(read_json(folder / "config.json"), Checkpoint(folder))
     except LoadError as error:
@@ -159,7 +159,7 @@ def strict_loads(folder: Path) -> tuple[tuple[tuple[str, str], ...], str]:
 
 
 def _said(error: BaseException, folder: Path) -> str:
-    """An error's type and words: without the folder's path and the sizes of files (which hold it), a set's names in order."""
+    """Returns an error's type and message, without the folder's path and file sizes, and with the names of a set sorted."""
     if not str(error):
         return type(error).__name__
     words = " ".join(str(error).replace(f"{folder}/", "").replace(str(folder), "DIR").split())
@@ -169,7 +169,7 @@ def _said(error: BaseException, folder: Path) -> str:
 
 
 def quoted(words: str) -> str:
-    """Words as a cell has them, no longer than fits."""
+    """Formats a message as code for a cell, shortened to ``WORDS``."""
     if words.isidentifier():
         return f"`{words}` with an empty message"
     short = words if len(words) <= WORDS else f"{words[: WORDS - 3]}..."
@@ -177,14 +177,14 @@ def quoted(words: str) -> str:
 
 
 def _found(finding: Finding) -> str:
-    """``missing``: qkv_proj, rows 128:192. The whole of a tensor goes without saying which part."""
+    """Formats a finding: ``missing``: qkv_proj, rows 128:192; without a part if it is the whole tensor."""
     axes = ("rows", "columns") if len(finding.shape) == 2 else ("elements",)
     cut = [f"{axis} {a}:{b}" for axis, (a, b), size in zip(axes, finding.part, finding.shape, strict=True) if (a, b) != (0, size)]
     return f"`{finding.fault}`: {_short(finding.name)}" + "".join(f", {words}" for words in cut)
 
 
 def _kinds(faults: tuple[tuple[str, str], ...]) -> str:
-    """``truncated``: k_proj, v_proj; of many tensors only how many."""
+    """Formats faults by kind: ``truncated``: k_proj, v_proj; more than three names as a number."""
     parts = []
     for kind, group in groupby(faults, key=lambda fault: fault[0]):
         names = [_short(name) for _, name in group]
@@ -193,31 +193,31 @@ def _kinds(faults: tuple[tuple[str, str], ...]) -> str:
 
 
 def _short(name: str) -> str:
-    """``k_proj`` of model.layers.1.self_attn.k_proj.weight."""
+    """Returns ``k_proj`` for model.layers.1.self_attn.k_proj.weight."""
     *_, module, kind = name.split(".")
     return module if kind == "weight" else f"{module}.{kind}"
 
 
 def without_numbers(outcome: Outcome) -> tuple[object, ...]:
-    """An outcome as every TP size has it."""
+    """Returns an outcome without what depends on the TP size."""
     findings = {(finding.fault, finding.name) for finding in outcome.findings}
     strict, unreadable, *logits = astuple(outcome)[2:]
     return re.sub(r"\d+", "#", outcome.vllm), findings, strict, unreadable, logits
 
 
 def row(name: str, of: Outcome) -> str:
-    """One line of the table."""
+    """Formats one row of the table."""
     return f"| {' | '.join((f'`{name}`', FAULTS[name].title, *of.cells()))} |\n"
 
 
 def with_table(text: str, rows: list[str]) -> str:
-    """The README with these rows between its markers."""
+    """Replaces the rows between the README's markers."""
     before, rest = text.split(BEGIN)
     return before + BEGIN + HEAD + "|---|---|---|---|---|---|\n" + "".join(rows) + END + rest.split(END)[1]
 
 
 def rows_in(text: str) -> Iterator[tuple[str, str]]:
-    """The rows of a README by the name of the fault."""
+    """Yields the name of the fault and the line of each row in a README."""
     for line in text.split(BEGIN)[1].split(END)[0].splitlines(keepends=True)[2:]:
         yield line.split("`")[1], line
 

@@ -1,9 +1,9 @@
-"""Makes a tiny random checkpoint of each architecture with transformers, verifies it, and writes docs/verified-architectures.md.
+"""Verifies a tiny random checkpoint of each architecture and writes docs/verified-architectures.md.
 
     python scripts/record_verified.py
     git diff docs/verified-architectures.md
 
-No weights are fetched: transformers makes every model from a config. vLLM is imported once, and each case runs in a fork of it.
+No weights are fetched: transformers creates every model from a config. vLLM is imported once, and each case runs in a fork.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         GROUPED | LATENT | SIX_EXPERTS | {"num_key_value_heads": 4, "moe_intermediate_size": 64},
     ),
 }
-"""The architectures: transformers' config class and what its config says; small, with head sizes that vLLM's CPU kernel has."""
+"""Architecture -> transformers' config class and its arguments; small, with head sizes that vLLM's CPU kernel supports."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was verified of one architecture, as a row of the table has it."""
+    """The row of one architecture in the table."""
 
     architecture: str
     built: str
@@ -89,7 +89,7 @@ class Row:
 
 
 def make(architecture: str, directory: Path) -> None:
-    """Writes a tiny checkpoint with random weights, the same each time."""
+    """Writes a tiny checkpoint with random weights from a fixed seed."""
     import torch
     import transformers
 
@@ -100,19 +100,19 @@ def make(architecture: str, directory: Path) -> None:
     model = getattr(transformers, architecture)._from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Wide enough to matter: with transformers' own 0.02 every module's output would be nearly nothing.
+            # With transformers' default of 0.02 the outputs would be too small to compare.
             parameter.copy_(torch.randn(parameter.shape) * 0.15 + (1 if "norm" in name and name.endswith("weight") else 0))
     model.save_pretrained(directory)
 
 
 def examine(architecture: str, directory: Path) -> Row:
-    """Makes and verifies one architecture, in this process."""
+    """Creates and verifies the checkpoint of one architecture in this process."""
     make(architecture, directory)
     return as_row(verify_model(directory, SIZES))
 
 
 def as_row(report: Report) -> Row:
-    """A report in a row."""
+    """Converts a report to a row."""
     verdicts = {load.tp_size: load.verdict for load in report.loads}
     loads = "whole" if set(verdicts.values()) == {"whole"} else "; ".join(f"TP {size}: {said}" for size, said in verdicts.items())
     for load in report.loads:
@@ -139,7 +139,7 @@ def _short(said: str) -> str:
 
 
 def rows(architectures: Iterable[str]) -> list[Row]:
-    """Every row, each from a fork of this process after one import of vLLM and transformers."""
+    """Imports vLLM and transformers once, then computes each row in a fork of this process."""
     with quiet():
         import transformers.models.auto.modeling_auto  # noqa: F401
         from vllm import LLM  # noqa: F401
@@ -154,10 +154,10 @@ def rows(architectures: Iterable[str]) -> list[Row]:
 
 
 def forked(function: Callable[[], Any]) -> Any:
-    """What a function returns in a fork of this process, through JSON.
+    """Calls a function in a fork of this process and returns its result, which must be JSON-serializable.
 
     Raises:
-        RuntimeError: the process ended without an answer.
+        RuntimeError: the process ended without a result.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "answer.json")
@@ -170,7 +170,7 @@ def forked(function: Callable[[], Any]) -> Any:
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if not answer.is_file():
-            raise RuntimeError(f"its process ended with {status}, and no answer")
+            raise RuntimeError(f"the forked process ended with status {status} and without a result")
         return json.loads(answer.read_text())
 
 
@@ -180,14 +180,14 @@ def _row(architecture: str) -> Row:
 
 
 def table(found: list[Row]) -> str:
-    """The rows as Markdown."""
+    """Formats the rows as Markdown."""
     head = ["| architecture | loaded by (`vllm/model_executor/models`) | loads, TP 1, 2, 4 | logits beside transformers' |"]
     body = [f"| {row.architecture} | `{row.built}` | {row.loads} | {row.logits} |" for row in found]
     return "\n".join([*head, "|---|---|---|---|", *body]) + "\n"
 
 
 def with_table(text: str, found: list[Row]) -> str:
-    """The page with this table, and the largest difference among those that are the same, between its two marks."""
+    """Replaces the text between the page's markers by the table and the largest difference among equal logits."""
     same = [(row.share, row.architecture) for row in found if row.logits == "the same" and row.share is not None]
     share, widest = max(same)
     said = f"\nLargest difference among the {len(same)} that are the same: {share:.1e} of the standard deviation ({widest}).\n"
@@ -196,7 +196,7 @@ def with_table(text: str, found: list[Row]) -> str:
 
 
 def main() -> int:
-    """Writes the table, or of the architectures that are named prints it alone."""
+    """Writes the table; with architectures as arguments, only prints their rows."""
     found = rows(sys.argv[1:] or CASES)
     if not sys.argv[1:]:
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs what docs/verify.md shows of ``./lab verify`` and ``./lab explain``, and writes what they say into it.
+"""Runs the examples of ``./lab verify`` and ``./lab explain`` in docs/verify.md and writes their output into the page.
 
 python scripts/record_verify_examples.py
 git diff docs/verify.md
@@ -34,7 +34,7 @@ SAID = "ValueError: There is no module or parameter named 'language_model' in Ge
 
 @contextmanager
 def _in_a_folder() -> Iterator[None]:
-    """A working directory of one's own, so that names are short and no path of this machine is printed."""
+    """Changes to a temporary directory, so that no path of this machine is printed."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -45,12 +45,12 @@ def _in_a_folder() -> Iterator[None]:
 
 
 def shapes() -> str:
-    """``./lab verify llama-3-8b``."""
+    """Runs ``./lab verify llama-3-8b``."""
     return "\n".join(lines(verify_model("llama-3-8b")))
 
 
 def silent() -> str:
-    """``./lab verify my-llama --tp 1,2``, of a checkpoint that lacks a k_proj."""
+    """Runs ``./lab verify my-llama --tp 1,2`` on a checkpoint without one k_proj."""
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
         break_checkpoint(Path("good"), "missing-k", Path("my-llama"))
@@ -58,7 +58,7 @@ def silent() -> str:
 
 
 def garbage() -> str:
-    """``./lab verify from-gguf --tp 1 --against good``, of one whose q and k are permuted."""
+    """Runs ``./lab verify from-gguf --tp 1 --against good`` on a checkpoint with permuted q and k."""
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
         break_checkpoint(Path("good"), "permuted-qk", Path("from-gguf"))
@@ -66,7 +66,7 @@ def garbage() -> str:
 
 
 def prefix() -> str:
-    """``./lab explain --model headers.json``, of a text-only Gemma 3 with a multimodal model's prefix."""
+    """Runs ``./lab explain --model headers.json`` on a text-only Gemma 3 with the prefix of a multimodal model."""
     with _in_a_folder():
         record_verified.make("Gemma3ForCausalLM", Path("gemma"))
         stored = resolve("gemma").stored
@@ -80,13 +80,13 @@ EXAMPLES: dict[str, Callable[[], str]] = {"shapes": shapes, "silent": silent, "g
 
 
 def with_examples(text: str, said: dict[str, str]) -> str:
-    """The page with what was said in each block below a marker ``<!-- run: NAME -->``."""
+    """Replaces each block below a marker ``<!-- run: NAME -->`` by the output of that example."""
     block = r"(<!-- run: (\w+) -->\n```text\n).*?(```)"
     return re.sub(block, lambda found: f"{found[1]}{said[found[2]]}\n{found[3]}", text, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Runs every example in a fork, for no case may leave anything to the next, and writes the page."""
+    """Runs every example in a fork, so that none affects another, and writes the page."""
     said = {name: record_verified.forked(example) for name, example in EXAMPLES.items()}
     PAGE.write_text(with_examples(PAGE.read_text(encoding="utf-8"), said), encoding="utf-8")
     return 0
