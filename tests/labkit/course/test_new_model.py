@@ -1,4 +1,4 @@
-"""What ``./lab new-model`` writes installs, serves in vLLM, passes its own tests, and fails them without a mapping row."""
+"""A package written by ``./lab new-model`` installs, serves in vLLM, passes its tests, and fails them without a mapping row."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_nothing_of_the_template_is_left(packages: dict[Like, Path], like: Like)
 
 
 def test_a_package_installs_and_passes_its_tests(packages: dict[Like, Path]) -> None:
-    """The long way, once: uv, a new Python, the entry point that the installation has left."""
+    """Once with uv, a new Python process and the installed entry point."""
     package = packages["llama"]
     install(package)
     environment = os.environ | {"PYTHONPATH": str(package / "site"), "OMP_NUM_THREADS": "1"}
@@ -118,7 +118,7 @@ def test_a_name_that_will_not_do(name: str, said: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_is_left_as_it_is(
+def test_an_existing_folder_is_not_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

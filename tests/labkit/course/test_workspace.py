@@ -47,7 +47,7 @@ def starter(work_tree: Path) -> Path:
 
 
 def board_of(said: str, number: str) -> dict[str, str]:
-    """A lab's tasks and what the board says of each, up to its title."""
+    """Returns a lab's tasks and the state that the board shows for each."""
     part = said.split(f"Lab {number}  ")[1].split("\n\n")[0]
     return {found[1]: found[2].strip() for found in re.finditer(r"^  (\w+) +\d+  (.{16})", part, re.MULTILINE)}
 
@@ -58,7 +58,7 @@ def test_every_pristine_starter_is_the_one_in_the_lab() -> None:
         assert each.pristine.read_bytes() == each.implementation("starter").read_bytes(), each.pristine
 
 
-def test_the_board_says_what_the_files_are_and_never_what_they_were(
+def test_the_board_shows_the_state_of_the_current_files(
     lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     names = [task.name for task in LAB_03.tasks]
@@ -77,12 +77,12 @@ def test_the_board_says_what_the_files_are_and_never_what_they_were(
 
     right = starter.read_text(encoding="utf-8")
     starter.write_text(f"{right}\n# one more line\n", encoding="utf-8")
-    assert set(board_of(lab().stdout, "03").values()) == {"not checked"}, "a verdict on other bytes is none"
+    assert set(board_of(lab().stdout, "03").values()) == {"not checked"}, "a verdict on other bytes does not count"
     starter.write_text(right, encoding="utf-8")
-    assert board_of(lab().stdout, "03")["loud"] == "failing", "the bytes are those of the verdict again"
+    assert board_of(lab().stdout, "03")["loud"] == "failing", "the bytes are again those of the verdict"
     engine = starter.parents[2] / "mini_vllm" / "contract.py"
     engine.write_text(engine.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
-    assert set(board_of(lab().stdout, "03").values()) == {"not checked"}, "the verdict rested on the engine too"
+    assert set(board_of(lab().stdout, "03").values()) == {"not checked"}, "the verdict depends on the engine too"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_board_says_what_the_files_are_and_never_what_they_were(
         '{"digest": null, "tasks": 7, "hints": {"names": "x"}}',
     ],
 )
-def test_whatever_the_progress_file_holds_the_board_comes(
+def test_the_board_ignores_a_damaged_progress_file(
     noted: str, lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     starter.write_text(SOLUTION, encoding="utf-8")
@@ -110,7 +110,7 @@ def test_whatever_the_progress_file_holds_the_board_comes(
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_starter_that_is_gone_or_no_text_costs_no_command(
+def test_no_command_crashes_on_a_missing_or_binary_starter(
     content: bytes | None, lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     starter.unlink()
@@ -156,7 +156,7 @@ def test_hints_come_one_by_one(lab: Callable[..., subprocess.CompletedProcess[st
     assert wrong.stdout == "lab: lab 03 has no task 'slizes'; its tasks are names, slices, loud, load, theorem\n"
 
 
-def test_the_solution_is_shown_to_who_has_passed_or_gives_up(
+def test_the_solution_is_shown_after_passing_or_giving_up(
     lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     refused = lab("solution", "03")
@@ -189,7 +189,7 @@ def test_reset_loses_nothing_and_needs_no_git(lab: Callable[..., subprocess.Comp
     assert starter.read_bytes() == given_out
 
 
-def test_reset_changes_nothing_when_the_work_cannot_be_kept(
+def test_reset_changes_nothing_if_the_copy_cannot_be_written(
     lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     starter.write_text("mine = 1\n", encoding="utf-8")
@@ -237,7 +237,7 @@ def test_start_opens_the_readme_and_the_starter(
     ]
 
 
-def test_a_verdict_that_cannot_be_kept_is_given_all_the_same(
+def test_a_verdict_is_printed_even_if_it_cannot_be_stored(
     lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     starter.write_text(SOLUTION, encoding="utf-8")
