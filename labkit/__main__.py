@@ -1,4 +1,4 @@
-"""``python -m labkit``: what ./lab hands over to."""
+"""``python -m labkit``: the command line that ``./lab`` runs."""
 
 from labkit.cli.main import main
 

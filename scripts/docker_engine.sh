@@ -1,10 +1,10 @@
 #!/bin/sh
-# A Docker Engine with nothing but a folder of its own, for tests on a machine that has none running:
+# Starts and stops a separate Docker Engine in a folder, for tests on a machine where none is running:
 #
 #   scripts/docker_engine.sh start DIR     then export DOCKER_HOST=unix://DIR/docker.sock
 #   scripts/docker_engine.sh stop DIR
 #
-# It must be root, and dockerd must be installed (Debian: docker.io). There is no bridge, so containers get --network host or none.
+# Needs root and dockerd (Debian: docker.io). There is no bridge, so containers need --network host or none.
 set -eu
 
 if [ $# -ne 2 ]; then
@@ -23,7 +23,7 @@ case "$1" in
             fi
             sleep 0.5
         done
-        echo "dockerd did not come up in 30 seconds; its last words, of $directory/log:" >&2
+        echo "dockerd did not start within 30 seconds; the last lines of $directory/log:" >&2
         tail -n 3 "$directory/log" >&2
         exit 1
         ;;

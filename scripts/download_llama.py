@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""./lab fetch under the name that people look for: a Llama's weights, or dummy ones in its shapes where it is gated.
+"""Runs ``./lab fetch``: a Llama's weights, or dummy weights in its shapes if it is gated.
 
 scripts/download_llama.py [MODEL] [--revision R] [--to DIR] [--fallback auto|dummy|smollm2|none] [--layers N] [--json]
 """

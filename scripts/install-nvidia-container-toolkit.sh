@@ -26,7 +26,7 @@ stop() {
 step() {
     echo "+ $1"
     if [ "$dry" = no ]; then
-        sh -eu -c "$1" || stop "that step failed; its reason is above. Mend it and run this again, or give --undo"
+        sh -eu -c "$1" || stop "that step failed; the reason is above. Fix it and run this again, or use --undo"
     fi
 }
 

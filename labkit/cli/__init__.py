@@ -1,1 +1,1 @@
-"""What can be typed after ``./lab``, a file for each group of its help. None imports torch: a command imports what it needs."""
+"""The commands of ``./lab``. No module here imports torch: each command imports what it needs when it runs."""

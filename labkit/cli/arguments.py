@@ -1,4 +1,4 @@
-"""Arguments that several commands take, and what Tab offers for them."""
+"""Panels of ``./lab --help``, arguments that several commands take, and their shell completion."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import typer
 
 from labkit.system.labs import all_labs
 
+LEARN, INSPECT, SET_UP, TEACH = "Do the labs", "Inspect a checkpoint, a load or a run", "Set up and test", "Grade a class"
+"""The panels, in the order in which the help shows them."""
+
 
 def lab_numbers() -> list[str]:
-    """What Tab offers where a lab is meant."""
+    """Returns the completions of a lab number."""
     return [lab.number for lab in all_labs()]
 
 
 def task_names(context: typer.Context) -> list[str]:
-    """What Tab offers where a task of the lab before it is meant."""
+    """Returns the completions of a task name: the tasks of the lab that is named before it."""
     return [task.name for lab in all_labs() if lab.number == context.params.get("number") for task in lab.tasks]
 
 
-LabNumber = Annotated[str, typer.Argument(metavar="01|02|03|04", help="which lab", autocompletion=lab_numbers)]
+LabNumber = Annotated[str, typer.Argument(metavar="01|02|03|04", help="lab number", autocompletion=lab_numbers)]

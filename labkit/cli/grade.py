@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labkit.cli.arguments import lab_numbers
+from labkit.cli.arguments import TEACH, lab_numbers
 from labkit.system.console import console, print_lines, working
 from labkit.system.errors import UserError
 from labkit.system.labs import find_lab
@@ -25,27 +25,30 @@ NO_CONTAINER = (
 app = typer.Typer()
 
 
-@app.command(short_help="a class, each submission in a container of its own")
+@app.command(rich_help_panel=TEACH)
 def grade(
-    submissions: Annotated[Path, typer.Argument(metavar="SUBMISSIONS_DIR", help="a folder, .zip or .py file for each learner")],
-    number: Annotated[
-        str, typer.Option("--lab", metavar="01|02|03|04", help="which lab they hand in", autocompletion=lab_numbers)
+    submissions: Annotated[
+        Path, typer.Argument(metavar="SUBMISSIONS_DIR", help="a directory with a folder, .zip or .py file for each learner")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="where results go")] = Path("grades"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="how many at a time; else one for each processor")] = None,
-    no_sandbox: Annotated[
-        bool, typer.Option("--no-sandbox", help="in a child process instead of a container: for your own code only")
-    ] = False,
-    image: Annotated[str, typer.Option(help="the container image, made from docker/Dockerfile")] = "mini-vllm-labs",
+    number: Annotated[
+        str, typer.Option("--lab", metavar="01|02|03|04", help="number of the lab they submit", autocompletion=lab_numbers)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="the directory for the results")] = Path("grades"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="submissions graded at a time; default: one for each CPU")] = None,
+    no_sandbox: Annotated[bool, typer.Option("--no-sandbox", help="use child processes; only for code that you trust")] = False,
+    image: Annotated[str, typer.Option(help="the container image, built from docker/Dockerfile")] = "mini-vllm-labs",
     ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="on a Ray cluster, HOST:PORT, that this machine is a node of")
+        str | None, typer.Option(metavar="HOST:PORT", help="grade on this Ray cluster; this machine is a node of it")
     ] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="junit, gradescope or classroom, in addition; may be given again")
+        list[str] | None, typer.Option("--format", help="also write junit, gradescope or classroom; may be repeated")
     ] = None,
-    similarity: Annotated[bool, typer.Option("--similarity", help="lay the files out for JPlag as well")] = False,
+    similarity: Annotated[bool, typer.Option("--similarity", help="also arrange the files for JPlag")] = False,
 ) -> None:
-    """Grade a class: each submission in a fresh container; run it again and it goes on from there."""
+    """Grade a class; each submission runs in a new container.
+
+    Run the command again to continue after an interruption.
+    """
     from labkit.grading.classroom import Classroom, show
     from labkit.grading.container import find_image
     from labkit.grading.exporters import FORMATS

@@ -1,4 +1,4 @@
-"""Commands that look into a load, a checkpoint or a run."""
+"""Commands that inspect a checkpoint, a load of the real vLLM, or a run of the engine."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli.help_screen import LOOK
+from labkit.cli.arguments import INSPECT
 from labkit.system.console import console, print_lines, working
 
 app = typer.Typer()
 
 
-@app.command(short_help="what the real vLLM copies from where to where", rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def trace(
     model: Annotated[str, typer.Argument(help="a directory with config.json, or a known name: llama-3-8b, smollm2, ...")],
-    tensor: Annotated[list[str] | None, typer.Option(help="a checkpoint tensor to show; may be given again")] = None,
+    tensor: Annotated[list[str] | None, typer.Option(help="a checkpoint tensor to show; may be repeated")] = None,
     tp: Annotated[int, typer.Option(min=1, help="tensor-parallel ranks")] = 1,
-    rank: Annotated[int, typer.Option(min=0, help="which rank's load")] = 0,
-    all_ranks: Annotated[bool, typer.Option("--all-ranks", help="every rank's load")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="was all loaded, once, on every rank? If not, exit with 1")] = False,
-    device: Annotated[
-        str | None, typer.Option(help="what holds the parameters: cuda, cpu, or meta for shapes alone; else the first there is")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="write the trace here; all tensors unless --tensor names some")] = None,
-    html: Annotated[Path | None, typer.Option(help="draw the whole trace here, as a page to explore")] = None,
-    svg: Annotated[Path | None, typer.Option(help="draw the parameters in the table here, as a still picture")] = None,
+    rank: Annotated[int, typer.Option(min=0, help="the rank whose load is shown")] = 0,
+    all_ranks: Annotated[bool, typer.Option("--all-ranks", help="show the load of every rank")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="exit with 1 unless every rank loads every parameter once")] = False,
+    device: Annotated[str | None, typer.Option(help="cuda, cpu or meta (shapes only); default: the first available")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the trace to this file; only the given tensors, if any")] = None,
+    html: Annotated[Path | None, typer.Option(help="write the whole trace to this file as an interactive page")] = None,
+    svg: Annotated[Path | None, typer.Option(help="draw the parameters of the table in this file")] = None,
 ) -> None:
-    """Trace a load through the real vLLM: what is copied from where to where."""
+    """Trace which tensor slices the real vLLM copies, and where to."""
     from labkit.load.trace import EXAMPLE_TENSORS, print_coverage, print_trace, select, select_parameters_of, trace_load
     from labkit.load.trace.coverage import find_faults
     from labkit.load.trace.picture import draw_html, draw_svg
@@ -57,30 +55,28 @@ def trace(
         raise typer.Exit(1)
 
 
-@app.command(short_help="whether vLLM loads a checkpoint whole, and computes right", rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def verify(
     model: Annotated[str, typer.Argument(help="a directory with config.json and safetensors, or a known name: llama-3-8b, ...")],
-    arch: Annotated[
-        str | None, typer.Option(metavar="MODULE:CLASS", help="load it with this class, in place of vLLM's own")
-    ] = None,
-    tp: Annotated[str | None, typer.Option(metavar="1,2,4,8", help="TP sizes; else those of 1, 2, 4, 8 that fit")] = None,
+    arch: Annotated[str | None, typer.Option(metavar="MODULE:CLASS", help="load with this class instead of vLLM's own")] = None,
+    tp: Annotated[str | None, typer.Option(metavar="1,2,4,8", help="TP sizes; default: those of 1, 2, 4, 8 that fit")] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="a checkpoint known to be right, for transformers to load instead")
+        Path | None, typer.Option(metavar="DIR", help="a correct checkpoint, which transformers loads instead")
     ] = None,
     logits: Annotated[
-        bool | None, typer.Option("--logits/--no-logits", help="compare with transformers; else where the weights fit in memory")
+        bool | None, typer.Option("--logits/--no-logits", help="compare logits; default: if the weights fit in memory")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="write the report here")] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="draw the load here: the first TP size with a finding, else the largest")
-    ] = None,
+    json: Annotated[Path | None, typer.Option(help="write the report to this file as JSON")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page of the first load with a finding, else the largest")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code that lies beside the checkpoint; never done otherwise")
+        bool, typer.Option("--trust-remote-code", help="run code from the checkpoint's directory; default: never")
     ] = False,
 ) -> None:
-    """Verify that vLLM loads a checkpoint whole, at every TP size, and computes what transformers does.
+    """Verify that vLLM loads a checkpoint completely and correctly.
 
-    Exit status: 0 all of it held; 1 findings; 2 it could not be verified.
+    Loads it at every TP size and compares the logits with those of transformers.
+
+    Exit status: 0 no findings; 1 findings; 2 it could not be verified.
     """
     from labkit.load.verify import NOT_VERIFIED, parse_sizes, verify_model, write_report
     from labkit.load.verify.report_text import report_lines
@@ -99,20 +95,21 @@ def verify(
     raise typer.Exit(report.status)
 
 
-@app.command(short_help="what a load error of vLLM means, and what would mend it", rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def explain(
-    log: Annotated[Path | None, typer.Argument(metavar="[LOG]", help="a log of vLLM's; else what is pasted or piped in")] = None,
+    log: Annotated[Path | None, typer.Argument(metavar="[LOG]", help="a log file of vLLM; default: standard input")] = None,
     model: Annotated[
-        str | None,
-        typer.Option(metavar="DIR|HEADERS", help="the checkpoint: a directory, or a JSON file of its headers beside config.json"),
+        str | None, typer.Option(metavar="DIR|HEADERS", help="the checkpoint, or a JSON file of its headers next to config.json")
     ] = None,
     arch: Annotated[
-        str | None, typer.Option(metavar="MODULE:CLASS", help="the class that loaded it, in place of vLLM's own")
+        str | None, typer.Option(metavar="MODULE:CLASS", help="the class that loaded it instead of vLLM's own")
     ] = None,
 ) -> None:
-    """Explain a load error of vLLM, and with --model find the mapping row that would mend it, and try it.
+    """Explain a load error of vLLM; with --model, find and try a fix.
 
-    Exit status: 0 explained, and the load is whole with what was tried; 1 it is not, or nothing was found to explain.
+    The fix is a mapping row, or several, with which the load is complete.
+
+    Exit status: 0 explained, and complete with the fix if --model is given; 1 no fix, or no load error in the log.
     """
     from labkit.checkpoints.known_models import resolve
     from labkit.load.explain import find_error, find_fix, read_log
@@ -120,7 +117,7 @@ def explain(
     from labkit.system.environment import ensure
 
     if log is None and sys.stdin.isatty():
-        print_lines("Paste vLLM's output, then press Ctrl-D on a line of its own.")
+        print_lines("Paste the log of vLLM, then press Ctrl-D on an empty line.")
     error = find_error(read_log(log))
     print_lines(f"error: {error.line}\n{error.meaning}")
     if model is None:
@@ -133,13 +130,16 @@ def explain(
     raise typer.Exit(0 if search.fix else 1)
 
 
-@app.command(short_help="an engine's run as a picture, step by step", rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def timeline(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a step trace that the engine recorded")],
-    output: Annotated[Path | None, typer.Option(help="the picture to write, instead of FILE with the suffix .svg")] = None,
-    steps: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="draw these steps only")] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a step trace, recorded by LLM(..., step_trace=FILE)")],
+    output: Annotated[Path | None, typer.Option(help="the SVG file to write; default: FILE with the suffix .svg")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="draw only these steps")] = None,
 ) -> None:
-    """Draw a recorded run as one picture: a row per request, a column per step."""
+    """Draw a recorded engine run, step by step.
+
+    The picture has a row for each request and a column for each step.
+    """
     from labkit.pictures.timeline import draw, read, show
     from labkit.system.atomic_write import atomic_write
     from labkit.system.errors import UserError
@@ -152,30 +152,33 @@ def timeline(
     show(recorded, console)
     if recorded.cut_line:
         print_lines(
-            f"line {recorded.cut_line} of {file} is cut: the run ended while it was written; what came before it is drawn"
+            f"line {recorded.cut_line} of {file} is incomplete: the run ended while writing it; the steps before it are drawn"
         )
     print_lines(f"written: {picture}")
 
 
-@app.command(short_help="which model a checkpoint is, from its headers alone", rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def fingerprint(
     path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="a checkpoint's directory, or one safetensors file")],
 ) -> None:
-    """Say which model a checkpoint is, from the headers of its files alone."""
+    """Identify a model from the file headers of its checkpoint."""
     from labkit.checkpoints.fingerprint import fingerprint as read_fingerprint
     from labkit.checkpoints.fingerprint import report_lines
 
     print_lines(*report_lines(read_fingerprint(path), path))
 
 
-@app.command("break", short_help="inject a fault into a copy of a checkpoint", rich_help_panel=LOOK)
+@app.command("break", rich_help_panel=INSPECT)
 def break_(
     checkpoint: Annotated[Path | None, typer.Argument(help="a directory with config.json and safetensors; not changed")] = None,
     fault: Annotated[str | None, typer.Option(metavar="NAME", help="the fault to inject")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="the directory to make")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="the faults, a line each")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="the directory to create")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="list the faults")] = False,
 ) -> None:
-    """Write a copy of a checkpoint with one fault, to test what detects it; without --fault, list the faults."""
+    """Copy a checkpoint and inject one fault into the copy.
+
+    Without --fault, list the faults.
+    """
     from labkit.checkpoints.faults import FAULTS, inject_fault
     from labkit.system.errors import UserError
 
@@ -189,12 +192,15 @@ def break_(
     print_lines(f"{made.name}: {made.title}\nwritten: {output}")
 
 
-@app.command(short_help="whether two checkpoints compute the same", rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def logits(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="a checkpoint in doubt")],
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="the same model, known to be right")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="the checkpoint to test")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="the same model, known to be correct")],
 ) -> None:
-    """Compare what two checkpoints compute; exit status 1 if they differ by more than rounding."""
+    """Compare the logits of two checkpoints of the same model.
+
+    Exit status: 0 equal up to rounding; 1 different.
+    """
     from labkit.checkpoints.logits import compare, report_lines
 
     with working("Serving both"):

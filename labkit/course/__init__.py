@@ -1,1 +1,1 @@
-"""A learner's way through the labs: board, progress, watch, hints, the tour."""
+"""The course: board, progress, hints, reset, watch, tour, templates of new models, assertion helpers of the lab tests."""

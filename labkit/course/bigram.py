@@ -1,4 +1,4 @@
-"""A bigram model of real text: how often each byte follows each other byte, as a checkpoint that the engine can serve."""
+"""A bigram model of bytes as a checkpoint that the engine can serve."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ BYTES = 256
 
 
 def write_bigram_checkpoint(folder: Path, text: str, architecture: str) -> None:
-    """Counts the bytes of ``text`` and writes config.json, model.safetensors and tokenizer.json to ``folder``.
+    """Counts the byte pairs of ``text`` and writes config.json, model.safetensors and tokenizer.json to ``folder``.
 
-    The tensor ``table`` is (256, 256): log of the share of bytes after byte ``row`` that are byte ``column``. A pair that was
-    never seen gets a count of 1/256, so that every row sums to one and none holds an infinity.
+    The tensor ``table`` has shape (256, 256): element (r, c) is the log-probability that byte c follows byte r. A pair that
+    does not occur counts as 1/256, so that every row sums to one and has no infinity.
     """
     data = torch.tensor(list(text.encode()))
     counts = torch.bincount(data[:-1] * BYTES + data[1:], minlength=BYTES * BYTES).view(BYTES, BYTES) + 1 / BYTES
@@ -28,16 +28,11 @@ def write_bigram_checkpoint(folder: Path, text: str, architecture: str) -> None:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A tokenizer whose token ids are the bytes of the text's UTF-8 form: byte-level BPE without a single merge."""
-    tokenizer = Tokenizer(BPE(vocab=byte_names(), merges=[]))
+    """Returns a tokenizer whose token ids are the UTF-8 bytes of the text: byte-level BPE without merges."""
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    others = (character for character in characters if ord(character) >= BYTES)  # GPT-2's characters of unprintable bytes
+    vocabulary = {chr(byte) if chr(byte) in characters else next(others): byte for byte in range(BYTES)}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def byte_names() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte (openai/gpt-2, encoder.py): printable ones stand for themselves, the others are
-    numbered from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return {chr(byte if byte in printable else next(others)): byte for byte in range(BYTES)}

@@ -1,11 +1,10 @@
-"""What is on the screen: the board of all labs, and the report on one.
+"""The board of all labs, and the printed report on one lab.
 
 Every state is a word; colour only repeats it.
 """
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,37 +18,33 @@ from labkit.system.console import console, print_text
 from labkit.system.labs import Lab, all_labs
 
 if TYPE_CHECKING:
-    from labkit.check.report import Report, TaskResult, TestResult
+    from labkit.check.report import Report, TestResult
 
 PASSED: tuple[State, ...] = ("passed", "passed on captured data only")
-STATE_STYLES: dict[State, str] = {
-    "passed": "green",
-    "passed on captured data only": "green",
-    "failing": "bold red",
-    "skipped": "yellow",
-    "not checked": "yellow",
+STYLES: dict[str, str] = {
+    **dict.fromkeys(("passed", "passed on captured data only"), "green"),
+    **dict.fromkeys(("failed", "failing"), "bold red"),
+    **dict.fromkeys(("skipped", "not run", "not checked"), "yellow"),
 }
+"""The style of a task's state or of a test's status; any other has none."""
 STATE_WIDTH = 16
-"""Columns for a state; the longest takes two lines of it."""
-
-STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow", "not run": "yellow", "not started": "yellow"}
+"""Width of the state column; the longest state takes two lines of it."""
 
 
 def show_board() -> None:
-    """Every lab with its tasks, points and states, and the command to type next."""
+    """Prints every lab with its tasks, points and states, and the next command to type."""
     labs = all_labs()
-    known = {lab.number: states(lab) for lab in labs}
+    states_of = {lab.number: states(lab) for lab in labs}
     for lab in labs:
-        here = known[lab.number]
-        earned = sum(task.points for task in lab.tasks if here[task.name].state in PASSED)
+        earned = sum(task.points for task in lab.tasks if states_of[lab.number][task.name].state in PASSED)
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=13, no_wrap=True)
         table.add_column(justify="right", min_width=3)
         table.add_column(width=STATE_WIDTH)
         table.add_column()
         for task in lab.tasks:
-            state = here[task.name]
-            style = STATE_STYLES.get(state.state, "none")
+            state = states_of[lab.number][task.name]
+            style = STYLES.get(state.state, "none")
             why = f"\n({escape(state.why)})" if state.why and state.state != "failing" else ""
             table.add_row(f"  {task.name}", str(task.points), f"[{style}]{state.state}[/]", f"{escape(task.title)}{why}")
         console.print(
@@ -57,52 +52,47 @@ def show_board() -> None:
         )
         console.print(table)
         console.print()
-    console.print(f"Next: {next_command(labs, known)}", markup=False, soft_wrap=True)
+    console.print(f"Next: {next_command(labs, states_of)}", markup=False, soft_wrap=True)
 
 
-def next_command(labs: list[Lab], known: Mapping[str, Mapping[str, TaskState]]) -> str:
-    """What to type now: begin, go on with, or check the first lab that is not done."""
+def next_command(labs: list[Lab], states_of: Mapping[str, Mapping[str, TaskState]]) -> str:
+    """Returns the command for the first lab that is not done: start, check or watch.
+
+    Args:
+        labs: in the order of the course.
+        states_of: lab number -> task name -> state.
+    """
     for lab in labs:
-        found = {state.state for state in known[lab.number].values()}
+        found = {state.state for state in states_of[lab.number].values()}
         if found <= {"not started"}:
             return f"./lab start {lab.number}    (opens its README.md and your starter.py)"
         if "not checked" in found:
             return f"./lab check {lab.number}    (starter.py has changed since it was checked)"
         if not found <= set(DONE):
-            return f"./lab watch {lab.number}    (a verdict at every save)"
-    return "./lab check all    (every lab is done; this checks them all once more)"
-
-
-def parts_to_write(lab: Lab) -> int:
-    """How many functions of starter.py still raise NotImplementedError, read from the file and not from memory."""
-    try:
-        tree = ast.parse((lab.folder / "starter.py").read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
-        return len(lab.tasks)
-    raised = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc]
-    names = [exc.func if isinstance(exc, ast.Call) else exc for exc in raised]
-    return sum(isinstance(name, ast.Name) and name.id == "NotImplementedError" for name in names)
+            return f"./lab watch {lab.number}    (grades it at every save)"
+    return "./lab check all    (every lab is done; this checks them again)"
 
 
 def show_report(report: Report) -> None:
-    """One lab's verdict: a line per task, the first fault of each that failed, and what to do next."""
+    """Prints the report on one lab: a line for each task, the first failure of each failed task, and a hint."""
     lab = report.lab
     console.print(f"[bold]Lab {lab.number}[/bold]  {escape(lab.title)}")
-    console.print(f"graded: {short(report.graded)}", markup=False, soft_wrap=True)
+    console.print(f"graded: {shortest(report.graded)}", markup=False, soft_wrap=True)
     if report.broken:
         print_text(f"No verdict: {report.broken}")
         return
     for result in report.tasks:
-        state = f"[{STYLES[result.status]}]{result.status:8}[/]"
+        state = f"[{STYLES.get(result.status, 'none')}]{result.status:8}[/]"
         head = f"  {state} {result.points:3}/{result.task.points:<3} "
         print_text(f"{result.task.name}: {result.task.title}", indent=" " * 19, head=head)
-        for test in faults(result):
-            _show_fault(test, report.graded)
-    for held in sorted({test.against for result in report.tasks for test in result.tests if test.against}):
-        print_text(f"held against: {held}")
+        failures = [test for status in ("failed", "not run") for test in result.tests if test.status == status]
+        if failures:
+            _show_failure(failures[0], report.graded)
+    for reference in sorted({test.against for result in report.tasks for test in result.tests if test.against}):
+        print_text(f"compared with: {reference}")
     skips = [test for result in report.tasks for test in result.tests if test.status == "skipped"]
     if skips:
-        print_text(f"{len(skips)} tests skipped, which is no pass: {skips[0].message}")
+        print_text(f"{len(skips)} tests were skipped, which does not count as passed: {skips[0].message}")
     console.print(f"{report.points} of {lab.points} points")
     if all(result.status == "not started" for result in report.tasks):
         print_text(f"{report.graded.name} is as it was given out. Next: ./lab start {lab.number} opens it and its README.md")
@@ -111,15 +101,7 @@ def show_report(report: Report) -> None:
         print_text(f"Hint for {open_tasks[0].name}: {open_tasks[0].hints[0]}")
 
 
-def faults(result: TaskResult) -> list[TestResult]:
-    """The first test of a task that failed, or the first that did not run."""
-    for status in ("failed", "not run"):
-        if found := [test for test in result.tests if test.status == status]:
-            return found[:1]
-    return []
-
-
-def _show_fault(test: TestResult, graded: Path) -> None:
+def _show_failure(test: TestResult, graded: Path) -> None:
     where = f" ({graded.name}:{test.line})" if test.line else ""
     print_text(f"{test.name}{where}", indent=" " * 11)
     message = test.message or "did not run: the session ended before it, at an endless loop or an exit"
@@ -127,6 +109,6 @@ def _show_fault(test: TestResult, graded: Path) -> None:
         print_text(line, indent=" " * 13)
 
 
-def short(path: Path) -> str:
-    """A path as it would be typed here: relative to the current directory where that is shorter."""
+def shortest(path: Path) -> str:
+    """Returns the path, relative to the working directory if that is shorter."""
     return min(str(path), os.path.relpath(path), key=len)

@@ -1,6 +1,6 @@
-"""A plugin of one's own: a small package that installs, serves and passes its tests, to be changed from there.
+"""Creates a plugin package from a template: it installs, serves and passes its tests as it is written.
 
-The packages in templates/ are whole and run as they are; a new one is a copy with three names replaced.
+The templates in templates/ are complete packages; a new one is a copy with three names replaced.
 """
 
 from __future__ import annotations
@@ -9,38 +9,33 @@ import keyword
 import os
 import shutil
 import sys
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from labkit.system.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-
-class Like(StrEnum):
-    """The packages there are to begin with."""
-
-    llama = "llama"
-    bigram = "bigram"
+Like = Literal["llama", "bigram"]
+"""The templates."""
 
 
 def write_new_model(name: str, like: Like, parent: Path) -> Path:
-    """Makes the package ``parent``/``name``, whole or not at all.
+    """Creates the package ``parent``/``name``, completely or not at all.
 
     Args:
-        name: of the Python package, of config.json's model_type, and, in capitals, of the class: ``tiny_llama`` makes
-            ``TinyLlamaForCausalLM``.
-        like: which package to begin with.
-        parent: the folder to make it in.
+        name: of the Python package and of config.json's model_type; the class of ``tiny_llama`` is ``TinyLlamaForCausalLM``.
+        like: the template.
+        parent: the folder that will contain the package.
 
     Raises:
-        UserError: the name will not do, there is something of that name, or the folder cannot be written to.
+        UserError: the name is invalid or taken, or the folder cannot be written.
     """
     check_name(name)
     folder = parent / name
     if folder.exists() or folder.is_symlink():
-        raise UserError(f"there is a {folder} already, and it is left as it is; choose another name, or move it away")
+        raise UserError(f"{folder} already exists and was not changed; choose another name, or move it away")
     camel = "".join(word.capitalize() for word in name.split("_"))
     names = {"new_model": name, "NewModel": camel, "new-model": name.replace("_", "-")}
     half_written = parent / f".{name}.{os.getpid()}"
@@ -52,31 +47,31 @@ def write_new_model(name: str, like: Like, parent: Path) -> Path:
                 target.write_text(_renamed(source.read_text(encoding="utf-8"), names), encoding="utf-8")
         half_written.rename(folder)
     except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}; go to a folder of yours and say it again") from error
+        raise UserError(f"cannot create {folder}: {error.strerror}; run the command in a folder where you can write") from error
     finally:
         shutil.rmtree(half_written, ignore_errors=True)
     return folder
 
 
 def check_name(name: str) -> None:
-    """Sees that a Python package can be called so, and that neither Python, vLLM nor an installed package is.
+    """Checks that a new Python package can have this name.
 
     Raises:
-        UserError: it cannot; says why, and a name that would do where there is a near one.
+        UserError: the name is not valid, or Python, vLLM, transformers or an installed package has it; suggests another.
     """
-    usual = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name.lower()).strip("_")
-    if not (name == usual and name.isidentifier()) or keyword.iskeyword(name):
-        near = f", {usual} for instance" if usual.isidentifier() and not keyword.iskeyword(usual) else ""
+    valid = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name.lower()).strip("_")
+    if not (name == valid and name.isidentifier()) or keyword.iskeyword(name):
+        suggestion = f", for instance {valid}" if valid.isidentifier() and not keyword.iskeyword(valid) else ""
         raise UserError(
-            f"{name!r} cannot be the name of a Python package: small letters, digits and _ alone, a letter first, no word of "
-            f"Python's own{near}"
+            f"{name!r} cannot be the name of a Python package; use lower-case letters, digits and _, a letter first, and no "
+            f"keyword of Python{suggestion}"
         )
     if name in sys.stdlib_module_names or name == "tests" or find_spec(name):
-        raise UserError(f"{name} is the name of a Python package that there is already; choose another, my_{name} for instance")
+        raise UserError(f"a Python package {name} already exists; choose another name, for instance my_{name}")
     for package, models in (("vllm", f"model_executor/models/{name}.py"), ("transformers", f"models/{name}")):
         found = find_spec(package)
         if found and found.origin and (Path(found.origin).parent / models).exists():
-            raise UserError(f"{package} has a model called {name}, and yours needs a name of its own, my_{name} for instance")
+            raise UserError(f"{package} already has a model called {name}; choose another name, for instance my_{name}")
 
 
 def _renamed(text: str, names: dict[str, str]) -> str:

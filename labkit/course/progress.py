@@ -1,7 +1,7 @@
-"""How far a learner has come: the last verdict on each starter.py, and the hints that were shown.
+"""A learner's progress: the last verdict on each starter.py, and how many hints were shown.
 
-Kept in labs/.progress, which git ignores: a checkout, a stash and ``git clean -fd`` leave it alone, and it goes where labs/ goes,
-into a container too. A verdict counts only as long as every file it rests on has the bytes it had; else it is as good as none.
+It is stored in labs/.progress, which git ignores: a checkout, a stash and ``git clean -fd`` keep it, and it is mounted into a
+container together with labs/. A verdict is valid only while every file that it depends on is unchanged.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ FOLDER = ROOT / "labs" / ".progress"
 
 State = Literal["not started", "failing", "passed", "passed on captured data only", "skipped", "not checked"]
 DONE: tuple[State, ...] = ("passed", "passed on captured data only", "skipped")
-"""With these there is nothing left to do here."""
+"""The states of a task that needs no more work on this machine."""
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """How a task stands.
+    """The state of a task.
 
     Attributes:
-        state: in words.
-        why: what made it so where the word alone does not say; else empty.
+        state: one of ``State``.
+        why: the reason, if the state alone does not give it; else empty.
     """
 
     state: State
@@ -43,28 +43,22 @@ class TaskState:
 
 
 def states(lab: Lab) -> dict[str, TaskState]:
-    """How each task of a learner's starter.py stands, by the task's name."""
-    starter = lab.implementation("starter")
-    if _text(starter) == _text(lab.pristine):
+    """Returns the state of each task of the learner's starter.py, by the task's name."""
+    if _content(lab.implementation("starter")) == _content(lab.pristine):
         return {task.name: TaskState("not started") for task in lab.tasks}
-    noted = _read(lab)
-    told = noted.get("tasks") if noted.get("digest") == digest(lab) else None
-    return {task.name: _state(told, task) for task in lab.tasks}
-
-
-def passed(lab: Lab) -> bool:
-    """Whether nothing of the lab is left to do."""
-    return all(state.state in DONE for state in states(lab).values())
+    stored = _read(lab)
+    verdict = stored.get("tasks") if stored.get("digest") == digest(lab) else None
+    return {task.name: _stored_state(verdict, task) for task in lab.tasks}
 
 
 def next_task(lab: Lab) -> Task | None:
-    """The first task that is left, or None."""
+    """Returns the first task that is not done, or None."""
     known = states(lab)
     return next((task for task in lab.tasks if known[task.name].state not in DONE), None)
 
 
 def state_of(result: TaskResult) -> TaskState:
-    """A task's state from its tests."""
+    """Returns the state of a task that has been graded."""
     skips = [test.message for test in result.tests if test.status == "skipped"]
     if result.status == "passed":
         captured = any(test.against.startswith("captured/") for test in result.tests)
@@ -76,77 +70,73 @@ def state_of(result: TaskResult) -> TaskState:
     if failed and all(message.startswith("NotImplementedError") for message in failed):
         return TaskState("not started")
     if not failed:
-        return TaskState("not checked", "did not run, since the one before it did not come to an end")
+        return TaskState("not checked", "did not run: a test before it did not finish")
     return TaskState("failing", failed[0].partition("\n")[0])
 
 
 def digest(lab: Lab) -> str:
-    """A number for everything that a verdict on starter.py rests on: the lab's files, the engine, labkit, the pins."""
+    """Returns a SHA-256 of every file that a verdict on starter.py depends on: the lab, the engine, labkit, the pins."""
     sha = hashlib.sha256(f"{sys.version} vllm:{importlib.util.find_spec('vllm') is not None}".encode())
-    for path in _rests_on(lab):
+    for path in _dependencies(lab):
         sha.update(f"\0{path.relative_to(ROOT)}\0".encode())
-        sha.update(_text(path))
+        sha.update(_content(path))
     return sha.hexdigest()
 
 
-def note_report(report: Report, taken: str) -> None:
-    """Notes a verdict on starter.py; one on any other file, or on one that has changed meanwhile, is not noted.
+def record_report(report: Report, digest_before: str) -> None:
+    """Stores a verdict on starter.py. A verdict on another file, or on files that have changed since, is not stored.
 
     Args:
-        report: what the check came to.
-        taken: the digest when it began.
+        report: the verdict.
+        digest_before: the lab's digest when the check began.
+
+    Raises:
+        UserError: labs/.progress cannot be written.
     """
-    if report.graded != report.lab.implementation("starter") or taken != digest(report.lab):
+    if report.graded != report.lab.implementation("starter") or digest_before != digest(report.lab):
         return
     if report.broken:
-        told = {task.name: TaskState("failing", report.broken) for task in report.lab.tasks}
+        tasks = {task.name: TaskState("failing", report.broken) for task in report.lab.tasks}
     else:
-        told = {result.task.name: state_of(result) for result in report.tasks}
-    _write(report.lab, {"digest": taken, "tasks": {name: [state.state, state.why] for name, state in told.items()}})
+        tasks = {result.task.name: state_of(result) for result in report.tasks}
+    _write(report.lab, {"digest": digest_before, "tasks": {name: [state.state, state.why] for name, state in tasks.items()}})
 
 
 def hints_seen(lab: Lab, task: Task) -> int:
-    """How many of a task's hints have been shown, 0 to 3."""
+    """Returns how many of a task's hints have been shown, 0 to 3."""
     seen = _read(lab).get("hints")
     count = seen.get(task.name) if isinstance(seen, dict) else 0
     return min(count, len(task.hints)) if isinstance(count, int) and count > 0 else 0
 
 
-def note_hint(lab: Lab, task: Task, seen: int) -> None:
-    """Notes that this many of a task's hints have been shown."""
+def record_hint(lab: Lab, task: Task, seen: int) -> None:
+    """Stores how many of a task's hints have been shown."""
     hints = _read(lab).get("hints")
     _write(lab, {"hints": (hints if isinstance(hints, dict) else {}) | {task.name: seen}})
 
 
 def forget(lab: Lab) -> None:
-    """Back to the beginning: no verdict, no hint."""
+    """Deletes the verdict and the hint counts of a lab."""
     _write(lab, {"digest": "", "tasks": {}, "hints": {}})
 
 
-def _rests_on(lab: Lab) -> Iterator[Path]:
+def _dependencies(lab: Lab) -> Iterator[Path]:
     yield from (lab.implementation("starter"), lab.tests, lab.folder / "lab.toml", ROOT / "labs" / "conftest.py")
     yield ROOT / "pyproject.toml"
-    for folder, files in (
-        (lab.folder / "captured", "**/*.json"),
-        (ROOT / "mini_vllm", "**/*.py"),
-        (ROOT / "labkit", "**/*.py"),
-        (ROOT / "requirements", "*.txt"),
-    ):
-        yield from sorted(folder.glob(files))
+    yield from sorted((lab.folder / "captured").glob("**/*.json"))
+    for folder, files in (("mini_vllm", "**/*.py"), ("labkit", "**/*.py"), ("requirements", "*.txt")):
+        yield from sorted((ROOT / folder).glob(files))
 
 
-def _state(told: object, task: Task) -> TaskState:
-    match told.get(task.name) if isinstance(told, dict) else None:
+def _stored_state(verdict: object, task: Task) -> TaskState:
+    match verdict.get(task.name) if isinstance(verdict, dict) else None:
         case [str(state), str(why)] if state in get_args(State):
             return TaskState(state, why)  # type: ignore[arg-type]
     return TaskState("not checked")
 
 
-def _text(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def _file(lab: Lab) -> Path:
@@ -154,17 +144,17 @@ def _file(lab: Lab) -> Path:
 
 
 def _read(lab: Lab) -> dict[str, Any]:
-    """What is noted; whatever cannot be read as such is as good as nothing."""
+    """Returns what is stored; an unreadable file counts as empty."""
     try:
-        noted = json.loads(_file(lab).read_text(encoding="utf-8"))
+        stored = json.loads(_file(lab).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return noted if isinstance(noted, dict) else {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _write(lab: Lab, changed: dict[str, object]) -> None:
     try:
         FOLDER.mkdir(exist_ok=True)
     except OSError as fault:
-        raise UserError(f"your progress cannot be kept in {FOLDER}: {fault.strerror}; make labs/ yours to write") from fault
+        raise UserError(f"your progress cannot be stored in {FOLDER}: {fault.strerror}; make labs/ writable") from fault
     atomic_write(_file(lab), json.dumps(_read(lab) | changed, indent=1) + "\n")

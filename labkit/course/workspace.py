@@ -1,4 +1,4 @@
-"""What a learner does with a lab besides working on it: open it, be helped, see the solution, begin again."""
+"""Opening a lab, its hints, its solution, and restoring its starter.py."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import subprocess
 from datetime import datetime
 from pathlib import Path
 
-from labkit.course.progress import DONE, FOLDER, forget, hints_seen, next_task, note_hint, passed, states
+from labkit.course.progress import DONE, FOLDER, forget, hints_seen, next_task, record_hint, states
 from labkit.system.atomic_write import atomic_write
 from labkit.system.errors import UserError
 from labkit.system.labs import Lab, Task
 
 
 def open_lab(lab: Lab) -> list[str]:
-    """Opens the lab's README and starter.py in VS Code, where this is its terminal, or in $VISUAL or $EDITOR.
+    """Opens the lab's README and starter.py in VS Code, if this is its terminal, else in $VISUAL or $EDITOR.
 
     Returns:
-        What to say: where the two files are if there is no editor, and what to do next.
+        The lines to print: the paths of both files if there is no editor, and the next command.
 
     Raises:
         UserError: the editor cannot be run.
@@ -34,12 +34,12 @@ def open_lab(lab: Lab) -> list[str]:
             raise UserError(f"{shlex.join(command)} could not open the lab: {fault}; set EDITOR to a command that can") from fault
         opened = []
     else:
-        opened = ["No editor is known here: EDITOR is not set, and there is no VS Code. Open these two:", *files]
-    return [*opened, f"Next: ./lab watch {lab.number} in a second terminal; it gives a verdict at every save"]
+        opened = ["No editor was found: EDITOR is not set, and VS Code is not on the PATH. Open these files:", *files]
+    return [*opened, f"Next: ./lab watch {lab.number} in a second terminal; it grades starter.py at every save"]
 
 
 def editor() -> list[str]:
-    """The command that opens files; empty where none is known."""
+    """Returns the command that opens files; empty if there is none."""
     code = ["code", "--reuse-window"] if shutil.which("code") else []
     if code and os.environ.get("TERM_PROGRAM") == "vscode":
         return code
@@ -47,64 +47,60 @@ def editor() -> list[str]:
 
 
 def task_to_help(lab: Lab, name: str | None) -> Task:
-    """The named task, or the first that is left.
+    """Returns the named task, or the first that is not done.
 
     Raises:
-        UserError: there is no such task, or none is left.
+        UserError: the task does not exist, or every task is done.
     """
     if name:
         return lab.find_task(name)
     task = next_task(lab)
     if task is None:
-        raise UserError(f"lab {lab.number} has nothing left to do; name a task for its hints: ./lab hint {lab.number} TASK")
+        raise UserError(f"every task of lab {lab.number} is done; name a task to see its hints: ./lab hint {lab.number} TASK")
     return task
 
 
 def next_hint(lab: Lab, task: Task) -> str:
-    """One more of the task's hints, each time; the last is given again and again."""
+    """Returns the task's next hint and records that it was shown; after the last one, the last one again."""
     seen = min(hints_seen(lab, task) + 1, len(task.hints))
-    note_hint(lab, task, seen)
+    record_hint(lab, task, seen)
     return f"Hint {seen} of {len(task.hints)} for {task.name}: {task.hints[seen - 1]}"
 
 
 def solution(lab: Lab, give_up: bool) -> list[str]:
-    """What the solution does differently from starter.py, as lines of a unified diff.
+    """Returns the lines of a unified diff from the learner's starter.py to the solution.
 
     Raises:
-        UserError: the lab has not passed, and nobody has given up; or starter.py cannot be read.
+        UserError: the lab has not passed and ``give_up`` is false, or starter.py cannot be read.
     """
-    if not give_up and not passed(lab):
-        known = states(lab)
-        left = [task.name for task in lab.tasks if known[task.name].state not in DONE]
+    known = states(lab)
+    left = [task.name for task in lab.tasks if known[task.name].state not in DONE]
+    if left and not give_up:
         raise UserError(
-            f"lab {lab.number} has not passed yet; left: {', '.join(left)}. ./lab hint {lab.number} helps, "
-            f"./lab check {lab.number} --impl starter takes the verdict, and --i-give-up shows the solution all the same"
+            f"lab {lab.number} has not passed yet; left: {', '.join(left)}. ./lab hint {lab.number} shows a hint, "
+            f"./lab check {lab.number} grades your starter.py, and --i-give-up shows the solution anyway"
         )
     starter = lab.implementation("starter")
     try:
         yours = starter.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as fault:
-        raise UserError(f"{starter} cannot be read: {fault.strerror}; ./lab reset {lab.number} brings it back") from fault
+        raise UserError(f"{starter} cannot be read: {fault.strerror}; ./lab reset {lab.number} restores it") from fault
     ours = lab.implementation("solution").read_text(encoding="utf-8").splitlines()
     return list(difflib.unified_diff(yours, ours, "starter.py (yours)", "solution.py", lineterm=""))
 
 
 def reset(lab: Lab, now: datetime) -> Path | None:
-    """Restores starter.py as the course gives it out; what was there is kept.
+    """Restores the original starter.py and keeps a copy of the learner's version.
 
     Returns:
-        The copy of the old work; None if nothing had been written.
+        The path of the copy; None if starter.py was unchanged or missing.
 
     Raises:
-        UserError: the copy or the starter cannot be written; nothing is lost then.
+        UserError: the copy or starter.py cannot be written; the learner's version is then still in place.
     """
     starter, pristine = lab.implementation("starter"), lab.pristine.read_text(encoding="utf-8")
-    try:
-        old = starter.read_bytes()
-    except FileNotFoundError:
-        old = pristine.encode()
     kept = None
-    if old != pristine.encode():
+    if starter.exists() and (old := starter.read_bytes()) != pristine.encode():
         kept = FOLDER / "kept" / f"lab-{lab.number}-{now:%Y-%m-%d-%H%M%S-%f}.py"
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The figures of the labs' READMEs: what they show is recorded from real runs, of the engine and of the real vLLM.
+"""Figures of the labs' READMEs, drawn from runs of the engine and loads of the real vLLM.
 
-``scripts/record_figures.py`` draws them all; a test draws them again and compares.
+``scripts/record_figures.py`` draws all of them; a test draws them again and compares.
 """

@@ -1,4 +1,4 @@
-"""The figure of blocks and block tables: the whole cache at one step of a run, and how a position becomes a slot."""
+"""Figure of blocks and block tables: the whole cache at one step of a run, and the slot of a position."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from labkit.pictures.drawing import FAINT, INK, MARGIN, MUTED, PAPER, WIDTH, ele
 
 CELL, LINE, GAP = 31, 26, 16
 PER_LINE = 5
-"""Blocks beside each other."""
+"""Blocks in a line."""
 TABLE = 214
-"""Where the entries of a block table begin, in pixels."""
+"""x of the first entry of a block table, in pixels."""
 
 
 def draw_blocks(calls: Sequence[Call]) -> str:
-    """The figure, drawn for the first step in which two requests share a block."""
+    """Draws the first step in which two requests share a block."""
     number, call = next((number, call) for number, call in enumerate(calls, 1) if shared_blocks(call))
     shared = shared_blocks(call)
     names = ", ".join(call.tables)
@@ -74,7 +74,7 @@ def draw_blocks(calls: Sequence[Call]) -> str:
 
 
 def shared_blocks(call: Call) -> list[int]:
-    """The blocks that are in more than one table."""
+    """Returns the blocks that are in more than one block table."""
     holders: dict[int, int] = defaultdict(int)
     for table in call.tables.values():
         for block in table:
@@ -83,7 +83,7 @@ def shared_blocks(call: Call) -> list[int]:
 
 
 def _held(calls: Sequence[Call]) -> dict[int, tuple[str, int]]:
-    """What was last written into each slot: request and position."""
+    """Returns slot -> (request, position) of the key and value that were written last."""
     return {row.slot: (row.request, row.position) for call in calls for row in call.rows}
 
 

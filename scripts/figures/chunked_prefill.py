@@ -1,4 +1,4 @@
-"""The figure of a chunked prefill: what each call of the model got, step by step, as the model saw it."""
+"""Figure of a chunked prefill: the inputs of each call of the model, step by step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from labkit.pictures.drawing import FAINT, INK, MARGIN, MUTED, PAPER, WIDTH, ele
 
 CELL, LINE, LEFT = 42, 26, 72
 RIGHT = LEFT + BUDGET * CELL + 18
-"""Where the words beside a step begin, in pixels."""
+"""x of the text next to a step, in pixels."""
 
 
 def draw_chunked_prefill(calls: Sequence[Call]) -> str:
-    """The figure: a line for each step, a cell for each row of its batch, and in words what became of each request."""
+    """Draws a line for each step, a cell for each row of its batch, and a text about each request."""
     title = f"A chunked prefill, step by step: budget {BUDGET} tokens"
     told = [(number, call, _told(calls, number)) for number, call in enumerate(calls, 1)]
     about = " ".join(f"Step {number}: {'; '.join(words)}." for number, _, words in told)
@@ -65,7 +65,7 @@ def _box(root: ET.Element, place: int, count: int, y: float, fill: str, **stroke
 
 
 def _told(calls: Sequence[Call], number: int) -> list[str]:
-    """A few words for each request of step ``number``, counted from the run."""
+    """Returns a text for each request of step ``number``."""
     computed: dict[str, int] = defaultdict(int)
     for call in calls[: number - 1]:
         for row in call.rows:

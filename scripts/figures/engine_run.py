@@ -1,6 +1,6 @@
-"""One small run of the engine, seen from inside the model: which rows each call got, and in which slots keys and values are.
+"""Records a small run of the engine from inside the model: the rows of each call, and the slots of keys and values.
 
-Four requests to lab 01's model with attention and random weights: what it answers does not matter here, only where it lives.
+Four requests are served by lab 01's model with attention and random weights; only the placement in memory matters here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mini_vllm.forward_context import get_forward_context
 BLOCK_SIZE, NUM_BLOCKS, BUDGET, MAX_SEQS = 4, 10, 8, 3
 COMMON = [6, 7, 8, 9, 10, 11, 12, 13]
 PROMPTS = {"a": [1, 2, 3, 4, 5], "b": [*COMMON, 14], "c": [15, 16, 17, 18], "d": [*COMMON, 19, 20]}
-"""Token ids; b and d begin alike, with two whole blocks."""
+"""Token ids; b and d have a common prefix of two full blocks."""
 MAX_TOKENS = {"a": 2, "b": 4, "c": 4, "d": 2}
 SIZES = {"vocab_size": 24, "hidden_size": 16, "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
 
@@ -34,9 +34,9 @@ class Row:
     """One row of a call of the model.
 
     Attributes:
-        request: whose token it is, a letter.
-        position: where in the request it stands.
-        slot: where its key and value were written: block id times block size plus offset.
+        request: the request of the token, a letter.
+        position: of the token in its request.
+        slot: of its key and value: block id times block size plus offset.
         sampled: whether the request's next token was sampled from its logits.
     """
 
@@ -51,11 +51,11 @@ class Call:
     """One step: one call of ``model.forward``.
 
     Attributes:
-        rows: end to end, as the model got them.
+        rows: in the order of the model's input.
         tables: the block table of every request in the step.
-        cached: how many tokens of a request that begins here were in the prefix cache; requests with none are left out.
-        waiting: how many requests wait after the step.
-        finished: who ended with it.
+        cached: request -> tokens found in the prefix cache, for requests that start here and have any.
+        waiting: number of requests that wait after the step.
+        finished: requests that finished in it.
     """
 
     rows: tuple[Row, ...]
@@ -66,7 +66,7 @@ class Call:
 
 
 class _Observed:
-    """A model that writes down what it is given, and hands it on."""
+    """A model that records its inputs and calls another model."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -80,7 +80,7 @@ class _Observed:
 
 
 def record_run() -> tuple[Call, ...]:
-    """Serves the four prompts, now."""
+    """Serves the four prompts and returns the recorded calls."""
     lab = load_implementation(find_lab("01").implementation("solution"))
     config = SIZES | {"intermediate_size": 16, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64}
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
-"""The figure of one tensor's way through vLLM's load_weights: every place that has it in hand at the moment it is copied.
+"""Figure of one tensor's path through vLLM's load_weights: every function that holds it at the moment of the copy.
 
-The way in is a chain of generators, each of which asks the one before it for the next tensor; the way on is a stack of calls. At
-the copy both can be read: the stack from the frames that run, the chain from the frames in which the generators wait.
+The tensor arrives through a chain of generators and is passed on through a stack of calls. At the copy both can be inspected: the
+calls by their running frames, the generators by their suspended frames.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from labkit.pictures.drawing import FAINT, INK, MARGIN, MUTED, WIDTH, element, l
 
 TENSOR, RANK, SIZE = "model.layers.0.self_attn.k_proj.weight", 1, 2
 NAME, SHAPE, LINE = 372, 700, 37
-"""Where the tensor's name and its shape begin, and the height of a line, in pixels."""
+"""x of the tensor's name and of its shape, and the height of a line, in pixels."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A place that has the tensor in hand.
+    """A function that holds the tensor.
 
     Attributes:
         function: its qualified name.
         where: file and line in the vLLM package.
-        name: what the tensor is called there; a parameter's loader knows no name.
-        taken: the module's name that is taken off the front here, if one is.
-        shape: of the tensor, or of the part of it that is left.
-        said: what else is known here, in words.
+        name: the tensor's name there; empty in a parameter's loader.
+        taken: the module name that is removed from the front of the name here; else empty.
+        shape: of the tensor, or of the remaining slice.
+        said: further arguments of the function, as text.
     """
 
     function: str
@@ -45,7 +45,7 @@ class Stop:
 
 
 def record_load_path() -> tuple[str, tuple[Stop, ...]]:
-    """Loads Llama-3-8B's shapes through the real vLLM, now; returns vLLM's version and the way of ``TENSOR`` on that rank."""
+    """Loads Llama-3-8B's shapes with the real vLLM; returns vLLM's version and the path of ``TENSOR`` on ``RANK``."""
     from labkit.load.library_output import silence_logs
 
     with silence_logs():
@@ -76,7 +76,7 @@ def record_load_path() -> tuple[str, tuple[Stop, ...]]:
 
 
 def _stops(copy: FrameType, package: Path) -> Iterator[Stop]:
-    """From the generator nearest the checkpoint to the frame that copies."""
+    """Yields the stops from the generator next to the checkpoint to the frame that copies."""
     running = [frame for frame in _callers(copy) if Path(frame.f_code.co_filename).is_relative_to(package)]
     consumer = next(number for number, frame in enumerate(running) if isinstance(frame.f_locals.get("weights"), GeneratorType))
     waiting = [
@@ -98,7 +98,7 @@ def _callers(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _upstream(source: Any) -> Iterator[FrameType]:
-    """The frames of a chain of generators, the last first; itertools' objects between them are looked through."""
+    """Yields the frames of a chain of generators, the last one first; objects of itertools between them are skipped."""
     while source is not None:
         if isinstance(source, GeneratorType) and (frame := source.gi_frame):
             yield frame
@@ -108,7 +108,7 @@ def _upstream(source: Any) -> Iterator[FrameType]:
 
 
 def _stop(frame: FrameType, package: Path) -> Stop | None:
-    """What a frame knows of the tensor; None for one that only looks at its name and hands it on."""
+    """Returns the stop of a frame; None for a function that only passes the tensor on."""
     local, function = frame.f_locals, frame.f_code.co_qualname.split(".<locals>")[0]
     known: dict[str, Callable[[], tuple[str, str, Any, str]]] = {
         "WeightsMapper.apply": lambda: (
@@ -150,19 +150,19 @@ def _rows(start: int, count: int) -> str:
 
 
 def draw_load_path(version: str, stops: Sequence[Stop]) -> str:
-    """The figure: a line for each place, from the checkpoint down to the copy."""
-    title = f"The way of k_proj through load_weights, rank {RANK} of {SIZE}"
+    """Draws a line for each stop, from the checkpoint down to the copy."""
+    title = f"The path of k_proj through load_weights, rank {RANK} of {SIZE}"
     about = " ".join(f"{stop.function}, {stop.where}: {stop.name} {stop.said}." for stop in stops)
     root = svg_root(title, f"{TENSOR}, recorded in vLLM {version}. {about}", "path")
     label(root, title, MARGIN, 28, 16, INK, font_weight="bold")
     label(
         root,
-        f"Recorded in vLLM {version} at the moment of the copy: every place that has the tensor in hand, and what it calls it.",
+        f"Recorded in vLLM {version} at the moment of the copy: every function that holds the tensor, and the name it has there.",
         MARGIN,
         47,
     )
     y = 62.0
-    for heading, x in (("in vLLM", MARGIN + 22), ("what the tensor is called, what is known of it", NAME), ("its shape", SHAPE)):
+    for heading, x in (("in vLLM", MARGIN + 22), ("name of the tensor, arguments", NAME), ("shape", SHAPE)):
         label(root, heading, x, y + 10, 11, INK, font_weight="bold")
     y += 18
     first = Stop("the checkpoint", "", TENSOR, "", stops[0].shape, "")

@@ -1,4 +1,4 @@
-"""The figure of the qkv slices: which heads of q, k and v each rank holds, from traces of the real vLLM's load."""
+"""Figure of the qkv slices: the heads of q, k and v on each rank, from traces of the real vLLM."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from labkit.load.trace.records import Record, Trace
 from labkit.pictures.drawing import INK, MARGIN, MUTED, WIDTH, element, label, plate, svg_root, svg_text
 
 LINE, LEFT, ROOM = 26, 84, 690
-"""The height of a bar, where bars begin, and how many pixels the largest is long."""
+"""Height of a bar, x of its start, and length of the longest bar, in pixels."""
 PER_LINE, CELL = 8, 95
-"""Ranks beside each other where there are many, and the pixels from one to the next."""
+"""Ranks in a line if there are many, and the pixels from one to the next."""
 SHARDS = ("q", "k", "v")
 
 
 def draw_qkv_slices(traces: Sequence[Trace], layer: int = 0) -> str:
-    """The figure.
+    """Draws the figure.
 
     Args:
         traces: of the same model, the first at TP 1; all ranks of each.
@@ -76,7 +76,7 @@ def draw_qkv_slices(traces: Sequence[Trace], layer: int = 0) -> str:
 
 
 def _by_rank(trace: Trace, layer: int) -> list[Mapping[str, Record]]:
-    """For each rank its three records, by shard."""
+    """Returns the three records of each rank, by shard."""
     found: dict[int, dict[str, Record]] = {}
     for record in trace.records:
         if f"layers.{layer}.self_attn" in record.tensor and record.mapping and record.mapping.shard in SHARDS:
@@ -85,7 +85,7 @@ def _by_rank(trace: Trace, layer: int) -> list[Mapping[str, Record]]:
 
 
 def _few(root: ET.Element, load: Sequence[Mapping[str, Record]], head: int, pixels: float, y: float) -> float:
-    """A line for each rank, its slices labelled with what was read."""
+    """Draws a line for each rank; each slice is labelled with its source rows."""
     for rank, records in enumerate(load):
         label(root, f"rank {rank}", MARGIN, y + 17, 12)
         for shard, record in records.items():
@@ -102,7 +102,7 @@ def _few(root: ET.Element, load: Sequence[Mapping[str, Record]], head: int, pixe
 
 
 def _many(root: ET.Element, load: Sequence[Mapping[str, Record]], head: int, pixels: float, y: float) -> float:
-    """The ranks beside each other at the same scale, the heads in words below each."""
+    """Draws several ranks in a line at the same scale, with the heads as text below each."""
     for rank, records in enumerate(load):
         line, column = divmod(rank, PER_LINE)
         left, top = MARGIN + column * CELL, y + line * 84
@@ -135,7 +135,7 @@ def _slice(root: ET.Element, shard: str, text: str, x: float, y: float, width: f
 
 
 def _span(rows: tuple[int, int], head: int) -> str:
-    """``16-31`` for rows 2048:4096 of heads of 128 rows."""
+    """Returns ``16-31`` for rows 2048:4096 of heads of 128 rows."""
     first, last = rows[0] // head, rows[1] // head - 1
     return str(first) if first == last else f"{first}-{last}"
 

@@ -1,4 +1,4 @@
-"""The pages of the project, every Markdown file that is tracked or would be, and the commands that they tell a reader to type."""
+"""The pages of the project, every Markdown file that is tracked or not ignored, and the commands on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASSIGNMENT = re.compile(r"\w+=\S*$")
 
 
 def files(*patterns: str) -> list[Path]:
-    """What git tracks or would track of the work tree."""
+    """Returns the files of the work tree that are tracked or not ignored."""
     listed = ["git", "ls-files", "-co", "--exclude-standard", "--deduplicate", "--", *patterns]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     return [ROOT / name for name in sorted(names) if (ROOT / name).is_file()]
@@ -32,9 +32,9 @@ class Command:
     """A command that a page shows.
 
     Attributes:
-        page: the file, from the work tree's root.
-        text: what is to be typed, without the comment behind it.
-        in_block: whether it stands in a code block; else in a line of text.
+        page: the file, relative to the root.
+        text: the command, without a comment after it.
+        in_block: whether it is in a code block; else in a line of text.
     """
 
     page: str
@@ -43,25 +43,25 @@ class Command:
 
 
 def tokens(page: Path) -> list[Token]:
-    """The page's Markdown, taken apart."""
+    """Parses the page's Markdown."""
     return MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8"))
 
 
 def is_command(text: str) -> bool:
-    """Whether it begins with a program: one that the pages use, or one in a folder of ours."""
+    """Returns whether a text starts with one of ``PROGRAMS`` or a program in the work tree."""
     words = [word for word in text.split() if not ASSIGNMENT.match(word)]
     return bool(words) and (words[0] in PROGRAMS or words[0].startswith(("./", ".venv/bin/")))
 
 
 def blocks(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each code block's language, if it says one, and its lines without the comments behind them."""
+    """Yields each code block's language, if given, and its lines without the comments after them."""
     for token in tokens(page):
         if token.type in ("code_block", "fence"):
             yield token.info, [re.split(r"\s#\s", line)[0].rstrip() for line in token.content.splitlines() if line.strip()]
 
 
 def commands() -> Iterator[Command]:
-    """Every command of every page."""
+    """Yields every command on every page."""
     for page in PAGES:
         name = page.relative_to(ROOT).as_posix()
         for language, lines in blocks(page):

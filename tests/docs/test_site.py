@@ -1,4 +1,4 @@
-"""The site: built strictly, its links lead somewhere, there and on GitHub, and it loads nothing from elsewhere."""
+"""The site is built strictly, its links work there and on GitHub, and it loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ prefix cache, tied head, meta device"""
 
 
 class Links(HTMLParser):
-    """What a page of the site loads, where it leads and which anchors it has."""
+    """The files that a page of the site loads, its links and its anchors."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

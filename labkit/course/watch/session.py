@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from labkit.check.results import FailedTest
-from labkit.course.progress import DONE, hints_seen, next_task, note_report, state_of
+from labkit.course.progress import DONE, hints_seen, next_task, record_report, state_of
 from labkit.course.watch import view
 from labkit.course.watch.changes import Changes
 from labkit.course.watch.keys import single_keys
@@ -169,7 +169,7 @@ class Session:
         if self.run is None or self.waiting:
             return
         try:
-            note_report(self.run.report, self.run.digest)
+            record_report(self.run.report, self.run.digest)
         except UserError as fault:  # the verdict is shown all the same
             self.hints.append(str(fault))
         left = [result.task for result in self.run.report.tasks if state_of(result).state not in DONE]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from labkit.check.report import Report
 from labkit.check.results import FailedTest
-from labkit.course.board import PASSED, STATE_STYLES, short
+from labkit.course.board import PASSED, STYLES, shortest
 from labkit.course.progress import TaskState, state_of
 from labkit.course.watch.runs import Run
 from labkit.system.labs import Lab, Task
@@ -51,12 +51,12 @@ def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
     if run is None:
         return lines
     how = ", looking every 0.1 s since no events come from this folder" if polling else ""
-    lines.append(Text(f"watching {short(run.graded)}{how}"))
+    lines.append(Text(f"watching {shortest(run.graded)}{how}"))
     by_state: dict[str, list[str]] = {}
     for name, state in states_now(run).items():
         by_state.setdefault(state.state if state else "to run", []).append(name)
     for state_name, names in by_state.items():
-        style = next((style for state, style in STATE_STYLES.items() if state == state_name), "")
+        style = next((style for state, style in STYLES.items() if state == state_name), "")
         lines.append(Text.assemble((f"{state_name}: ", style), ", ".join(names)))
     lines.append(Text(earned(run)))
     return lines
@@ -66,7 +66,7 @@ def failure(task: Task, shown: FailedTest, run: Run) -> list[RenderableType]:
     """One failed test: its message, the expected and the actual value, and where to look."""
     result = shown.result
     lines: list[RenderableType] = [
-        Text.assemble((f"{task.name}: failing", STATE_STYLES["failing"]), f"  {in_words(result.name)}"),
+        Text.assemble((f"{task.name}: failing", STYLES["failing"]), f"  {in_words(result.name)}"),
     ]
     printed = shown.printed.rstrip().splitlines()[-PRINTED_LINES:]
     for part in (
@@ -91,12 +91,12 @@ def where(shown: FailedTest, run: Run) -> list[str]:
 
 def broken(report: Report) -> list[RenderableType]:
     """Why there is no verdict."""
-    return [Text.assemble(("no verdict: ", STATE_STYLES["failing"]), report.broken)]
+    return [Text.assemble(("no verdict: ", STYLES["failing"]), report.broken)]
 
 
 def passed_line(task: Task) -> Text:
     """A task that has just passed."""
-    return Text.assemble((f"{task.name}: passed", STATE_STYLES[PASSED[0]]), f"  {task.title}")
+    return Text.assemble((f"{task.name}: passed", STYLES[PASSED[0]]), f"  {task.title}")
 
 
 class Screen:

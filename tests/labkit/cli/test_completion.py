@@ -1,10 +1,11 @@
-"""Tab completion: what the shells are given calls ./lab as it was typed, since no ``lab`` is on the PATH, and it answers them."""
+"""Shell completion: the scripts call ./lab by the path that was typed, because ``lab`` is not on the PATH."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,12 @@ def test_the_shell_calls_what_was_typed(shell: str, called: str, bound: str) -> 
     assert called in script
     assert bound in script
     assert "./lab" not in script
+
+
+def test_the_installed_script_is_the_one_that_is_shown(tmp_path: Path) -> None:
+    said = lab("--install-completion", "zsh", HOME=str(tmp_path))
+    assert said.startswith(f"zsh completion installed in {tmp_path}/.zfunc/_lab")
+    assert (tmp_path / ".zfunc" / "_lab").read_text().strip() == lab("--show-completion", "zsh").strip()
 
 
 @pytest.mark.parametrize(("typed", "offered"), [("./lab fin", "fingerprint"), ("./lab hint 01 att", "attention")])

@@ -1,4 +1,4 @@
-"""The board, the hints, the solution, reset and start, as a learner meets them, in a work tree of its own."""
+"""The board, hints, the solution, reset and start, run as commands in a separate work tree."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pexpect
 import pytest
+import typer
 from terminal import Terminal
 
 from labkit.check.report import TaskResult, TestResult
+from labkit.cli.main import app
 from labkit.course.progress import TaskState, state_of
 from labkit.system.labs import ROOT, all_labs, find_lab
 
@@ -45,7 +47,7 @@ def starter(work_tree: Path) -> Path:
 
 
 def board_of(said: str, number: str) -> dict[str, str]:
-    """A lab's tasks and what the board says of each, up to its title."""
+    """Returns a lab's tasks and the state that the board shows for each."""
     part = said.split(f"Lab {number}  ")[1].split("\n\n")[0]
     return {found[1]: found[2].strip() for found in re.finditer(r"^  (\w+) +\d+  (.{16})", part, re.MULTILINE)}
 
@@ -56,7 +58,7 @@ def test_every_pristine_starter_is_the_one_in_the_lab() -> None:
         assert each.pristine.read_bytes() == each.implementation("starter").read_bytes(), each.pristine
 
 
-def test_the_board_says_what_the_files_are_and_never_what_they_were(
+def test_the_board_shows_the_state_of_the_current_files(
     lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     names = [task.name for task in LAB_03.tasks]
@@ -75,12 +77,12 @@ def test_the_board_says_what_the_files_are_and_never_what_they_were(
 
     right = starter.read_text(encoding="utf-8")
     starter.write_text(f"{right}\n# one more line\n", encoding="utf-8")
-    assert set(board_of(lab().stdout, "03").values()) == {"not checked"}, "a verdict on other bytes is none"
+    assert set(board_of(lab().stdout, "03").values()) == {"not checked"}, "a verdict on other bytes does not count"
     starter.write_text(right, encoding="utf-8")
-    assert board_of(lab().stdout, "03")["loud"] == "failing", "the bytes are those of the verdict again"
+    assert board_of(lab().stdout, "03")["loud"] == "failing", "the bytes are again those of the verdict"
     engine = starter.parents[2] / "mini_vllm" / "contract.py"
     engine.write_text(engine.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
-    assert set(board_of(lab().stdout, "03").values()) == {"not checked"}, "the verdict rested on the engine too"
+    assert set(board_of(lab().stdout, "03").values()) == {"not checked"}, "the verdict depends on the engine too"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_the_board_says_what_the_files_are_and_never_what_they_were(
         '{"digest": null, "tasks": 7, "hints": {"names": "x"}}',
     ],
 )
-def test_whatever_the_progress_file_holds_the_board_comes(
+def test_the_board_ignores_a_damaged_progress_file(
     noted: str, lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     starter.write_text(SOLUTION, encoding="utf-8")
@@ -108,7 +110,7 @@ def test_whatever_the_progress_file_holds_the_board_comes(
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_starter_that_is_gone_or_no_text_costs_no_command(
+def test_no_command_crashes_on_a_missing_or_binary_starter(
     content: bytes | None, lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     starter.unlink()
@@ -118,7 +120,7 @@ def test_a_starter_that_is_gone_or_no_text_costs_no_command(
     assert set(board_of(board.stdout, "03").values()) == {"not checked"}
     for command in (("hint", "03"), ("solution", "03"), ("solution", "03", "--i-give-up"), ("check", "03", "--impl", "starter")):
         ran = lab(*command)
-        assert "defect of ours" not in ran.stdout, command
+        assert "bug of this project" not in ran.stdout, command
     assert "starter.py" in ran.stdout
     assert "100 of 100" in lab("check", "03").stdout
     assert lab("reset", "03").returncode == 0
@@ -154,7 +156,7 @@ def test_hints_come_one_by_one(lab: Callable[..., subprocess.CompletedProcess[st
     assert wrong.stdout == "lab: lab 03 has no task 'slizes'; its tasks are names, slices, loud, load, theorem\n"
 
 
-def test_the_solution_is_shown_to_who_has_passed_or_gives_up(
+def test_the_solution_is_shown_after_passing_or_giving_up(
     lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     refused = lab("solution", "03")
@@ -173,11 +175,11 @@ def test_the_solution_is_shown_to_who_has_passed_or_gives_up(
 
 def test_reset_loses_nothing_and_needs_no_git(lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path) -> None:
     given_out = starter.read_bytes()
-    assert "your work is kept" not in lab("reset", "03").stdout, "there was none"
+    assert "your version is kept" not in lab("reset", "03").stdout, "there was none"
     for work in (b"first = 1\n", b"second = \xff\n"):
         starter.write_bytes(work)
         said = lab("reset", "03").stdout
-        kept = starter.parents[2] / re.search(r"^your work is kept: (.*)$", said, re.MULTILINE)[1]  # type: ignore[index]
+        kept = starter.parents[2] / re.search(r"^your version is kept: (.*)$", said, re.MULTILINE)[1]  # type: ignore[index]
         assert kept.read_bytes() == work
         assert re.fullmatch(r"lab-03-\d{4}-\d\d-\d\d-\d{6}-\d{6}\.py", kept.name)
         assert starter.read_bytes() == given_out
@@ -187,7 +189,7 @@ def test_reset_loses_nothing_and_needs_no_git(lab: Callable[..., subprocess.Comp
     assert starter.read_bytes() == given_out
 
 
-def test_reset_changes_nothing_when_the_work_cannot_be_kept(
+def test_reset_changes_nothing_if_the_copy_cannot_be_written(
     lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     starter.write_text("mine = 1\n", encoding="utf-8")
@@ -215,7 +217,7 @@ def test_start_opens_the_readme_and_the_starter(
 
     bare = {"PATH": str(tmp_path), "EDITOR": "", "VISUAL": "", "TERM_PROGRAM": ""}
     said = lab("start", "03", **bare)
-    assert "No editor is known here" in said.stdout
+    assert "No editor was found" in said.stdout
     assert str(starter) in said.stdout
     said = lab("start", "03", **(bare | {"EDITOR": "no-such-editor"}))
     assert said.returncode == 1
@@ -235,7 +237,7 @@ def test_start_opens_the_readme_and_the_starter(
     ]
 
 
-def test_a_verdict_that_cannot_be_kept_is_given_all_the_same(
+def test_a_verdict_is_printed_even_if_it_cannot_be_stored(
     lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path
 ) -> None:
     starter.write_text(SOLUTION, encoding="utf-8")
@@ -243,18 +245,25 @@ def test_a_verdict_that_cannot_be_kept_is_given_all_the_same(
     ran = lab("check", "03", "--impl", "starter")
     assert ran.returncode == 0
     assert "100 of 100 points" in ran.stdout
-    assert "your progress cannot be kept" in ran.stdout
+    assert "your progress cannot be stored" in ran.stdout
 
 
-def test_help_is_one_screen_and_names_every_command(work_tree: Path) -> None:
-    terminal = Terminal("--help", cwd=work_tree)
+def test_help_shows_every_command_in_80_columns(work_tree: Path) -> None:
+    terminal = Terminal("--help", height=50, cwd=work_tree)
     assert terminal.end() == 0
-    seen = terminal.lines
-    assert seen[0].startswith("Usage: ./lab [--debug] COMMAND ..."), "the first line has not scrolled away"
+    assert "Usage: ./lab [OPTIONS] COMMAND" in terminal.text
     assert "--install-completion" in terminal.text
-    for command in ("tour", "start", "watch", "check", "hint", "solution", "reset", "trace", "fetch", "doctor", "test"):
-        assert re.search(rf"^ *(learn|look|set up)? +{command} ", terminal.text, re.MULTILINE), command
-    assert "…" not in terminal.text, "no line is cut"
+    for command in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert re.search(rf"^│ {command} +[A-Z].*[.] +│$", terminal.text, re.MULTILINE), f"{command}: one line, not wrapped"
+    assert "…" not in terminal.text, "no line is truncated"
+
+
+def test_help_in_a_pipe_is_plain_text_of_80_columns(lab: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    said = lab("--help").stdout
+    assert "\x1b" not in said
+    assert max(map(len, said.splitlines())) <= 80
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        assert command.help.partition("\n\n")[0] in said, command.name
 
 
 def test_the_board_in_a_terminal(work_tree: Path) -> None:
@@ -265,7 +274,7 @@ def test_the_board_in_a_terminal(work_tree: Path) -> None:
 
 
 def test_the_board_imports_no_torch(work_tree: Path) -> None:
-    code = "import sys, labkit.cli.main\nlabkit.cli.board.show_board()\nassert 'torch' not in sys.modules"
+    code = "import sys\nfrom labkit.cli import main\nmain.board.show_board()\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], cwd=work_tree, check=True, capture_output=True)
 
 
@@ -281,14 +290,16 @@ def test_tab_completes_commands_labs_and_tasks() -> None:
 
 
 @pytest.mark.parametrize(("debug", "shown"), [((), False), (("--debug",), True)])
-def test_a_defect_of_ours_is_a_sentence_unless_asked(
+def test_a_bug_is_reported_in_a_sentence_without_debug(
     debug: tuple[str, ...], shown: bool, lab: Callable[..., subprocess.CompletedProcess[str]], work_tree: Path
 ) -> None:
-    (work_tree / "labkit" / "learner.py").write_text("def next_hint(*_): 1 / 0\ntask_to_help = max\n", encoding="utf-8")
+    (work_tree / "labkit" / "course" / "workspace.py").write_text(
+        "def next_hint(*_): 1 / 0\ntask_to_help = max\n", encoding="utf-8"
+    )
     ran = lab(*debug, "hint", "03")
     assert ran.returncode == 1
     assert ("Traceback" in ran.stderr) == shown
-    assert shown or re.match(r"lab: a defect of ours, \w+Error: .*; \./lab --debug hint 03 shows where", ran.stdout)
+    assert shown or re.match(r"lab: a bug of this project, \w+Error: .*; \./lab --debug hint 03 shows the traceback", ran.stdout)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +318,7 @@ def test_a_defect_of_ours_is_a_sentence_unless_asked(
         ((TestResult("a", "failed", "NotImplementedError: x"), TestResult("b", "passed")), TaskState("not started")),
         (
             (TestResult("a", "passed"), TestResult("b", "not run")),
-            TaskState("not checked", "did not run, since the one before it did not come to an end"),
+            TaskState("not checked", "did not run: a test before it did not finish"),
         ),
     ],
 )

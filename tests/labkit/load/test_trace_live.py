@@ -48,7 +48,7 @@ def test_the_cuda_build_without_a_gpu_is_a_sentence() -> None:
     ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert "lab: this is the CUDA build of vLLM 0.32.0, which builds no model where it finds no GPU" in ran.stdout
-    assert "a defect of ours" not in ran.stdout
+    assert "a bug of this project" not in ran.stdout
 
 
 # --- Llama-3-8B, by hand --------------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""NewModel, as a plugin of vLLM: pyproject.toml names ``register`` in the group ``vllm.general_plugins``.
+"""NewModel as a plugin of vLLM: pyproject.toml names ``register`` as an entry point in the group ``vllm.general_plugins``.
 
-Every process of vLLM imports this file, so it does no more than name things; ``model.py`` is imported where it is built.
+Every process of vLLM imports this file, so it only registers names; ``model.py`` is imported when the model is built.
 """
 
 
 def register() -> None:
-    """Tells transformers how to read this config.json, and vLLM who builds the model; as good the second time as the first."""
+    """Registers the config with transformers and the model with vLLM; may be called more than once."""
     from transformers import AutoConfig
     from vllm import ModelRegistry
 

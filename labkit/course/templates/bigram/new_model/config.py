@@ -1,9 +1,9 @@
-"""config.json of NewModel, as an object."""
+"""The class of NewModel's config.json."""
 
 from transformers import PretrainedConfig
 
 
 class NewModelConfig(PretrainedConfig):
-    """Every key of config.json is an attribute; ``vocab_size`` is the one that the model reads."""
+    """Every key of config.json is an attribute; the model reads ``vocab_size``."""
 
     model_type = "new_model"

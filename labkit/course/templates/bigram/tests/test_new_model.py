@@ -1,4 +1,4 @@
-"""NewModel in the real vLLM: found by its entry point, loaded whole, and as good as its table."""
+"""NewModel in the real vLLM: the entry point is found, and the logits are the rows of the table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from importlib.metadata import entry_points
 
-# One process, on the CPU where there is no GPU. Before vLLM is imported, which reads them.
+# One process, on the CPU if there is no GPU. vLLM reads these when it is imported.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 import pytest
@@ -21,7 +21,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8, logprobs=-1, detokenize=Fal
 
 def test_the_plugin_is_installed() -> None:
     names = {point.name for point in entry_points(group="vllm.general_plugins")}
-    assert "new_model" in names, "vLLM finds a plugin that is installed: pip install --no-deps -e ."
+    assert "new_model" in names, "vLLM finds only installed plugins: pip install --no-deps -e ."
 
 
 def test_it_may_be_registered_twice() -> None:
@@ -42,7 +42,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
     return LLM(str(folder), dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_logprobs=-1)
 
 
-def test_it_says_what_the_table_says(llm: LLM) -> None:
+def test_the_logits_are_the_rows_of_the_table(llm: LLM) -> None:
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], GREEDY, use_tqdm=False)
     for prompt, output in zip(PROMPTS, outputs, strict=True):
         last = prompt[-1]

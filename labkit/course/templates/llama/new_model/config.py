@@ -1,9 +1,9 @@
-"""config.json of NewModel, as an object."""
+"""The class of NewModel's config.json."""
 
 from transformers import LlamaConfig
 
 
 class NewModelConfig(LlamaConfig):
-    """A Llama's, to begin with. What your model has besides becomes an argument of ``__init__`` here."""
+    """The config of a Llama. Add the parameters of your model as arguments of ``__init__``."""
 
     model_type = "new_model"

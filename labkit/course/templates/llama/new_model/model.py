@@ -1,4 +1,4 @@
-"""NewModel: a Llama to begin with. Every layer is vLLM's, so it is cut over ranks and quantized without a line about either."""
+"""NewModel: begins as a Llama. Every layer is vLLM's, so tensor parallelism and quantization need no code here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class NewModelMLP(nn.Module):
 
 
 class NewModelAttention(nn.Module):
-    """Grouped-query attention with rotary positions, (T, H) to (T, H). Head counts in ``forward`` are this rank's."""
+    """Grouped-query attention with rotary embedding, (T, H) to (T, H). Head counts in ``forward`` are those of this rank."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class NewModelAttention(nn.Module):
 
 
 class NewModelDecoderLayer(nn.Module):
-    """Attention, then feed-forward, each behind a norm and around a residual."""
+    """Attention, then feed-forward; each with a norm before it and a residual around it."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
@@ -104,13 +104,13 @@ class NewModelDecoderLayer(nn.Module):
 
 
 class NewModelModel(nn.Module):
-    """Everything but the head: token ids to hidden states."""
+    """The model without the LM head: token ids to hidden states."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
-        # The name of each attention has its layer's number in it: vLLM finds the layer's keys and values by that.
+        # vLLM finds the KV cache of a layer by the layer's number in the attention's prefix.
         self.layers = nn.ModuleList(
             NewModelDecoderLayer(vllm_config, f"{prefix}.layers.{index}") for index in range(config.num_hidden_layers)
         )
@@ -125,7 +125,7 @@ class NewModelModel(nn.Module):
 
 
 class NewModelForCausalLM(nn.Module):
-    """The five methods that vLLM asks for. T tokens in a step, R of them sampled from, H hidden size, V vocabulary."""
+    """The five methods that vLLM needs. T tokens in a step, R of them sampled from, H hidden size, V vocabulary."""
 
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_stacked={
@@ -136,10 +136,10 @@ class NewModelForCausalLM(nn.Module):
             ".up_proj": (".gate_up_proj", 1),
         }
     )
-    """From the checkpoint's names to fused parameters: {checkpoint's word: (this class's word, shard)}."""
+    """Maps the names of the checkpoint to fused parameters: {part of a checkpoint name: (part of a parameter name, shard id)}."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        """Makes the parameters; ``load_weights`` fills them."""
+        """Creates the parameters; ``load_weights`` fills them."""
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.model = NewModelModel(vllm_config, maybe_prefix(prefix, "model"))
@@ -164,13 +164,13 @@ class NewModelForCausalLM(nn.Module):
         intermediate_tensors: object = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of every token of the step: (T,) to (T, H)."""
+        """Computes the hidden state of every token of the step: (T,) to (T, H)."""
         return self.model(input_ids, positions, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """Logits of the tokens that are sampled from: (R, H) to (R, V) on the first rank, None on the others."""
+        """Computes the logits of the R tokens that are sampled from: (R, H) to (R, V) on the first rank, None on the others."""
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Fills the parameters, by the mapping rows; returns the names of those it has filled."""
+        """Fills the parameters by the mapping rows and returns their names."""
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)

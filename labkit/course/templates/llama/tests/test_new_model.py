@@ -1,4 +1,4 @@
-"""NewModel in the real vLLM: found by its entry point, loaded whole, and saying what transformers says with the same weights."""
+"""NewModel in the real vLLM: the entry point is found, and the logits equal those of transformers for the same weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
-# One process, on the CPU where there is no GPU. Before vLLM is imported, which reads them.
+# One process, on the CPU if there is no GPU. vLLM reads these when it is imported.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 import pytest
@@ -35,7 +35,7 @@ TINY = LlamaConfig(
 
 def test_the_plugin_is_installed() -> None:
     names = {point.name for point in entry_points(group="vllm.general_plugins")}
-    assert "new_model" in names, "vLLM finds a plugin that is installed: pip install --no-deps -e ."
+    assert "new_model" in names, "vLLM finds only installed plugins: pip install --no-deps -e ."
 
 
 def test_it_may_be_registered_twice() -> None:
@@ -49,7 +49,7 @@ def test_it_may_be_registered_twice() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of random weights that transformers wrote; only config.json says that it is a NewModel's."""
+    """A checkpoint of random weights, written by transformers, with NewModel's architecture in config.json."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     LlamaForCausalLM(TINY).save_pretrained(folder)
@@ -64,7 +64,7 @@ def reference(folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, config=TINY, dtype=torch.float32).eval()
 
 
-def test_it_says_what_transformers_says(folder: Path, reference: LlamaForCausalLM) -> None:
+def test_the_logits_equal_those_of_transformers(folder: Path, reference: LlamaForCausalLM) -> None:
     llm = LLM(str(folder), dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_logprobs=-1)
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], GREEDY, use_tqdm=False)
     for prompt, output in zip(PROMPTS, outputs, strict=True):
