@@ -1,31 +1,38 @@
-"""How a lab's test says no: what was expected, what came, and what that means for a model that is served.
+"""Assertion helpers for the labs. A failure shows the expected value, the actual value and the consequence for a served model:
 
     expected: (4096, 5120)
     got: (4096, 8192)
-    k begins after 32 query heads of 128 rows, and has the rows of 8
+    k begins after 32 query heads of 128 rows and has the rows of 8 kv heads
 
-An ``assert`` would add how Python compared the two; this says which rows differ.
+An ``assert`` prints how Python compared two tensors. These helpers print the rows that differ.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import chain
 
+import pytest
 import torch
 from torch import Tensor
 
 SHOWN_IN_FULL = 24
-"""Elements of a tensor that is shown in full; of a larger one the first row that differs is."""
+"""A tensor with at most this many elements is printed in full. Of a larger one, only the first row that differs is printed."""
 
 
 def expect(got: object, expected: object, meaning: str) -> None:
-    """Fails unless the two are equal.
+    """Fails unless ``got`` equals ``expected``.
+
+    Args:
+        got: the actual value.
+        expected: the right value.
+        meaning: the consequence of a wrong value, in one sentence.
 
     Raises:
-        AssertionError: both values, and ``meaning``.
+        AssertionError: with both values and ``meaning``.
     """
     __tracebackhide__ = True
     if got != expected:
@@ -33,16 +40,16 @@ def expect(got: object, expected: object, meaning: str) -> None:
 
 
 def expect_tensor(got: object, expected: Tensor, meaning: str, within: float = 0) -> None:
-    """Fails unless ``got`` is a tensor of the expected shape, dtype and values.
+    """Fails unless ``got`` is a tensor with the expected shape, dtype and values.
 
     Args:
-        got: what came.
-        expected: what should have come.
-        meaning: what it means for a served model.
-        within: how far apart two elements may be.
+        got: the actual value.
+        expected: the right tensor.
+        meaning: the consequence of a wrong value, in one sentence.
+        within: the largest allowed difference between two elements.
 
     Raises:
-        AssertionError: the first of these that differs; of many rows the first that does, by its number.
+        AssertionError: with the first property that differs. If values differ, with the number of the first wrong row.
     """
     __tracebackhide__ = True
     if not isinstance(got, Tensor) or got.shape != expected.shape:
@@ -62,13 +69,18 @@ def expect_tensor(got: object, expected: Tensor, meaning: str, within: float = 0
 
 @contextmanager
 def expect_refused(*numbers: object, meaning: str, error: type[Exception] = ValueError) -> Iterator[None]:
-    """Fails unless the block raises ``error`` with all of ``numbers``, in any order, in its message.
+    """Fails unless the block raises ``error`` with all of ``numbers`` in its message, in any order.
+
+    Args:
+        numbers: words or numbers that the message must contain.
+        meaning: the consequence if the fault is not refused, in one sentence.
+        error: the exception type.
 
     Raises:
-        AssertionError: what was raised instead, if anything, and ``meaning``.
+        AssertionError: with the exception that was raised instead, if any, and ``meaning``.
     """
     __tracebackhide__ = True
-    expected = f"a {error.__name__}" + (f" that has {' and '.join(map(str, numbers))} in it" if numbers else "")
+    expected = f"a {error.__name__}" + (f" with {' and '.join(map(str, numbers))} in its message" if numbers else "")
     try:
         yield
     except NotImplementedError:
@@ -82,12 +94,73 @@ def expect_refused(*numbers: object, meaning: str, error: type[Exception] = Valu
         raise AssertionError(_sentence(expected, "no error", meaning))
 
 
+@contextmanager
+def unchanged(meaning: str, **inputs: object) -> Iterator[None]:
+    """Fails when the block changes one of ``inputs``, also when the block raises an error.
+
+    Args:
+        meaning: the consequence of the change, in one sentence.
+        inputs: values by the name that the failure prints: tensors, plain values, dicts, lists or tuples of them, and the keys of
+            a dict whose values may change.
+
+    Raises:
+        pytest.fail.Exception: with the name of the input, the first difference and ``meaning``. It is no ``Exception``, so
+            :func:`expect_refused` around it does not mistake it for the learner's error.
+    """
+    __tracebackhide__ = True
+    before = {name: deepcopy(leaf) for name, leaf in _leaves(inputs).items()}
+    try:
+        yield
+    except NotImplementedError:
+        raise
+    except Exception:
+        _expect_same(_leaves(inputs), before, meaning)
+        raise
+    _expect_same(_leaves(inputs), before, meaning)
+
+
+def _leaves(value: object, name: str = "") -> dict[str, object]:
+    """The tensors, plain values and lists of plain values in dicts, lists and tuples, by a name like ``config['head_dim']``."""
+    if isinstance(value, Mapping):
+        items = [(f"{name}[{key!r}]" if name else key, each) for key, each in value.items()]
+    elif isinstance(value, list | tuple) and any(isinstance(each, Tensor | Mapping | list | tuple) for each in value):
+        items = [(f"{name}[{index}]", each) for index, each in enumerate(value)]
+    elif isinstance(value, KeysView):
+        items = [(f"{name}[{key!r}]", "a value") for key in value]
+    else:
+        return {name: value}
+    return {path: leaf for inner, each in items for path, leaf in _leaves(each, inner).items()}
+
+
+def _expect_same(now: dict[str, object], before: dict[str, object], meaning: str) -> None:
+    __tracebackhide__ = True
+    for name in before | now:
+        if name not in now:
+            change = "it is removed"
+        elif name not in before:
+            change = f"it is added, as {_shown(now[name])}"
+        else:
+            change = _change(before[name], now[name])
+        if change:
+            pytest.fail(_sentence(f"the call does not change {name}", change, meaning))
+
+
+def _change(before: object, now: object) -> str:
+    """The difference between two values, in words; empty if they are equal."""
+    if isinstance(before, Tensor) and isinstance(now, Tensor):
+        if (before.shape, before.dtype) != (now.shape, now.dtype):
+            return f"{before.dtype} of shape {tuple(before.shape)} became {now.dtype} of shape {tuple(now.shape)}"
+        count = int((~torch.isclose(before, now, rtol=0, atol=0, equal_nan=True)).sum())
+        return f"{count} of {now.numel()} elements have another value" if count else ""
+    return "" if before == now else f"{_shown(before)} became {_shown(now)}"
+
+
 def _sentence(expected: str, got: str, meaning: str) -> str:
     return f"expected: {expected}\ngot: {got}\n{meaning}"
 
 
 def _shown(value: object) -> str:
-    """A sentence as it is; a set in an order that does not change."""
+    """Text without quotes, a set in sorted order, anything else by its repr."""
     if isinstance(value, str):
         return _short(value)
     if isinstance(value, set):
@@ -100,7 +173,7 @@ def _short(text: str, most: int = 240) -> str:
 
 
 def _values(tensor: Tensor) -> str:
-    """The numbers, five digits of each, at most a dozen and a word about the others."""
+    """The first twelve numbers, with five digits each."""
     if tensor.dim() > 1 and tensor.numel() <= SHOWN_IN_FULL:
         return f"[{', '.join(map(_values, tensor))}]"
     flat = tensor.flatten().tolist()
