@@ -108,7 +108,9 @@ def unchanged(meaning: str, **inputs: object) -> Iterator[None]:
             :func:`expect_refused` around it does not mistake it for the learner's error.
     """
     __tracebackhide__ = True
-    before = {name: deepcopy(leaf) for name, leaf in _leaves(inputs).items()}
+    before = {
+        name: leaf.detach().clone() if isinstance(leaf, Tensor) else deepcopy(leaf) for name, leaf in _leaves(inputs).items()
+    }
     try:
         yield
     except NotImplementedError:
