@@ -89,8 +89,8 @@ class BigramForCausalLM(nn.Module):
         """Loads the parameters.
 
         Args:
-            weights: (name, tensor) pairs of the checkpoint; iterate over them only once. Do not change the tensors: they are mapped
-                memory that other ranks read too.
+            weights: (name, tensor) pairs of the checkpoint; iterate over them only once. Do not change the tensors: they are
+                mapped memory that other ranks read too.
 
         Returns:
             The names of the filled parameters. vLLM compares them with all parameters.
@@ -122,7 +122,7 @@ class TinyAttentionForCausalLM(nn.Module):
     """
 
     hf_to_vllm_mapper = WeightsMapper(orig_to_new_stacked={})
-    """Five rows: {substring of the checkpoint's name: (your fused layer, shard)}. A row replaces its substring anywhere in a name.
+    """Five rows: {substring of a name in the checkpoint: (fused layer, shard)}. A row replaces the substring anywhere in a name.
     The next row is applied to the result: "q_proj" becomes "qkv_proj", which contains "v_proj"."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:

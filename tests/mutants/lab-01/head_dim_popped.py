@@ -1,4 +1,4 @@
-"""Sizes are popped from the caller's config as they are read."""
+"""A size is popped from the caller's config after it is read."""
 
 
 class TinyAttentionModel:

@@ -1,4 +1,4 @@
-"""Positions are made relative to the step's first in place: the engine's own tensor changes."""
+"""Positions are made relative to the first of the step in place, which changes the engine's tensor."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The checkpoint's table is zeroed once the model has its copy, as if nobody else read it."""
+"""The checkpoint's table is zeroed after the model has copied it."""
 
 
 class BigramModel:

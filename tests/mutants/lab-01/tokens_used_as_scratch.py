@@ -1,4 +1,4 @@
-"""The step's tokens are overwritten once their rows are read, as if they were the model's own memory."""
+"""The tokens of the step are overwritten after they are read."""
 
 
 class BigramModel:

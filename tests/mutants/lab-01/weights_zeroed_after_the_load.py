@@ -1,4 +1,4 @@
-"""A Llama in small empties the checkpoint's tensors when its layers are filled: a second load reads zeros."""
+"""The checkpoint's tensors are zeroed after they are loaded, so a second load reads zeros."""
 
 
 class TinyAttentionModel:

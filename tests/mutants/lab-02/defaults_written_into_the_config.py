@@ -1,4 +1,4 @@
-"""Defaults are written into the caller's config, where a later reader takes them for what config.json says."""
+"""Default values are written into the caller's config."""
 
 
 def trace_row(name, config, tp_size=1, tp_rank=0):

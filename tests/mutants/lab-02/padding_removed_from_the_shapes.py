@@ -1,4 +1,4 @@
-"""The vocabulary's parameter is shortened by its padding in the caller's dict, once for every call."""
+"""The padding of the vocabulary is removed from the caller's dict of shapes."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

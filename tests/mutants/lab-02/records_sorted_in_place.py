@@ -1,4 +1,4 @@
-"""The caller's records are sorted by rank in place, and their order in time is lost."""
+"""The caller's list of records is sorted in place."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

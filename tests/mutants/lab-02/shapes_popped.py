@@ -1,4 +1,4 @@
-"""Shapes are popped from the caller's dict as they are used: what is left over is unknown."""
+"""Shapes are popped from the caller's dict when they are used."""
 
 
 def fingerprint(shapes):

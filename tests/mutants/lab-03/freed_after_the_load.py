@@ -1,4 +1,4 @@
-"""Memory is saved after a load: every tensor of the checkpoint is zeroed once all parameters are filled."""
+"""All tensors of the checkpoint are zeroed after the load, to save memory."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

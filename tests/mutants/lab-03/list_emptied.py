@@ -1,4 +1,4 @@
-"""Tensors are popped from the caller's list, so that each can be freed as soon as it is copied."""
+"""The caller's list of tensors is emptied before they are loaded, so that each can be freed early."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""All faults are told in the same words: a tensor that comes twice looks like one of another model."""
+"""All faults have the same error text, so a tensor that comes twice looks like an unknown one."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A parameter is popped from the caller's dict when all its shards have come: what is left is what is missing."""
+"""Loaded parameters are popped from the caller's dict, to record what is missing."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

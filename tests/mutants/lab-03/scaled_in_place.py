@@ -1,4 +1,4 @@
-"""Values are scaled in the checkpoint's tensor to keep them in float16's range, and scaled back in the parameter only."""
+"""Values are scaled in the checkpoint's tensor, and scaled back only in the parameter."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""The checkpoint's tensor is transposed in place and read as columns; afterwards it keeps its new shape."""
+"""The checkpoint's tensor is transposed in place and not transposed back."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""The checkpoint's tensor is zeroed after the copy, as if nobody else read it."""
+"""The checkpoint's tensor is zeroed after the copy."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""A tensor with a wrong shape is zeroed before the error is raised, so that no caller can use it."""
+"""A tensor with a wrong shape is zeroed before the error is raised."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):
