@@ -1,7 +1,7 @@
-"""Records every load that lab 02's tests are held against where vLLM is not installed, through the real vLLM.
+"""Records the loads that lab 02's tests use where vLLM is not installed, through the real vLLM.
 
-The tables in the lab's README are printed from these recordings, and its figure is drawn from one. Run it in an environment that
-has the pinned vLLM, and look at what git says has changed:
+Prints the tables of the lab's README from these recordings, and draws its figure from one. Run it in an environment that has the
+pinned vLLM, and check the changes:
 
     python scripts/record_captured.py
     git diff --stat labs/lab-02-trace-weight-loading
@@ -23,15 +23,15 @@ PICTURE = LAB / "load-tp2.svg"
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.load.trace import FIVE, Trace, around, select, show  # noqa: E402
-from labkit.load.trace.coverage import verify  # noqa: E402
-from labkit.load.trace.page import svg  # noqa: E402
+from labkit.load.trace import EXAMPLE_TENSORS, Trace, print_trace, select, select_parameters_of  # noqa: E402
+from labkit.load.trace.coverage import find_faults  # noqa: E402
+from labkit.load.trace.picture import draw_svg  # noqa: E402
 from labkit.load.trace.recordings import RECORDINGS  # noqa: E402
 from labkit.system.errors import UserError  # noqa: E402
 
 
 def main() -> int:
-    """Writes one file for each recording and takes away those that are none any more; 1 if a load cannot be traced."""
+    """Writes one file for each recording, and removes files of other names; returns 1 if a load cannot be traced."""
     CAPTURED.mkdir(exist_ok=True)
     for name, load in RECORDINGS.items():
         try:
@@ -43,7 +43,7 @@ def main() -> int:
         print(f"{name}: {len(trace.records)} records, {load.title}", flush=True)
     for stale in {path for path in CAPTURED.glob("*.json") if path.stem not in RECORDINGS}:
         stale.unlink()
-        print(f"{stale.name}: removed, no recording has this name")
+        print(f"{stale.name}: removed, because no recording has this name")
     readme = LAB / "README.md"
     readme.write_text(with_tables(readme.read_text()))
     PICTURE.write_text(picture(), encoding="utf-8")
@@ -51,22 +51,22 @@ def main() -> int:
 
 
 def picture() -> str:
-    """The figure of the README: the parameters of the five tensors on both ranks of TP 2."""
+    """Draws the figure of the README: the parameters of the five example tensors on both ranks of TP 2."""
     trace = Trace.read(CAPTURED / "llama-3-8b-tp2.json")
-    return svg(around(trace, FIVE), verify(trace))
+    return draw_svg(select_parameters_of(trace, EXAMPLE_TENSORS), find_faults(trace))
 
 
 def with_tables(text: str) -> str:
-    """The README with the table of a recording in each block below a marker ``<!-- captured: NAME rank R -->``."""
+    """Replaces each block below a marker ``<!-- captured: NAME rank R -->`` by the table of that recording."""
     block = r"(<!-- captured: (\S+) rank (\d+) -->\n```text\n).*?(```)"
     return re.sub(block, lambda found: f"{found[1]}{_table(found[2], int(found[3]))}{found[4]}", text, flags=re.DOTALL)
 
 
 def _table(name: str, rank: int) -> str:
-    """What ``./lab trace`` prints of this recording and rank in 80 columns, without the blanks at the ends of lines."""
-    trace = select(Trace.read(CAPTURED / f"{name}.json"), FIVE)
+    """The output of ``./lab trace`` for this recording and rank in 80 columns, without blanks at the ends of lines."""
+    trace = select(Trace.read(CAPTURED / f"{name}.json"), EXAMPLE_TENSORS)
     printed = io.StringIO()
-    show(trace.of_rank(rank), Console(file=printed, width=80))
+    print_trace(trace.of_rank(rank), Console(file=printed, width=80))
     return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
 
 

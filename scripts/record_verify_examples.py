@@ -1,4 +1,4 @@
-"""Runs what docs/verify.md shows of ``./lab verify`` and ``./lab explain``, and writes what they say into it.
+"""Runs the examples of docs/verify.md, and writes their output into it.
 
 python scripts/record_verify_examples.py
 git diff docs/verify.md
@@ -24,17 +24,17 @@ import record_verified  # noqa: E402  # found only with the line above
 
 from labkit.checkpoints.faults import break_checkpoint  # noqa: E402
 from labkit.checkpoints.known_models import resolve  # noqa: E402
-from labkit.load.explain import mend, read  # noqa: E402
-from labkit.load.explain.mend import lines as mended_lines  # noqa: E402
+from labkit.load.explain import find_error, find_fix  # noqa: E402
+from labkit.load.explain.fix import fix_lines  # noqa: E402
 from labkit.load.verify import verify_model  # noqa: E402
-from labkit.load.verify.report import lines  # noqa: E402
+from labkit.load.verify.report_text import report_lines  # noqa: E402
 
-SAID = "ValueError: There is no module or parameter named 'language_model' in Gemma3ForCausalLM"
+ERROR = "ValueError: There is no module or parameter named 'language_model' in Gemma3ForCausalLM"
 
 
 @contextmanager
 def _in_a_folder() -> Iterator[None]:
-    """A working directory of one's own, so that names are short and no path of this machine is printed."""
+    """Changes to a temporary directory, so that names are short and no path of this machine is printed."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -46,49 +46,49 @@ def _in_a_folder() -> Iterator[None]:
 
 def shapes() -> str:
     """``./lab verify llama-3-8b``."""
-    return "\n".join(lines(verify_model("llama-3-8b")))
+    return "\n".join(report_lines(verify_model("llama-3-8b")))
 
 
 def silent() -> str:
-    """``./lab verify my-llama --tp 1,2``, of a checkpoint that lacks a k_proj."""
+    """``./lab verify my-llama --tp 1,2``, for a checkpoint that lacks a k_proj."""
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
         break_checkpoint(Path("good"), "missing-k", Path("my-llama"))
-        return "\n".join(lines(verify_model("my-llama", (1, 2), logits=False)))
+        return "\n".join(report_lines(verify_model("my-llama", (1, 2), logits=False)))
 
 
 def garbage() -> str:
-    """``./lab verify from-gguf --tp 1 --against good``, of one whose q and k are permuted."""
+    """``./lab verify from-gguf --tp 1 --against good``, for one whose q and k are permuted."""
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
         break_checkpoint(Path("good"), "permuted-qk", Path("from-gguf"))
-        return "\n".join(lines(verify_model("from-gguf", (1,), against=Path("good"))))
+        return "\n".join(report_lines(verify_model("from-gguf", (1,), against=Path("good"))))
 
 
 def prefix() -> str:
-    """``./lab explain --model headers.json``, of a text-only Gemma 3 with a multimodal model's prefix."""
+    """``./lab explain --model headers.json``, for a text-only Gemma 3 with a multimodal model's prefix."""
     with _in_a_folder():
         record_verified.make("Gemma3ForCausalLM", Path("gemma"))
         stored = resolve("gemma").stored
         headers = {f"language_model.{name}": {"dtype": each.dtype, "shape": each.shape} for name, each in stored.items()}
         Path("gemma/headers.json").write_text(json.dumps(headers))
-        said = read(SAID)
-        return "\n".join([f"said: {said.line}", said.words, *mended_lines(mend(resolve("gemma/headers.json")))])
+        error = find_error(ERROR)
+        return "\n".join([f"error: {error.line}", error.meaning, *fix_lines(find_fix(resolve("gemma/headers.json")))])
 
 
 EXAMPLES: dict[str, Callable[[], str]] = {"shapes": shapes, "silent": silent, "garbage": garbage, "prefix": prefix}
 
 
-def with_examples(text: str, said: dict[str, str]) -> str:
-    """The page with what was said in each block below a marker ``<!-- run: NAME -->``."""
+def with_examples(text: str, outputs: dict[str, str]) -> str:
+    """Replaces each block below a marker ``<!-- run: NAME -->`` by the output of that example."""
     block = r"(<!-- run: (\w+) -->\n```text\n).*?(```)"
-    return re.sub(block, lambda found: f"{found[1]}{said[found[2]]}\n{found[3]}", text, flags=re.DOTALL)
+    return re.sub(block, lambda found: f"{found[1]}{outputs[found[2]]}\n{found[3]}", text, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Runs every example in a fork, for no case may leave anything to the next, and writes the page."""
-    said = {name: record_verified.forked(example) for name, example in EXAMPLES.items()}
-    PAGE.write_text(with_examples(PAGE.read_text(encoding="utf-8"), said), encoding="utf-8")
+    """Runs every example in a fork, so that they do not affect each other, and writes the page."""
+    outputs = {name: record_verified.forked(example) for name, example in EXAMPLES.items()}
+    PAGE.write_text(with_examples(PAGE.read_text(encoding="utf-8"), outputs), encoding="utf-8")
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Assertion helpers for the labs. A failure shows the expected value, the actual value and the consequence for a served model:
+"""Assertion helpers of the lab tests: expected value, actual value, and what the difference means for a served model.
 
     expected: (4096, 5120)
     got: (4096, 8192)
-    k begins after 32 query heads of 128 rows and has the rows of 8 kv heads
+    k begins after 32 query heads of 128 rows, and has the rows of 8
 
-An ``assert`` prints how Python compared two tensors. These helpers print the rows that differ.
+A plain ``assert`` would show how Python compared the two; these show which rows differ.
 """
 
 from __future__ import annotations
@@ -13,71 +13,60 @@ import re
 from collections.abc import Iterator, KeysView, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from itertools import chain
 
 import pytest
 import torch
 from torch import Tensor
 
 SHOWN_IN_FULL = 24
-"""A tensor with at most this many elements is printed in full. Of a larger one, only the first row that differs is printed."""
+"""A tensor of at most this many elements is shown completely, a larger one by its first wrong row."""
 
 
 def expect(got: object, expected: object, meaning: str) -> None:
-    """Fails unless ``got`` equals ``expected``.
-
-    Args:
-        got: the actual value.
-        expected: the right value.
-        meaning: the consequence of a wrong value, in one sentence.
+    """Asserts that two values are equal.
 
     Raises:
         AssertionError: with both values and ``meaning``.
     """
     __tracebackhide__ = True
     if got != expected:
-        raise AssertionError(_sentence(_shown(expected), _shown(got), meaning))
+        raise AssertionError(_message(_describe(expected), _describe(got), meaning))
 
 
 def expect_tensor(got: object, expected: Tensor, meaning: str, within: float = 0) -> None:
-    """Fails unless ``got`` is a tensor with the expected shape, dtype and values.
+    """Asserts that a value is a tensor of the expected shape, dtype and values.
 
     Args:
         got: the actual value.
-        expected: the right tensor.
-        meaning: the consequence of a wrong value, in one sentence.
-        within: the largest allowed difference between two elements.
+        expected: the expected tensor.
+        meaning: what a difference means for a served model.
+        within: the largest allowed difference of two elements.
 
     Raises:
-        AssertionError: with the first property that differs. If values differ, with the number of the first wrong row.
+        AssertionError: the first of the three that differs; for a large tensor, the first wrong row and its number.
     """
     __tracebackhide__ = True
     if not isinstance(got, Tensor) or got.shape != expected.shape:
-        came = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else _shown(got)
-        raise AssertionError(_sentence(f"a tensor of shape {tuple(expected.shape)}", came, meaning))
+        came = f"shape {tuple(got.shape)}" if isinstance(got, Tensor) else _describe(got)
+        raise AssertionError(_message(f"a tensor of shape {tuple(expected.shape)}", came, meaning))
     if got.dtype != expected.dtype:
-        raise AssertionError(_sentence(str(expected.dtype), str(got.dtype), meaning))
+        raise AssertionError(_message(str(expected.dtype), str(got.dtype), meaning))
     close = torch.isclose(got, expected, rtol=0, atol=within)
     if close.all():
         return
     if expected.numel() <= SHOWN_IN_FULL or expected.dim() < 2:
-        raise AssertionError(_sentence(_values(expected), _values(got), meaning))
+        raise AssertionError(_message(_elements(expected), _elements(got), meaning))
     wrong = [row for row, same in enumerate(close.flatten(1).all(dim=1).tolist()) if not same]
     where = f"row {wrong[0]}, the first of {len(wrong)} of {len(expected)} that differ: "
-    raise AssertionError(_sentence(f"{where}{_values(expected[wrong[0]])}", _values(got[wrong[0]]), meaning))
+    raise AssertionError(_message(f"{where}{_elements(expected[wrong[0]])}", _elements(got[wrong[0]]), meaning))
 
 
 @contextmanager
 def expect_refused(*numbers: object, meaning: str, error: type[Exception] = ValueError) -> Iterator[None]:
-    """Fails unless the block raises ``error`` with all of ``numbers`` in its message, in any order.
-
-    Args:
-        numbers: words or numbers that the message must contain.
-        meaning: the consequence if the fault is not refused, in one sentence.
-        error: the exception type.
+    """Asserts that the block raises ``error`` with all of ``numbers``, in any order, in its message.
 
     Raises:
-        AssertionError: with the exception that was raised instead, if any, and ``meaning``.
+        AssertionError: with what was raised instead, if anything, and ``meaning``.
     """
     __tracebackhide__ = True
     expected = f"a {error.__name__}" + (f" with {' and '.join(map(str, numbers))} in its message" if numbers else "")
@@ -86,17 +75,17 @@ def expect_refused(*numbers: object, meaning: str, error: type[Exception] = Valu
     except NotImplementedError:
         raise
     except Exception as raised:
-        said = f"{type(raised).__name__}: {raised}"
-        named = all(re.search(rf"(?<![^\W_]){re.escape(str(number))}(?![^\W_])", said) for number in numbers)
+        got = f"{type(raised).__name__}: {raised}"
+        named = all(re.search(rf"(?<![^\W_]){re.escape(str(number))}(?![^\W_])", got) for number in numbers)
         if not isinstance(raised, error) or not named:
-            raise AssertionError(_sentence(expected, _short(said), meaning)) from raised
+            raise AssertionError(_message(expected, _truncate(got), meaning)) from raised
     else:
-        raise AssertionError(_sentence(expected, "no error", meaning))
+        raise AssertionError(_message(expected, "no error", meaning))
 
 
 @contextmanager
 def unchanged(meaning: str, **inputs: object) -> Iterator[None]:
-    """Fails when the block changes one of ``inputs``, also when the block raises an error.
+    """Asserts that the block changes none of ``inputs``, also if it raises an error.
 
     Args:
         meaning: the consequence of the change, in one sentence.
@@ -140,11 +129,11 @@ def _expect_same(now: dict[str, object], before: dict[str, object], meaning: str
         if name not in now:
             change = "it is removed"
         elif name not in before:
-            change = f"it is added, as {_shown(now[name])}"
+            change = f"it is added, as {_describe(now[name])}"
         else:
             change = _change(before[name], now[name])
         if change:
-            pytest.fail(_sentence(f"the call does not change {name}", change, meaning))
+            pytest.fail(_message(f"the call does not change {name}", change, meaning))
 
 
 def _change(before: object, now: object) -> str:
@@ -154,30 +143,26 @@ def _change(before: object, now: object) -> str:
             return f"{before.dtype} of shape {tuple(before.shape)} became {now.dtype} of shape {tuple(now.shape)}"
         count = int((~torch.isclose(before, now, rtol=0, atol=0, equal_nan=True)).sum())
         return f"{count} of {now.numel()} elements have another value" if count else ""
-    return "" if before == now else f"{_shown(before)} became {_shown(now)}"
+    return "" if before == now else f"{_describe(before)} became {_describe(now)}"
 
 
-def _sentence(expected: str, got: str, meaning: str) -> str:
+def _message(expected: str, got: str, meaning: str) -> str:
     return f"expected: {expected}\ngot: {got}\n{meaning}"
 
 
-def _shown(value: object) -> str:
-    """Text without quotes, a set in sorted order, anything else by its repr."""
-    if isinstance(value, str):
-        return _short(value)
-    if isinstance(value, set):
-        return _short(f"{{{', '.join(sorted(map(repr, value)))}}}" if value else "nothing")
-    return _short(repr(value))
+def _describe(value: object) -> str:
+    if isinstance(value, set):  # sorted, so that the message is the same in every run
+        return _truncate(f"{{{', '.join(sorted(map(repr, value)))}}}" if value else "nothing")
+    return _truncate(value if isinstance(value, str) else repr(value))
 
 
-def _short(text: str, most: int = 240) -> str:
-    return text if len(text) <= most else f"{text[: most - 4]} ..."
+def _truncate(text: str, limit: int = 240) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
-def _values(tensor: Tensor) -> str:
-    """The first twelve numbers, with five digits each."""
+def _elements(tensor: Tensor) -> str:
+    """Formats at most 12 elements of a row with five digits each; of a small tensor, every row."""
     if tensor.dim() > 1 and tensor.numel() <= SHOWN_IN_FULL:
-        return f"[{', '.join(map(_values, tensor))}]"
-    flat = tensor.flatten().tolist()
-    shown = [f"{number:.5g}" for number in flat[:12]]
-    return f"[{', '.join(chain(shown, ['...'] if len(flat) > len(shown) else []))}]"
+        return f"[{', '.join(map(_elements, tensor))}]"
+    numbers = [f"{number:.5g}" for number in tensor.flatten().tolist()]
+    return f"[{', '.join(numbers if len(numbers) <= 12 else [*numbers[:12], '...'])}]"

@@ -11,7 +11,7 @@ from typing import Any
 from labkit.check.check import check
 from labkit.checkpoints.fetch import fetch_smollm2
 from labkit.course.board import show_report
-from labkit.load.trace import FIVE, Trace, select, show, trace_load
+from labkit.load.trace import EXAMPLE_TENSORS, Trace, print_trace, select, trace_load
 from labkit.system.console import console, working
 from labkit.system.environment import ensure
 from labkit.system.labs import all_labs, find_lab, load_implementation
@@ -112,7 +112,7 @@ def trace_stage() -> bool:
     for model, tp_size in ((fetch_smollm2(), 1), ("llama-3-8b", 1), ("llama-3-8b", 2)):
         with working(f"Tracing {Path(model).name} at TP {tp_size} through the real vLLM") as note:
             traced = trace_load(model, tp_size, range(tp_size), progress=note)
-        show(select(traced, FIVE), console)
+        print_trace(select(traced, EXAMPLE_TENSORS), console)
         console.print()
         shapes.append(qkv_shape(traced))
     return shapes[1:] == [(6144, 4096), (3072, 4096)]

@@ -50,8 +50,8 @@ RUN: dict[str, tuple[tuple[int, ...], str]] = {
 
 COVERED: dict[str, tuple[str, str]] = {
     "./lab tour": (".ci/run", "\n./lab tour\n"),
-    "./lab test": (".ci/run", "\n./lab test\n"),
-    "./lab test -e lab01": ("tox.ini", "\nenv_list = lint, types, docs, lab01, lab03, lab02, lab04, mutants,"),
+    "./lab test": (".ci/run", "\n./lab test run-parallel"),
+    "./lab test -e lab01": ("tox.ini", "    lab01: python -m pytest labs/lab-01-add-a-toy-architecture {posargs}"),
     "./lab check 04": ("tests/labkit/check/test_check.py", "def test_every_solution_passes("),
     "./lab check 04 --impl starter": ("tests/labkit/check/test_check.py", "def test_every_starter_fails_every_task_with_"),
     "LAB_IMPL=starter pytest labs/lab-04-graduate-to-vllm -q": (
@@ -79,10 +79,10 @@ COVERED: dict[str, tuple[str, str]] = {
         "tox.ini",
         "mutants-!all: python -m pytest tests/mutants",
     ),
-    "tox -e mutants": ("tox.ini", "lab04, mutants,"),
+    "tox -e mutants": ("tox.ini", "    mutants-!all: python -m pytest tests/mutants"),
     ".venv/bin/python -m http.server -d build/site": ("tests/docs/test_site.py", "ThreadingHTTPServer("),
-    ".venv/bin/tox -e docs": ("tox.ini", "\nenv_list = lint, types, docs,"),
-    '.venv/bin/pytest labs -m "not gpu"': ("tox.ini", "\nenv_list = lint, types, docs, lab01, lab03, lab02, lab04, mutants,"),
+    ".venv/bin/tox -e docs": ("tox.ini", "    docs: python -m pytest tests/docs"),
+    '.venv/bin/pytest labs -m "not gpu"': ("tox.ini", "    lab01: python -m pytest labs/lab-01-add-a-toy-architecture {posargs}"),
     "LAB_IMPL=starter .venv/bin/pytest labs/lab-01-add-a-toy-architecture -q": (
         "tests/docs/test_commands.py",
         '"./lab check 01 --impl starter"',
