@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 
 AHEAD = (
-    "mini_vllm.layers.packed_matmul",
-    "mini_vllm.layers.paged_attention",
+    "mini_vllm.kernels.install",
     "mini_vllm.models.llama",
     "torch.distributed.tensor",  # torch.testing.assert_close wants it, and it brings sympy
 )

@@ -15,6 +15,7 @@ from torch import nn
 from mini_vllm.config import EngineConfig, QuantizationConfig
 from mini_vllm.engine.engine import LLMEngine
 from mini_vllm.forward_context import KVCache
+from mini_vllm.layers.quantization import process_weights_after_loading
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, check_sizes, read_json
 from mini_vllm.lora import LoRAManager
 from mini_vllm.models.registry import build_model
@@ -31,6 +32,7 @@ def build_engine(
     dtype: str | torch.dtype = "auto",
     device: str = "cpu",
     quantization: str | Mapping[str, Any] | None = None,
+    kernels: bool = True,
     max_model_len: int | None = None,
     step_trace: str | Path | None = None,
     **sizes: Any,
@@ -47,6 +49,7 @@ def build_engine(
         quantization: "int8" or "int4" rounds the weights of linear layers when they are loaded (layers/quantization.py), and
             {"quant_method": "int4", "group_size": 64} says how many inputs share a scale. None takes config.json's
             quantization_config, which is written the same, and without one keeps them as they are.
+        kernels: whether to replace plain torch by the faster loops of mini_vllm/kernels/ where they support dtype and device.
         max_model_len: the most tokens of a request, prompt and output; config.json's max_position_embeddings unless told.
         step_trace: a file to write what ran in each step to, for ``./lab timeline``.
         sizes: what else :class:`EngineConfig` takes: block_size, num_blocks, max_num_batched_tokens, max_num_seqs,
@@ -71,13 +74,16 @@ def build_engine(
     quantization_config = _quantization(quantization, config)
     if quantization_config and device != "cpu":
         raise ValueError(f"quantization is {quantization_config} and device is {device!r}; take one or the other")
-    with default_dtype(_dtype(dtype, config)), _device(device), tp_group(tp):
-        served = build_model(config, Checkpoint(folder))
-    if issubclass(type(served), nn.Module):
-        # Imported here: its compiler takes a third of a second, and a model without layers needs none.
-        from mini_vllm.layers.quantization import process_weights_after_loading
+    with tp_group(tp):
+        with default_dtype(_dtype(dtype, config)), _device(device):
+            served = build_model(config, Checkpoint(folder))
+        if quantization_config:
+            process_weights_after_loading(served, quantization_config)
+        if kernels and issubclass(type(served), nn.Module):
+            # Imported here, as numba takes a third of a second, and a model without layers needs none of it.
+            from mini_vllm.kernels.install import install_kernels
 
-        process_weights_after_loading(served, quantization_config)
+            install_kernels(served)
     _keep_freed_memory()
     if tp.rank:
         try:

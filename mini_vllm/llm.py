@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from mini_vllm.build import build_engine
 from mini_vllm.inputs import Prompt, TokenizedPrompt, tokenized
+from mini_vllm.layers.quantization import weight_bytes
 from mini_vllm.lora import LoRARequest
 from mini_vllm.outputs import RequestOutput
 from mini_vllm.sampling_params import SamplingParams
@@ -55,9 +56,6 @@ class LLM:
     @property
     def weight_bytes(self) -> int:
         """Bytes that the model's weights take in memory, in the form that they are multiplied in; of rank 0 alone."""
-        # Imported here for the same reason as in build.py.
-        from mini_vllm.layers.quantization import weight_bytes
-
         served = self.llm_engine.runner.model
         return weight_bytes(served.model if isinstance(served, LeadingModel) else served)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from labkit.labs import ROOT
 
-LAYERS = ROOT / "mini_vllm" / "layers"
+SOURCES = ROOT / "mini_vllm" / "kernels"
 
 CONFIG = {
     "hidden_size": 64,
@@ -39,7 +39,7 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 def show_kernels(folder: Path) -> None:
     """Lets the box with this folder read the kernels: by links, which it cannot write through."""
     cache = os.environ.get("NUMBA_CACHE_DIR")
-    kept = _place(Path(cache)) if cache else LAYERS / "__pycache__"
+    kept = _place(Path(cache)) if cache else SOURCES / "__pycache__"
     place = _place(folder / "numba")
     place.mkdir(parents=True, exist_ok=True)
     for kernel in kept.glob("*.nb[ic]"):
@@ -59,6 +59,7 @@ def compile_kernels() -> None:
 
     from mini_vllm import LLMEngine, SamplingParams
     from mini_vllm.config import EngineConfig, QuantizationConfig
+    from mini_vllm.kernels.install import install_kernels
     from mini_vllm.layers.quantization import process_weights_after_loading
     from mini_vllm.models.llama import LlamaConfig, LlamaForCausalLM
 
@@ -68,7 +69,9 @@ def compile_kernels() -> None:
             parameter.data.normal_()
             if weights == "bfloat16":
                 parameter.data = parameter.data.bfloat16().float()
-        process_weights_after_loading(model, QuantizationConfig("int8") if weights == "int8" else None)
+        if weights == "int8":
+            process_weights_after_loading(model, QuantizationConfig("int8"))
+        install_kernels(model)
         engine = LLMEngine(model, EngineConfig(max_model_len=64, block_size=BLOCK_SIZE))
         engine.add_request("one", [1] * 40, SamplingParams(max_tokens=4, ignore_eos=True))
         with torch.inference_mode():
@@ -78,7 +81,7 @@ def compile_kernels() -> None:
 
 def _place(cache: Path) -> Path:
     """Where numba keeps the kernels in a folder for those of many sources."""
-    return cache / f"{LAYERS.name}_{sha1(str(LAYERS).encode()).hexdigest()}"
+    return cache / f"{SOURCES.name}_{sha1(str(SOURCES).encode()).hexdigest()}"
 
 
 if __name__ == "__main__":

@@ -288,7 +288,8 @@ def _emptied(numbers: deque[int]) -> list[int]:
 def hand_over(monkeypatch: Any) -> None:
     """What mini_vllm does to a model besides calling it: of a stand-in, the other process does it."""
     for module, name, at in (
-        ("mini_vllm.layers.quantization", "process_weights_after_loading", "mini_vllm.layers.quantization"),
+        ("mini_vllm.build", "process_weights_after_loading", "mini_vllm.layers.quantization"),
+        ("mini_vllm.kernels.install", "install_kernels", "mini_vllm.kernels.install"),
         ("mini_vllm.lora", "load_lora", "mini_vllm.loading.lora"),
     ):
         monkeypatch.setattr(f"{module}.{name}", _handed_over(getattr(import_module(module), name), f"{at}:{name}"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from mini_vllm.layers import rotary
+from mini_vllm.layers import rope_scaling
 from mini_vllm.loading.checkpoint import CheckpointError, check_sizes
 
 
@@ -16,7 +16,7 @@ class DecoderConfig:
 
     Attributes:
         defaults: what a family takes for keys that config.json leaves out, as Hugging Face does.
-        rope_scaling: "rope_type" and what that kind of scaling needs; see layers/rotary.py.
+        rope_scaling: "rope_type" and what that kind of scaling needs; see layers/rope_scaling.py.
         sliding_windows: how far back each layer looks, None for all the way.
     """
 
@@ -91,9 +91,9 @@ def _rope(config: Mapping[str, Any], head_dim: int, max_position: int) -> tuple[
     kind = rope.get("rope_type", rope.get("type", "default"))
     original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or max_position
     scaling = {**rope, "rope_type": kind, "original_max_position_embeddings": original}
-    if kind not in rotary.REQUIRED:
-        raise CheckpointError(f"config.json asks for rope scaling {kind!r}; this engine knows {', '.join(rotary.REQUIRED)}")
-    for key in rotary.REQUIRED[kind]:
+    if kind not in rope_scaling.REQUIRED:
+        raise CheckpointError(f"config.json asks for rope scaling {kind!r}; this engine knows {', '.join(rope_scaling.REQUIRED)}")
+    for key in rope_scaling.REQUIRED[kind]:
         value, pairs = scaling.get(key), head_dim // 2
         one_per_pair = key in ("short_factor", "long_factor")
         if one_per_pair and isinstance(value, list) and len(value) != pairs:

@@ -1,4 +1,4 @@
-"""Every family of models/ against transformers', token for token in float32, on small random checkpoints."""
+"""Every family of models/, plain and with kernels, against transformers on small random checkpoints in float32."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mini_vllm.models.llama import LlamaConfig, LlamaForCausalLM
 from mini_vllm.models.mistral import MistralConfig
 from mini_vllm.models.qwen2 import Qwen2Config
 from mini_vllm.models.qwen3 import Qwen3Config
+from mini_vllm.tokenizer import Tokenizer
 
 TinyModel = Callable[..., tuple[Path, PreTrainedModel]]
 
@@ -40,9 +41,10 @@ def greedy(llm: LLM, prompts: list[list[int]], max_tokens: int) -> list[list[int
 
 def assert_same_tokens(folder: Path, model: PreTrainedModel, prompts: list[list[int]]) -> None:
     expected = [transformers_greedy(model, prompt, 12) for prompt in prompts]
-    assert greedy(LLM(folder, dtype="float32"), prompts, 12) == expected
-    chopped = LLM(folder, dtype="float32", max_num_batched_tokens=7, block_size=3, num_blocks=40)
-    assert greedy(chopped, prompts, 12) == expected, "in chunks of 7 tokens, blocks of 3, with too few blocks for all"
+    for kernels in (True, False):
+        assert greedy(LLM(folder, dtype="float32", kernels=kernels), prompts, 12) == expected, f"kernels={kernels}"
+        chunked = LLM(folder, dtype="float32", kernels=kernels, max_num_batched_tokens=7, block_size=3, num_blocks=40)
+        assert greedy(chunked, prompts, 12) == expected, f"chunks of 7, blocks of 3, too few for all, kernels={kernels}"
 
 
 def rewrite_config(folder: Path, **changes: Any) -> None:
@@ -170,12 +172,18 @@ def test_a_window_one_off_is_heard_in_the_tokens(tiny_model: TinyModel, window: 
     ],
 )
 @pytest.mark.parametrize("max_num_batched_tokens", [1, 16, 2048])
+@pytest.mark.parametrize("kernels", [True, False])
 def test_logits_equal_transformers_at_every_chunk_size(
-    tiny_model: TinyModel, family: str, changes: dict[str, Any], max_num_batched_tokens: int, monkeypatch: pytest.MonkeyPatch
+    tiny_model: TinyModel,
+    family: str,
+    changes: dict[str, Any],
+    max_num_batched_tokens: int,
+    kernels: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, model = tiny_model(family, **changes)
     prompt = list(range(60))
-    llm = LLM(folder, dtype="float32", max_num_batched_tokens=max_num_batched_tokens)
+    llm = LLM(folder, dtype="float32", kernels=kernels, max_num_batched_tokens=max_num_batched_tokens)
     seen: list[torch.Tensor] = []
     run = llm.llm_engine.runner.run
     monkeypatch.setattr(llm.llm_engine.runner, "run", lambda step: seen.append(run(step)) or seen[-1])
@@ -256,10 +264,10 @@ def test_rope_keeps_no_table_and_is_no_parameter() -> None:
 
 
 def test_twenty_prompts_of_smollm2_equal_transformers_batched_and_alone(smollm2: Path) -> None:
-    llm = LLM(smollm2, dtype="float32", enable_prefix_caching=False)
-    assert llm.tokenizer
-    prompts = twenty_prompts(llm.tokenizer)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    prompts = twenty_prompts(Tokenizer(smollm2))
     expected = [transformers_greedy(model, prompt, 8) for prompt in prompts]
-    assert greedy(llm, prompts, 8) == expected
-    assert [greedy(llm, [prompt], 8)[0] for prompt in prompts] == expected
+    for kernels in (True, False):
+        llm = LLM(smollm2, dtype="float32", kernels=kernels, enable_prefix_caching=False)
+        assert greedy(llm, prompts, 8) == expected
+        assert [greedy(llm, [prompt], 8)[0] for prompt in prompts] == expected

@@ -10,7 +10,8 @@ from transformers import LlamaConfig as TransformersConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from mini_vllm.layers.rotary import RotaryEmbedding, apply_rotary, inverse_frequency
+from mini_vllm.layers.rope_scaling import inverse_frequency
+from mini_vllm.layers.rotary import RotaryEmbedding, apply_rotary
 from mini_vllm.loading.checkpoint import CheckpointError
 from mini_vllm.models.llama import LlamaConfig
 
