@@ -112,7 +112,7 @@ class Learner:
             return
         number, num_blocks, block_size = around["kv_cache"]
         cache = self._kv_caches.setdefault(number, KVCache(num_blocks, block_size))
-        with set_forward_context(ForwardContext(kv_cache=cache, **unpacker.unpack(around["step"]))):
+        with set_forward_context(ForwardContext.from_json(around["step"], cache)):
             yield
 
     def _other(self, kind: str, value: Any, unpack: Callable[[Any], Any]) -> Any:

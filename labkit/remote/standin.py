@@ -159,14 +159,13 @@ class Remote:
             "grad": torch.is_grad_enabled(),
         }
         if (context := forward_context._current.get()) is not None:
-            names = ("query_start", "lengths", "block_tables", "write_slots", "logits_indices", "lora_ids")
             cache = context.kv_cache
             if cache not in self._kv_numbers:
                 self._kv_next += 1
                 self._kv_numbers[cache] = self._kv_next
                 finalize(cache, self._free_kv.append, self._kv_next)
             around["kv_cache"] = [self._kv_numbers[cache], cache.num_blocks, cache.block_size]
-            around["step"] = packer.pack({name: getattr(context, name) for name in names})
+            around["step"] = context.to_json()
         return around
 
     def _sent(self, value: Any, pack: Callable[[Any], Any]) -> dict[str, Any]:
