@@ -33,16 +33,7 @@ class KVCache:
         self._layers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def layer(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The key and the value tensor of one layer.
-
-        Args:
-            name: the layer's name, unique in its model.
-            like: (T, K, D), the layer's keys; gives number of heads, head size, dtype and device.
-
-        Returns:
-            Two tensors of shape (B, block_size, K, D), zero where no token was written. On a CPU the operating system allocates
-            a page when it is first written.
-        """
+        """A layer's keys and values, two tensors (B, block_size, K, D) with the heads, dtype and device of ``like`` (T, K, D)."""
         if name not in self._layers:
             shape = (self.num_blocks, self.block_size, *like.shape[1:])
             self._layers[name] = (_zeros(shape, like), _zeros(shape, like))
@@ -52,6 +43,7 @@ class KVCache:
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return like.new_zeros(shape)
+    # Anonymous memory: the operating system allocates a page of zeros when it is first written.
     return torch.frombuffer(mmap(-1, prod(shape) * like.element_size()), dtype=like.dtype).view(shape)
 
 
@@ -114,11 +106,7 @@ _current: ContextVar[ForwardContext | None] = ContextVar("forward_context", defa
 
 @contextmanager
 def set_forward_context(context: ForwardContext) -> Iterator[None]:
-    """Makes ``context`` the one that layers see inside the block, for one model call.
-
-    Raises:
-        RuntimeError: a step is running already; one step runs at a time.
-    """
+    """Makes ``context`` the one that layers see inside the block; raises RuntimeError while another step runs."""
     if _current.get() is not None:
         raise RuntimeError("a forward context is already set: one step must end before the next begins")
     token = _current.set(context)
@@ -130,11 +118,7 @@ def set_forward_context(context: ForwardContext) -> Iterator[None]:
 
 
 def get_forward_context() -> ForwardContext:
-    """The context of the running step.
-
-    Raises:
-        RuntimeError: there is none: the model was called outside the engine.
-    """
+    """The context of the running step; raises RuntimeError when the model was called outside the engine."""
     context = _current.get()
     if context is None:
         raise RuntimeError("no forward context: attention needs the engine's KV slots, so run the model through LLM or LLMEngine")

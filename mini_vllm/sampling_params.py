@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 RANGES = {
     "n": (1, math.inf),
@@ -101,6 +101,12 @@ class SamplingParams:
         for token, bias in (self.logit_bias or {}).items():
             if not -100 <= bias <= 100:
                 raise ValueError(f"logit_bias of token {token} is {bias}; it must be from -100 to 100")
+
+    def of_each_answer(self) -> list[SamplingParams]:
+        """Parameters of the n answers: each has its own seed, and only the first computes the prompt's logprobs."""
+        seeds = [None if self.seed is None else self.seed + index for index in range(self.n)]
+        first, *others = (replace(self, n=1, seed=seed) for seed in seeds)
+        return [first, *(replace(each, prompt_logprobs=None) for each in others)]
 
     @property
     def is_greedy(self) -> bool:

@@ -22,8 +22,6 @@ class LLMEngine:
     """Serves any object that has ``forward(tokens, positions) -> logits``, and uses nothing else of it.
 
     Args:
-        model: the model to serve.
-        config: the engine's sizes.
         tokenizer: converts the answers' tokens to text; without one, answers are tokens only.
         step_trace: a file to record every step to (engine/step_trace.py).
     """
@@ -60,8 +58,8 @@ class LLMEngine:
         Args:
             request_id: the caller's name for it.
             prompt_token_ids: the prompt.
-            params: how to sample the answer.
-            prompt: the prompt's text, returned with the answers.
+            params: how to sample the answers.
+            prompt: the prompt's text, returned with them.
             cache_salt: only requests with the same salt share blocks of a common prefix.
             lora_id: the adapter that the model applies, 0 for none; only requests with the same one share blocks.
 
@@ -72,9 +70,12 @@ class LLMEngine:
             raise ValueError(f"request id {request_id!r} is taken by a request that has not finished; give each its own")
         if params.stop_strings and self.tokenizer is None:
             raise ValueError(f"request {request_id} has stop texts and there is no tokenizer to find them; use stop_token_ids")
-        parent = ParentRequest(request_id, prompt, prompt_token_ids, params, self.config, self.tokenizer, cache_salt, lora_id)
-        for child in parent.children:
+        parent = ParentRequest(request_id, prompt, [])
+        for index, own in enumerate(params.of_each_answer()):
+            child_id = request_id if params.n == 1 else f"{index}_{request_id}"
+            child = Request(child_id, prompt_token_ids, own, self.config, self.tokenizer, cache_salt, lora_id)
             self.scheduler.add(child)
+            parent.children.append(child)
             self._parents[child] = parent
         self._unfinished[request_id] = parent
 
@@ -83,11 +84,7 @@ class LLMEngine:
         return bool(self._unfinished)
 
     def abort_requests(self, request_ids: Iterable[str]) -> list[RequestOutput]:
-        """Ends requests and frees their blocks; an unknown id is no error, as in vLLM.
-
-        Returns:
-            The requests' answers so far.
-        """
+        """Ends requests, frees their blocks, and returns their answers so far; an unknown id is no error, as in vLLM."""
         parents = [self._unfinished[request_id] for request_id in set(request_ids) & self._unfinished.keys()]
         released = self.scheduler.abort({child for parent in parents for child in parent.children})
         if self._trace:
@@ -99,10 +96,7 @@ class LLMEngine:
     def step(self) -> list[RequestOutput]:
         """Calls the model once; returns the answers so far of every request that has a new token or has ended.
 
-        A request on which the model fails ends with ``finish_reason`` "error"; the others continue.
-
-        Raises:
-            ModelLostError: the model is lost, and with it every request.
+        A request on which the model fails ends with ``finish_reason`` "error"; only ModelLostError is raised.
         """
         started = time.perf_counter()
         step = self.scheduler.schedule()

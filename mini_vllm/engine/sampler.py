@@ -105,7 +105,7 @@ def biased(logits: Tensor, request: Request) -> Tensor:
         if not 0 <= token < vocab_size:
             raise ValueError(f"logit_bias names token {token}; ids go from 0 to {vocab_size - 1}")
         logits[token] += bias
-    if request.must_go_on:
+    if request.must_continue:
         logits[[token for token in request.stop_token_ids if token < vocab_size]] = -math.inf
         if logits.max() == -math.inf:
             raise ValueError(f"request {request.request_id}: min_tokens is {params.min_tokens}, and every token would stop it")

@@ -1,8 +1,8 @@
 """Step trace: a file with a header and one JSON object per step, for ``./lab timeline FILE``. The dataclasses are the format.
 
-    {"format": "mini_vllm step trace", "version": 1, "block_size": 16, "num_blocks": 2048, ...}
-    {"step": 0, "chunks": [{"request": "a", "kind": "prefill", "start": 32, "num_tokens": 16, ...}], ...}
-    {"step": 1, "chunks": [{"request": "a", "kind": "decode", "start": 48, "num_tokens": 1, ...}], ...}
+{"format": "mini_vllm step trace", "version": 1, "block_size": 16, "num_blocks": 2048, ...}
+{"step": 0, "chunks": [{"request": "a", "kind": "prefill", "start": 32, "num_tokens": 16, ...}], ...}
+{"step": 1, "chunks": [{"request": "a", "kind": "decode", "start": 48, "num_tokens": 1, ...}], ...}
 """
 
 from __future__ import annotations

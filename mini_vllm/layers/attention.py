@@ -80,15 +80,7 @@ class AttentionGroup(Protocol):
     """Requests of a step whose attention is computed in one call."""
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        """Computes attention of the group's rows of q, (T, N, D), into the same rows of ``out``.
-
-        Args:
-            q: queries of the whole step.
-            keys: (B, block_size, K, D), with this step's keys in it.
-            values: (B, block_size, K, D).
-            out: (T, N, D).
-        """
-        ...
+        """Computes attention of the group's rows of q (T, N, D) over a layer's tensors, into the same rows of out (T, N, D)."""
 
 
 GroupRequests = Callable[[ForwardContext, Sequence[int], int | None, Tensor], AttentionGroup]
@@ -130,15 +122,13 @@ class GatheredGroup:
         return blocks.view(self.num_requests, -1, *cache.shape[2:])[:, : self.num_keys]
 
     def _decode(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One query per request, (S, N, D), over keys (S, L, K, D). The G queries of a kv head take the place of SDPA's sequence,
-        so that its keys are read once for all of them."""
+        """(S, N, D) over keys (S, L, K, D). The G queries of a kv head are SDPA's sequence, so that its keys are read once."""
         grouped = q.view(len(q), k.shape[2], -1, k.shape[3])
         out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=self.mask)
         return out.reshape(q.shape)
 
     def _prefill(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        """n queries of one request, (n, N, D), over keys (1, L, K, D). The kv heads take the place of SDPA's batch; a stride of
-        zero gives each to its G queries."""
+        """(n, N, D) over keys (1, L, K, D). The kv heads are SDPA's batch; a stride of zero gives each to its G queries."""
         grouped = (len(q), k.shape[2], -1, k.shape[3])
         q = q.view(grouped).permute(1, 2, 0, 3)
         k, v = (heads.permute(2, 0, 1, 3).expand(-1, q.shape[1], -1, -1) for heads in (k, v))

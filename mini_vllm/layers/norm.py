@@ -15,8 +15,7 @@ class RMSNorm(nn.Module):
 
     Attributes:
         weight: (H,).
-        kernel: computes the same for float32, (x, residual, weight, eps) -> forward's result (kernels/elementwise.py); None is
-            plain torch.
+        kernel: computes the same for float32, from (x, residual, weight, eps); None is plain torch.
     """
 
     def __init__(self, hidden_size: int, eps: float) -> None:
@@ -32,15 +31,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Normalizes x; with a residual, adds x to it first. The mean is computed in float32.
-
-        Args:
-            x: (..., H).
-            residual: (..., H), overwritten with the sum; None to normalize x alone.
-
-        Returns:
-            (..., H); with a residual also the sum, as vLLM's RMSNorm returns it.
-        """
+        """Normalizes x (..., H); the mean is computed in float32. With a residual (..., H), adds x to it in place, normalizes the
+        sum, and returns both, as vLLM's RMSNorm does."""
         if self.kernel and x.dtype == torch.float32:
             return self.kernel(x, residual, self.weight, self.eps)  # type: ignore[no-any-return]
         total = x if residual is None else residual.add_(x)

@@ -20,17 +20,17 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "yarn": ("factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
-"""Every kind of scaling, as config.json's rope_type names it, and the keys that it cannot do without."""
+"""Every kind of scaling, by config.json's rope_type, and the keys that it requires."""
 
 
 def inverse_frequency(head_dim: int, max_position: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """How fast each pair turns, and what cosine and sine are multiplied by.
+    """Computes the rotation of each pair per position, and the factor of cosine and sine.
 
     Returns:
         float32 of shape (D / 2,), in radians per position; the attention factor, 1 for all but yarn and longrope.
 
     Raises:
-        ValueError: a kind of scaling that is not in :data:`REQUIRED`.
+        ValueError: the kind of scaling is not in :data:`REQUIRED`.
     """
     match scaling.get("rope_type", "default"):
         case "default":
@@ -46,7 +46,7 @@ def inverse_frequency(head_dim: int, max_position: int, theta: float, scaling: M
         case "longrope":
             return longrope(plain(head_dim, theta), max_position, scaling)
         case kind:
-            raise ValueError(f"rope scaling {kind!r} is not known; the layer knows {', '.join(REQUIRED)}")
+            raise ValueError(f"rope scaling {kind!r} is not supported; use one of {', '.join(REQUIRED)}")
 
 
 def plain(head_dim: int, theta: float) -> Tensor:
@@ -55,12 +55,11 @@ def plain(head_dim: int, theta: float) -> Tensor:
 
 
 def dynamic_theta(head_dim: int, max_position: int, theta: float, scaling: Mapping[str, Any]) -> float:
-    """The base of "dynamic NTK", which grows with the length that is to be read.
+    """The base of "dynamic NTK", which grows with the length of the context.
 
-    transformers takes the length of the sequence at hand, so the base changes while a sequence grows past max_position; keys
-    in a KV cache stay as they were turned. So here, as in vLLM, one length counts for all: max_position, over the
-    max_trained_positions that config.json may give. Without that key the base is theta itself, which is also what
-    transformers does up to max_position, and the engine goes no further.
+    transformers recomputes the base while a sequence grows past max_position, which a KV cache of rotated keys cannot. As in
+    vLLM, one length is used for all sequences: max_position, relative to config.json's max_trained_positions. Without that key
+    the base is theta, as in transformers up to max_position, which the engine does not exceed.
     """
     factor, trained = scaling["factor"], scaling.get("max_trained_positions") or max_position
     stretch = factor * max_position / trained - (factor - 1)
@@ -68,8 +67,8 @@ def dynamic_theta(head_dim: int, max_position: int, theta: float, scaling: Mappi
 
 
 def llama3(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1's: pairs that turn more than high_freq_factor times in the original length stay, those that turn less than
-    low_freq_factor times are slowed by factor, and between the two it is a blend. (D / 2,) to (D / 2,)."""
+    """Llama 3.1's scaling: pairs with more than high_freq_factor turns in the original length stay, pairs with fewer than
+    low_freq_factor are slowed by factor, and those between are interpolated. (D / 2,) to (D / 2,)."""
     factor, low, high = float(scaling["factor"]), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = frequency * float(scaling["original_max_position_embeddings"]) / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
@@ -77,14 +76,14 @@ def llama3(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
 
 
 def yarn(frequency: Tensor, theta: float, scaling: Mapping[str, Any]) -> Tensor:
-    """Peng et al. 2023, "YaRN", section 3.2: as llama3, but the blend is even in i, between the pairs that turn beta_fast and
-    beta_slow times in the original length. (D / 2,) to (D / 2,)."""
+    """Peng et al. 2023, "YaRN", section 3.2: as llama3, but interpolates linearly in i, between the pairs with beta_fast and
+    beta_slow turns in the original length. (D / 2,) to (D / 2,)."""
     half = len(frequency)
 
-    def pair_that_turns(times: float) -> float:
-        return half * math.log(scaling["original_max_position_embeddings"] / (times * 2 * math.pi)) / math.log(theta)
+    def pair_with_turns(turns: float) -> float:
+        return half * math.log(scaling["original_max_position_embeddings"] / (turns * 2 * math.pi)) / math.log(theta)
 
-    first, last = pair_that_turns(scaling.get("beta_fast") or 32), pair_that_turns(scaling.get("beta_slow") or 1)
+    first, last = pair_with_turns(scaling.get("beta_fast") or 32), pair_with_turns(scaling.get("beta_slow") or 1)
     if scaling.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * half - 1)
@@ -93,7 +92,7 @@ def yarn(frequency: Tensor, theta: float, scaling: Mapping[str, Any]) -> Tensor:
 
 
 def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
-    """Section 3.4: 0.1 * ln(factor) + 1, unless config.json says otherwise (attention_factor; DeepSeek's two mscales)."""
+    """Section 3.4: 0.1 * ln(factor) + 1, unless config.json has an attention_factor or DeepSeek's two mscales."""
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
 
@@ -105,11 +104,10 @@ def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
 
 
 def longrope(frequency: Tensor, max_position: int, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Ding et al. 2024, "LongRoPE": every pair is slowed by a number of its own. (D / 2,) to (D / 2,), and the factor.
+    """Ding et al. 2024, "LongRoPE": each pair is slowed by a factor of its own. (D / 2,) to (D / 2,), and the attention factor.
 
-    A checkpoint has two lists. transformers changes from short to long when a sequence outgrows the original length; a KV
-    cache wants one for all, so the long one is taken when max_position is beyond that length, as vLLM does with its
-    max_model_len.
+    A checkpoint has two lists of factors. transformers switches from short to long when a sequence exceeds the original length; a
+    KV cache needs one for all sequences: the long one if max_position exceeds that length, as vLLM does with max_model_len.
     """
     original = scaling["original_max_position_embeddings"]
     own = torch.tensor(scaling["long_factor" if max_position > original else "short_factor"], dtype=torch.float32)

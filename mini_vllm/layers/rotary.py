@@ -33,42 +33,23 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inverse_frequency", frequency, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the inputs of :func:`apply_rotary`, multiplied by the attention factor.
-
-        Args:
-            positions: int64 of shape (T,).
-
-        Returns:
-            cos and signed sin, float32 of shape (T, 1, D); the first half of the sines is negated.
-        """
+        """positions, int64 (T,), to cos and sin times the attention factor, float32 (T, 1, D), the first half of sin negated."""
         angles = (positions.to(self.inverse_frequency.device).unsqueeze(1).float() * self.inverse_frequency).unsqueeze(1)
         cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (x[i], x[i + D/2]) of every head; products are computed in float32.
+    """Rotates the pairs (x[i], x[i + D/2]) of every head of x (T, heads, D), in float32; cos and sin as RotaryEmbedding returns.
 
     The halves are paired as Hugging Face checkpoints store them ("neox style" in vLLM), not neighbors as in the paper and
-    llama.cpp.
-
-    Args:
-        x: (T, heads, D).
-        cos: (T, 1, D), from :class:`RotaryEmbedding`.
-        sin: (T, 1, D), its first half negated.
-
-    Returns:
-        (T, heads, D), in x's dtype.
+    llama.cpp. Returns (T, heads, D), in x's dtype.
     """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 class ApplyRotary(nn.Module):
-    """:func:`apply_rotary` as a layer.
-
-    Attributes:
-        kernel: computes the same for float32 (kernels/elementwise.py); None is plain torch.
-    """
+    """:func:`apply_rotary` as a layer, with a kernel for float32 or None."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -55,11 +55,7 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderModel(nn.Module):
-    """Everything but the LM head; parameter names are the checkpoint's, except for the fused ones.
-
-    Attributes:
-        replay: computes the same as :meth:`run_layers`, replaying decode steps (kernels/decode_graph.py); None is plain torch.
-    """
+    """Everything but the LM head. ``replay``, if set, runs the layers with replay of decode steps (kernels/decode_graph.py)."""
 
     def __init__(self, config: DecoderConfig, attention: AttentionOf) -> None:
         super().__init__()

@@ -73,11 +73,7 @@ class LlamaForCausalLM(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], checkpoint: Checkpoint) -> Self:
-        """Builds the model and loads its weights.
-
-        Raises:
-            CheckpointError: config.json is not of this family, or the checkpoint does not match it.
-        """
+        """Builds the model and loads its weights; raises CheckpointError if config.json or the checkpoint does not match."""
         model = cls(cls.config_class.from_hf(config))
         tied = model.lm_head.weight is model.model.embed_tokens.weight
         load_weights(model, checkpoint, cls.stacked_params_mapping, ignored=lambda name: is_unused(name, tied))

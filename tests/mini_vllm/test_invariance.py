@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
+from integrity import check_integrity
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from labkit.labs import find_lab, load_implementation
@@ -50,7 +51,7 @@ def serve(engine: LLMEngine, concurrency: str) -> list[list[int]]:
             assert output.outputs[0].error is None
             if output.finished:
                 tokens[output.request_id] = output.outputs[0].token_ids
-        engine.scheduler.check_integrity()
+        check_integrity(engine.scheduler)
 
     for index, (prompt, params) in enumerate(REQUESTS):
         engine.add_request(str(index), prompt, params)
