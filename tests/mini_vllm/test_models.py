@@ -226,9 +226,9 @@ def test_qwen2s_own_config_json_has_a_window_that_is_not_in_use() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"hidden_act": "gelu"}, "asks for hidden_act 'gelu'; this engine has silu only"),
+        ({"hidden_act": "gelu"}, "has hidden_act 'gelu'; this engine has silu only"),
         ({"num_key_value_heads": 5}, "32 query heads cannot share 5 kv heads evenly"),
-        ({"head_dim": 7}, "heads of 7 numbers have no halves"),
+        ({"head_dim": 7}, "head_dim is 7; it must be even"),
         ({"num_attention_heads": "32"}, "gives num_attention_heads '32'; it must be a whole number, at least 1"),
         ({"num_hidden_layers": 0}, "gives num_hidden_layers 0; it must be"),
         ({"layer_types": ["full_attention"]}, "has 32 layers and layer_types for 1"),
@@ -245,7 +245,7 @@ def test_what_no_family_here_has_is_refused(changes: dict[str, Any], said: str) 
 
 
 def test_a_missing_size_is_named() -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json has no intermediate_size"):
+    with pytest.raises(CheckpointError, match=r"config\.json has no intermediate_size, which is required"):
         LlamaConfig.from_hf({key: value for key, value in SIZES.items() if key != "intermediate_size"})
 
 
