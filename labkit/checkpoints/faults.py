@@ -90,9 +90,6 @@ def _check_family(checkpoint: EditableCheckpoint) -> None:
             raise UserError(f"{checkpoint.source} has no {name}; it is faulty already, or no checkpoint of {architecture}")
 
 
-# --- The tensors of a fault ---------------------------------------------------------------------------------------------
-
-
 def _layer(checkpoint: EditableCheckpoint, offset: int = 0) -> str:
     """The name of the last layer, or of the layer so many after it."""
     count = checkpoint.config.get("num_hidden_layers")
@@ -121,9 +118,6 @@ def _heads(checkpoint: EditableCheckpoint) -> tuple[int, int, int]:
     """N, K and D."""
     heads, kv_heads = head_counts(checkpoint.config)
     return heads, kv_heads, checkpoint.config.get("head_dim") or checkpoint.config["hidden_size"] // heads
-
-
-# --- Kinds of faults ----------------------------------------------------------------------------------------------------
 
 
 def _missing(*modules: str) -> Apply:
