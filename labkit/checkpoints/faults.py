@@ -90,11 +90,8 @@ def _check_family(checkpoint: EditableCheckpoint) -> None:
             raise UserError(f"{checkpoint.source} has no {name}; it is faulty already, or no checkpoint of {architecture}")
 
 
-# --- The tensors of a fault ---------------------------------------------------------------------------------------------
-
-
 def _layer(checkpoint: EditableCheckpoint, offset: int = 0) -> str:
-    """The name of the last layer, or of the layer so many after it."""
+    """The name of the layer ``offset`` after the last."""
     count = checkpoint.config.get("num_hidden_layers")
     if type(count) is not int or count < 1:
         raise UserError(f"config.json says num_hidden_layers {count!r}; it must be a whole number from 1 up")
@@ -121,9 +118,6 @@ def _heads(checkpoint: EditableCheckpoint) -> tuple[int, int, int]:
     """N, K and D."""
     heads, kv_heads = head_counts(checkpoint.config)
     return heads, kv_heads, checkpoint.config.get("head_dim") or checkpoint.config["hidden_size"] // heads
-
-
-# --- Kinds of faults ----------------------------------------------------------------------------------------------------
 
 
 def _missing(*modules: str) -> Apply:
@@ -232,7 +226,7 @@ def _float16(checkpoint: EditableCheckpoint) -> None:
     name = _weight(checkpoint, DOWN)
     stored, rounded = checkpoint[name], checkpoint[name].to(torch.float16)
     if torch.equal(rounded.to(stored.dtype), stored):
-        raise UserError(f"float16 holds every value of {name} as it is, so none would be rounded; try a float32 checkpoint")
+        raise UserError(f"float16 holds every value of {name} as it is, so none would be rounded; give a float32 checkpoint")
     checkpoint[name] = rounded
 
 

@@ -121,7 +121,7 @@ def fingerprint(path: Path) -> Fingerprint:
     stored = read_checkpoint(path)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not name.endswith(UNREAD_SUFFIXES)}
     sizes = Sizes.of(shapes)
-    names = tuple(name for name in known_names() if sizes and _is(name, sizes, shapes))
+    names = tuple(name for name in known_names() if sizes and _matches(name, sizes, shapes))
     nearest, differences = "", tuple[str, ...]()
     if sizes and not names:
         nearest = min(known_names(), key=lambda name: _known(name)[1].distance(sizes))
@@ -131,7 +131,7 @@ def fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(stored, sizes, names, nearest, differences, disagreements)
 
 
-def _is(name: str, sizes: Sizes, shapes: Mapping[str, Shape]) -> bool:
+def _matches(name: str, sizes: Sizes, shapes: Mapping[str, Shape]) -> bool:
     """Whether all names and shapes are those of a known model; a tied model may also store a copy of its head."""
     config, known = _known(name)
     copied = sizes.head_stored and bool(config.get("tie_word_embeddings"))
@@ -155,7 +155,7 @@ def differing(shapes: Mapping[str, Shape], config: Mapping[str, Any], sizes: Siz
     mine = Sizes.of(shapes)
     if sizes and mine and mine != sizes:
         pairs = [(each.name, getattr(mine, each.name), getattr(sizes, each.name)) for each in fields(Sizes)]
-        return [f"{name} {_word(ours)} instead of {_word(theirs)}" for name, ours, theirs in pairs if ours != theirs]
+        return [f"{name} {_value_text(ours)} instead of {_value_text(theirs)}" for name, ours, theirs in pairs if ours != theirs]
     expected = implied_shapes(config)
     layers: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name in sorted(expected.keys() | shapes.keys()):
@@ -175,7 +175,7 @@ def _first_three(items: Sequence[object]) -> str:
     return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
-def _word(value: object) -> str:
+def _value_text(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     if value is None:
@@ -210,7 +210,7 @@ def report_lines(found: Fingerprint, path: Path) -> Iterator[str]:
     sizes = found.sizes
     yield f"  {sizes.num_hidden_layers} layers, hidden size {sizes.hidden_size}, intermediate size {sizes.intermediate_size}"
     yield f"  vocabulary {sizes.vocab_size}, {'an lm_head' if sizes.head_stored else 'no lm_head: tied to the embedding'}"
-    yield f"  {sizes.query_rows} rows of q, {sizes.kv_rows} of k and of v; biases: {_word(sizes.biases)}"
+    yield f"  {sizes.query_rows} rows of q, {sizes.kv_rows} of k and of v; biases: {_value_text(sizes.biases)}"
     if found.names:
         yield f"Every name and shape is that of {' or '.join(found.names)}."
     else:

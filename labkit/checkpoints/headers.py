@@ -169,7 +169,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in found if names.count(name) > 1)!r:.200} stands in it twice")
+        raise ValueError(f"{next(name for name in found if names.count(name) > 1)!r:.200} is given twice")
     for text in (text for pair in pairs for text in pair if isinstance(text, str)):
         text.encode("utf-8")  # refuses half of a surrogate pair, which no terminal prints
     return found

@@ -13,18 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import progress as bars
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from labkit.system.foreign_text import printable
 
@@ -65,11 +56,9 @@ def transferring(what: str, total: int) -> Iterator[Callable[[int], None]]:
         with _timed(what):
             yield lambda count: None
         return
-    columns = TextColumn("{task.description}", markup=False), BarColumn(20), DownloadColumn()
-    with (
-        _timed(what),
-        Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress,
-    ):
+    size = bars.TextColumn("{task.description}", markup=False), bars.BarColumn(20), bars.DownloadColumn()
+    columns = *size, bars.TransferSpeedColumn(), bars.TimeRemainingColumn()
+    with _timed(what), bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 
@@ -91,8 +80,9 @@ def _timed(what: str) -> Iterator[None]:
 
 @contextmanager
 def _spinner(what: str) -> Iterator[Callable[[str], None]]:
-    columns = SpinnerColumn("line"), TextColumn("{task.description} {task.fields[note]}", markup=False), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    text = bars.TextColumn("{task.description} {task.fields[note]}", markup=False)
+    columns = bars.SpinnerColumn("line"), text, bars.TimeElapsedColumn()
+    with bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None, note="")
         yield lambda note: progress.update(task, note=note)
 

@@ -41,22 +41,7 @@ TIMEOUT = 60
 """Seconds until a command counts as hung; the import of torch takes longest."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The result of a command.
-
-    Attributes:
-        status: its exit status; 127 if there is no such command, 124 if it timed out.
-        text: its stdout and stderr together.
-    """
-
-    status: int
-    text: str
-
-    @property
-    def last(self) -> str:
-        """The last line that is not empty."""
-        return next((line.strip() for line in reversed(self.text.splitlines()) if line.strip()), "")
+Answer = subprocess.CompletedProcess[str]
 
 
 class Host:
@@ -65,21 +50,22 @@ class Host:
     environment: Mapping[str, str] = os.environ
 
     def run(self, command: str) -> Answer:
-        """Runs a command line, without a shell."""
+        """Runs a command line, without a shell. Its stdout includes stderr; status 127: no such command, 124: it timed out."""
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 shlex.split(command),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 timeout=TIMEOUT,
                 check=False,
+                text=True,
+                errors="replace",
             )
         except (FileNotFoundError, PermissionError):
-            return Answer(127, "")
+            return Answer(command, 127, "")
         except subprocess.TimeoutExpired:
-            return Answer(124, f"no answer in {TIMEOUT} seconds")
-        return Answer(done.returncode, done.stdout.decode(errors="replace"))
+            return Answer(command, 124, f"no answer in {TIMEOUT} seconds")
 
     def exists(self, path: str) -> bool:
         """Whether the file exists."""
@@ -130,7 +116,7 @@ def examine(host: Host, prefix: Path = Path(sys.prefix)) -> list[Finding]:
         prefix: the Python environment to check.
     """
     gpu, docker, toolkit = host.run(SMI), host.run(DOCKER_INFO), host.run(TOOLKIT)
-    has_gpu = gpu.status == 0
+    has_gpu = gpu.returncode == 0
     findings = (
         _environment(prefix),
         _disk(host, prefix),
@@ -139,8 +125,8 @@ def examine(host: Host, prefix: Path = Path(sys.prefix)) -> list[Finding]:
         _docker(host, docker),
         _devcontainer(host),
         _driver(host, gpu),
-        _toolkit(toolkit, docker) if has_gpu and docker.status == 0 else None,
-        _cdi(host) if has_gpu and toolkit.status == 0 else None,
+        _toolkit(toolkit, docker) if has_gpu and docker.returncode == 0 else None,
+        _cdi(host) if has_gpu and toolkit.returncode == 0 else None,
         _visible_gpus(host) if has_gpu else None,
         _torch(host, prefix, has_gpu=has_gpu),
     )
@@ -157,6 +143,10 @@ def show(findings: Iterable[Finding]) -> bool:
             print_lines(f"{'':20} {finding.fix}")
     print_lines(f"{fixes} to fix" if fixes else "Nothing to fix: all labs can be done here.")
     return fixes == 0
+
+
+def _last(answer: Answer) -> str:
+    return next((line.strip() for line in reversed(answer.stdout.splitlines()) if line.strip()), "")
 
 
 def _checked(what: str, found: str, is_ok: bool, state: str, fix: str) -> Finding:
@@ -198,35 +188,35 @@ def _shared_memory(host: Host) -> Finding | None:
 
 def _docker(host: Host, info: Answer) -> Finding:
     answer = host.run("docker version --format {{.Server.Version}}")
-    if answer.status == 127:
+    if answer.returncode == 127:
         return Finding("docker", "note", "not installed; only the containers need it", "https://docs.docker.com/engine/install/")
-    if "permission denied" in answer.text.lower():
+    if "permission denied" in answer.stdout.lower():
         fix = "Add yourself to its group (sudo usermod -aG docker $USER), then log in again."
         return Finding("docker", "note", "you have no permission to use its socket", fix)
-    if answer.status:
+    if answer.returncode:
         fix = "Start it (sudo systemctl start docker, or Docker Desktop), or set DOCKER_HOST to its address."
-        return Finding("docker", "note", f"no engine answers: {answer.last}", fix)
-    if "/var/snap/docker" in info.text:
+        return Finding("docker", "note", f"no engine answers: {_last(answer)}", fix)
+    if "/var/snap/docker" in info.stdout:
         fix = (
             f"The snap cannot see the NVIDIA toolkit, and --gpus fails with: {NO_TOOLKIT}. Install Docker's own packages instead."
         )
-        return Finding("docker", "note", f"engine {answer.last}, from a snap", fix)
-    return Finding("docker", "ok", f"engine {answer.last}")
+        return Finding("docker", "note", f"engine {_last(answer)}, from a snap", fix)
+    return Finding("docker", "ok", f"engine {_last(answer)}")
 
 
 def _devcontainer(host: Host) -> Finding:
     answer = host.run("devcontainer --version")
-    return Finding("devcontainer", "ok", "its command line is not installed; VS Code has one" if answer.status else answer.last)
+    return Finding("devcontainer", "ok", "no command line is installed; VS Code has one" if answer.returncode else _last(answer))
 
 
 def _driver(host: Host, smi: Answer) -> Finding:
-    if smi.status == 127:
+    if smi.returncode == 127:
         return Finding("GPU", "ok", "no NVIDIA driver; the labs need none")
-    if smi.status:
+    if smi.returncode:
         fix = "Reinstall the driver, or boot the kernel that it was built for; until then the labs run on the CPU."
-        return Finding("GPU", "note", f"the driver does not answer: {smi.last}", fix)
-    found = "; ".join(line.strip() for line in smi.text.splitlines() if line.strip())
-    supported = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", host.run("nvidia-smi").text)
+        return Finding("GPU", "note", f"the driver does not answer: {_last(smi)}", fix)
+    found = "; ".join(line.strip() for line in smi.stdout.splitlines() if line.strip())
+    supported = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", host.run("nvidia-smi").stdout)
     if supported and (int(supported[1]), int(supported[2])) < CUDA:
         fix = f"The pinned wheels are built for CUDA {CUDA[0]}: it needs a driver of version 580 or later."
         return Finding("GPU", "note", f"{found}; the driver supports CUDA {supported[1]}.{supported[2]}", fix)
@@ -234,11 +224,11 @@ def _driver(host: Host, smi: Answer) -> Finding:
 
 
 def _toolkit(version: Answer, docker: Answer) -> Finding:
-    if version.status:
+    if version.returncode:
         fix = f"docker run --gpus all would fail with: {NO_TOOLKIT}. Run sudo {INSTALL}, then try again."
         return Finding("toolkit", "fix", "a GPU, and no NVIDIA container toolkit", fix)
-    first = version.text.splitlines()[0]
-    if '"nvidia"' not in docker.text:
+    first = version.stdout.splitlines()[0]
+    if '"nvidia"' not in docker.stdout:
         fix = f"docker run --gpus all may fail with: {NO_TOOLKIT}. Run sudo {INSTALL}: it registers it and restarts docker."
         return Finding("toolkit", "fix", f"{first}, not registered with docker", fix)
     return Finding("toolkit", "ok", first)
@@ -262,9 +252,9 @@ def _visible_gpus(host: Host) -> Finding | None:
 def _torch(host: Host, prefix: Path, *, has_gpu: bool) -> Finding:
     answer = host.run(torch_command(prefix))
     try:
-        version, cuda, available, names = json.loads(answer.last)
+        version, cuda, available, names = json.loads(_last(answer))
     except ValueError:
-        return Finding("torch", "fix", f"cannot be imported: {answer.last}", "Run rm -r .venv, then ./lab: it reinstalls it.")
+        return Finding("torch", "fix", f"cannot be imported: {_last(answer)}", "Run rm -r .venv, then ./lab to reinstall it.")
     if available:
         return Finding("torch", "ok", f"{version} sees {', '.join(names)}")
     if has_gpu and cuda is None:

@@ -50,9 +50,6 @@ INSTALLING = "installing"
 LOCK = "lab.lock"
 
 
-# --- State of an environment ----------------------------------------------------------------------------------------------------
-
-
 def install_steps(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The steps that install these sets: the stamp of each, and its pins files, any one of which will do.
 
@@ -108,9 +105,6 @@ def _write(stamp: Path, text: str) -> None:
     new = stamp.with_name(stamp.name + ".new")
     new.write_text(text)
     new.replace(stamp)
-
-
-# --- Installation ---------------------------------------------------------------------------------------------------------------
 
 
 def prepare(

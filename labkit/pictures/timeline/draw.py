@@ -131,9 +131,6 @@ def _all_decodes(drawn: ET.Element, trace: StepTrace, events: list[tuple[int, Ev
         path.attrib |= {"stroke-linecap": "round", "stroke-dasharray": dashes}
 
 
-# --- Shapes ---------------------------------------------------------------------------------------------------------------
-
-
 def _prefill(parent: ET.Element, cell: Cell, num_tokens: int, title: str) -> None:
     """A bar with its number of tokens: horizontal if that fits, else vertical, else only in the tooltip."""
     drawn = group(parent, "prefill", title)
@@ -189,9 +186,6 @@ def _span(parent: ET.Element, first: Cell, last: Cell, waits: bool, title: str) 
         element(drawn, "path", d=line, fill="none", stroke=CROSS, stroke_width=1.6, stroke_dasharray="5 4")
     else:
         element(drawn, "path", d=line, fill="none", stroke=MUTED, stroke_width=1)
-
-
-# --- Charts ---------------------------------------------------------------------------------------------------------------
 
 
 def _charts(root: ET.Element, trace: StepTrace, layout: Layout) -> None:

@@ -102,9 +102,6 @@ def request_rows(trace: StepTrace) -> list[Row]:
     return found
 
 
-# --- Sentences ------------------------------------------------------------------------------------------------------------
-
-
 def of_requests(trace: StepTrace, found: Sequence[Row]) -> str:
     """The counts of the run in one line."""
     hits = sum(chunk.cached_tokens > 0 for step in trace.steps for chunk in step.chunks)
@@ -216,9 +213,6 @@ def _blocks(blocks: tuple[int, ...], verb: str) -> str:
         return f"no block {verb}"
     ids = ", ".join(map(str, blocks[:MAX_LISTED_BLOCKS])) + (", …" if len(blocks) > MAX_LISTED_BLOCKS else "")
     return f"{_count(len(blocks), 'block')} {verb}: {ids}"
-
-
-# --- Terminal -------------------------------------------------------------------------------------------------------------
 
 
 def show(trace: StepTrace, console: Console) -> None:

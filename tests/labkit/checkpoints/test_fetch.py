@@ -53,11 +53,12 @@ class Index(ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes pip ask this index and nobody else, and not wait long for it."""
+        """Variables that make pip ask only this index."""
         return {
             "PIP_INDEX_URL": f"http://127.0.0.1:{self.server_port}/simple/",
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_NO_CACHE_DIR": "1",
+            "PIP_DEFAULT_TIMEOUT": "120",  # a killed run's pip must not ask again before the test ends, on a busy machine either
             "PIP_RETRIES": "1",
             "PIP_RESUME_RETRIES": "1",
             "NO_PROXY": "127.0.0.1",

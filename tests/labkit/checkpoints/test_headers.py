@@ -127,7 +127,7 @@ BROKEN = {
     "a field given twice": (
         b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
         b"\0" * 4,
-        "'dtype' stands in it twice",
+        "'dtype' is given twice",
     ),
     "NaN": (b'{"__metadata__":{"a":NaN}}', b"", "NaN is no JSON"),
     "metadata that is no text": ({"__metadata__": {"a": 1}}, b"", "does not map names to texts"),
@@ -146,7 +146,7 @@ def test_a_broken_header_is_refused_here_and_by_the_library(name: str, tmp_path:
 def test_a_name_given_twice_is_refused_as_the_format_has_it(tmp_path: Path) -> None:
     """The library keeps the last; the format's text disallows it, and another reader would keep the first."""
     twice = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}'
-    assert "'a' stands in it twice" in refusal(written(tmp_path, twice, b"\0" * 4))
+    assert "'a' is given twice" in refusal(written(tmp_path, twice, b"\0" * 4))
 
 
 @pytest.mark.parametrize("dtype", BITS)

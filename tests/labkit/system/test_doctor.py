@@ -30,7 +30,7 @@ class Recorded(Host):
         self.commands, self.files, self.shm, self.free, self.environment = commands, files, shm, free, environment
 
     def run(self, command: str) -> Answer:
-        return Answer(*self.commands.get(command, (127, "")))
+        return Answer(command, *self.commands.get(command, (127, "")))
 
     def exists(self, path: str) -> bool:
         return path in self.files
