@@ -53,7 +53,7 @@ def test_it_comes_up_and_grades(docker: Docker, devcontainer: str, tree: Path, b
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout
 
-        assert "100 of 100 points" in inside("./lab", "check", "01")
+        assert "100 of 100 points" in inside("./lab", "check", "01", "--solution")
         assert "Lab 01" in inside("./lab")
         assert inside("id", "-un").strip() == "learner"
         assert inside("/opt/mini-vllm-labs/bin/python", "-m", "pytest", "--collect-only", "-q", "labs").count("test_lab.py") > 90

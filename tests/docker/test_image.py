@@ -24,11 +24,11 @@ def test_alone_it_shows_the_board(docker: Docker, image: str) -> None:
 @pytest.mark.parametrize("lab", ["01", "03"])
 def test_it_grades(lab: str, how: str, docker: Docker, image: str) -> None:
     options = [*(BOXED if "boxed" in how else ()), *(("--user", "4242:4343") if "else" in how else ())]
-    assert "100 of 100 points" in docker.run(*options, image, "check", lab).stdout
+    assert "100 of 100 points" in docker.run(*options, image, "check", lab, "--solution").stdout
 
 
 def test_it_grades_against_the_real_vllm(docker: Docker, image: str) -> None:
-    assert "100 of 100 points" in docker.run(image, "check", "02").stdout
+    assert "100 of 100 points" in docker.run(image, "check", "02", "--solution").stdout
     said = docker.run(image, "trace", "llama-3-8b", "--tp", "2", "--verify").stdout
     assert "(3072, 4096)" in said
 
@@ -47,9 +47,9 @@ def test_a_learner_s_own_labs_are_graded_and_nothing_of_root_s_is_left_in_them(
         for path in (labs, *before):
             os.chown(path, *owner)
     options = ["--user", user] if user else []
-    mounted = docker.run(*options, "-v", f"{labs}:/workspace/labs", image, "check", "03", "--impl", "starter")
+    mounted = docker.run(*options, "-v", f"{labs}:/workspace/labs", image, "check", "03")
     assert "100 of 100 points" in mounted.stdout
-    failed = docker.run(*options, "-v", f"{labs}:/workspace/labs", image, "check", "01", "--impl", "starter", check=False)
+    failed = docker.run(*options, "-v", f"{labs}:/workspace/labs", image, "check", "01", check=False)
     assert (failed.returncode, "0 of 100 points" in failed.stdout) == (1, True)
     written = {path for path in labs.rglob("*")} - before
     assert {path.stat().st_uid for path in written} <= {owner[0]}

@@ -31,10 +31,10 @@ RUN: dict[str, tuple[tuple[int, ...], str]] = {
     "./lab --help": ((0,), "trace"),
     "./lab doctor": ((0, 1), "Python 3.11"),
     "./lab start 01": ((0,), "starter.py"),
-    "./lab check 01": ((0,), "100 of 100 points"),
-    "./lab check 01 --impl starter": ((0, 1), "of 100 points"),
-    "./lab check 03": ((0,), "100 of 100 points"),
-    "./lab check 03 --impl starter": ((0, 1), "of 100 points"),
+    "./lab check 01": ((0, 1), "of 100 points"),
+    "./lab check 01 --solution": ((0,), "100 of 100 points"),
+    "./lab check 03": ((0, 1), "of 100 points"),
+    "./lab check 03 --solution": ((0,), "100 of 100 points"),
     "LAB_IMPL=starter pytest labs/lab-03-weight-mapping -q": ((0, 1), " in "),
     "./lab fingerprint DIRECTORY": ((0,), "vocabulary"),
     "./lab trace llama-3-8b --tp 2 --all-ranks": ((0,), "(3072, 4096)"),
@@ -52,8 +52,8 @@ COVERED: dict[str, tuple[str, str]] = {
     "./lab tour": (".ci/run", "\n./lab tour\n"),
     "./lab test": (".ci/run", "\n./lab test\n"),
     "./lab test -e lab01": ("tox.ini", "\nenv_list = lint, types, docs, lab01, lab03, lab02, lab04, mutants,"),
-    "./lab check 04": ("tests/labkit/check/test_check.py", "def test_every_solution_passes("),
-    "./lab check 04 --impl starter": ("tests/labkit/check/test_check.py", "def test_every_starter_fails_every_task_with_"),
+    "./lab check 04 --solution": ("tests/labkit/check/test_check.py", "def test_every_solution_passes("),
+    "./lab check 04": ("tests/labkit/check/test_check.py", "def test_an_unchanged_starter_is_not_started_"),
     "LAB_IMPL=starter pytest labs/lab-04-graduate-to-vllm -q": (
         "tests/labkit/check/test_check.py",
         "def test_every_starter_fails_",
@@ -85,11 +85,11 @@ COVERED: dict[str, tuple[str, str]] = {
     '.venv/bin/pytest labs -m "not gpu"': ("tox.ini", "\nenv_list = lint, types, docs, lab01, lab03, lab02, lab04, mutants,"),
     "LAB_IMPL=starter .venv/bin/pytest labs/lab-01-add-a-toy-architecture -q": (
         "tests/docs/test_commands.py",
-        '"./lab check 01 --impl starter"',
+        '"./lab check 01": ((0, 1)',
     ),
     "LAB_IMPL=starter pytest labs/lab-01-add-a-toy-architecture -q": (
         "tests/docs/test_commands.py",
-        '"./lab check 01 --impl starter"',
+        '"./lab check 01": ((0, 1)',
     ),
     "torchrun --nproc-per-node 3 -m mini_vllm generate MODEL": (
         "tests/mini_vllm/test_tensor_parallel.py",
@@ -104,17 +104,17 @@ COVERED: dict[str, tuple[str, str]] = {
     ".venv/bin/python -m labkit.system.environment ray": ("tox.ini", "python -m labkit.system.environment base ray"),
     "docker build -f docker/Dockerfile -t mini-vllm-labs .": ("tests/docker/conftest.py", '"build",'),
     "docker run --rm mini-vllm-labs": ("tests/docker/test_image.py", "docker.run(image).stdout"),
-    "docker run --rm mini-vllm-labs check 01": ("tests/docker/test_image.py", 'image, "check", lab)'),
-    'docker run --rm -v "$PWD/labs:/workspace/labs" mini-vllm-labs check 01 --impl starter': (
+    "docker run --rm mini-vllm-labs check 01 --solution": ("tests/docker/test_image.py", 'image, "check", lab, "--solution")'),
+    'docker run --rm -v "$PWD/labs:/workspace/labs" mini-vllm-labs check 01': (
         "tests/docker/test_image.py",
-        'f"{labs}:/workspace/labs", image, "check", "01", "--impl", "starter"',
+        'f"{labs}:/workspace/labs", image, "check", "01", check=False)',
     ),
     "docker run --rm -it mini-vllm-labs bash": ("tests/docker/test_image.py", 'docker.run(image, "bash"'),
 }
 """What CI runs elsewhere: the file that runs it, and the words in that file."""
 
 NOT_RUN: dict[str, str] = {
-    "./lab test -e lab01-starter": "a tox environment within one; ./lab check 01 --impl starter is run, and the name is known",
+    "./lab test -e lab01-starter": "a tox environment within one; ./lab check 01 is run, and the name is known",
     "LAB_IMPL=starter tox -e lab01": "the same",
     "LAB_IMPL=starter tox -e lab03": "the same",
     "LAB_IMPL=starter tox -e lab04": "the same",
@@ -137,7 +137,7 @@ NOT_RUN: dict[str, str] = {
         "fetch",
         "loading",
         "tensor_parallel",
-        "spine",
+        "commands",
         "verify",
         "watch",
     ]
