@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/commands.py                  all of them
     .venv/bin/python benchmarks/commands.py check [ROUNDS]   ./lab check on labs 01 and 03 against plain pytest on the same file
 
-Tracing and the tour need the vLLM part and the SmolLM2 checkpoint: run ``./lab tour`` once before. Check and pytest alternate, and
-the median counts; of the other commands the fastest of three runs counts, which other work on the machine has disturbed least.
+Tracing and the tour need the vLLM part and the SmolLM2 checkpoint: run ``./lab tour`` once before. Check and pytest alternate,
+and the median counts. Of the other commands the fastest of three runs counts: other work on the machine has disturbed it least.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/watch.py        # labs 01 and 03; or name one, and how many rounds
 
-Each task that asks for code has one wrong answer, with which the tasks before it still pass. In each round the wrong answer is saved
-again with another comment (verdict: failing), then the right one (verdict: passed). The verdict is the one on the task in hand, whose
-tests run first; the other tests run after it. The baseline is ``pytest -x`` on the same wrong file, up to the first failure. The board
-is timed too.
+Each task that asks for code has one wrong answer, with which the tasks before it still pass. In each round the wrong answer is
+saved again with another comment (verdict: failing), then the right one (verdict: passed). The verdict is the one on the task in
+hand, whose tests run first; the other tests run after it. The baseline is ``pytest -x`` on the same wrong file, up to the first
+failure. The board is timed too.
 """
 
 from __future__ import annotations

@@ -95,9 +95,7 @@ def reset(number: LabNumber) -> None:
 @app.command(short_help="a verdict now: on your file, the solution, or any file", rich_help_panel=LEARN)
 def check(
     number: Annotated[str, typer.Argument(metavar="01|02|03|04|all", help="which lab", autocompletion=lab_numbers)],
-    impl: Annotated[
-        str | None, typer.Option(help="starter, solution or a .py file; else what LAB_IMPL names, else starter")
-    ] = None,
+    impl: Annotated[str | None, typer.Option(help="starter, solution or a .py file; else LAB_IMPL, else starter")] = None,
     solution: Annotated[bool, typer.Option("--solution", help="the same as --impl solution")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report here, as JSON")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="the same as JUnit XML")] = None,

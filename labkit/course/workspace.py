@@ -78,7 +78,7 @@ def solution(lab: Lab, give_up: bool) -> list[str]:
         left = [task.name for task in lab.tasks if known[task.name].state not in DONE]
         raise UserError(
             f"lab {lab.number} has not passed yet; left: {', '.join(left)}. ./lab hint {lab.number} helps, "
-            f"./lab check {lab.number} --impl starter takes the verdict, and --i-give-up shows the solution all the same"
+            f"./lab check {lab.number} takes the verdict, and --i-give-up shows the solution all the same"
         )
     starter = lab.implementation("starter")
     try:
