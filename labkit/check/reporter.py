@@ -34,7 +34,7 @@ TIMEOUT = r"Timeout \(>([\d.]+)s\)"
 """pytest-timeout's message."""
 
 TIMED_OUT = "did not end within"
-"""The begin of the message that replaces it."""
+"""The start of the message that replaces it."""
 
 
 class Reporter:
