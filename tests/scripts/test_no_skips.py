@@ -1,4 +1,4 @@
-"""A run that has skipped a test, of GPU tests or in CI: by its exit status and its summary it is no pass."""
+"""A run that skips a test fails if MINI_VLLM_LABS_NO_SKIPS is set, as in CI and for GPU tests."""
 
 from __future__ import annotations
 
@@ -16,33 +16,26 @@ PASSES, SKIPS, FAILS = (
 )
 
 
-def run(tests: list[str], folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    for number, text in enumerate(tests):
-        (folder / f"test_{number}.py").write_text(text)
-    command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", "-c", os.devnull, str(folder)]
-    return subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT / "tests")} | environment, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.mark.parametrize(
-    ("tests", "status", "said"),
+    ("tests", "no_skips", "status", "line"),
     [
-        ([PASSES], 0, None),
-        ([SKIPS], 5, "NOT A PASS: 1 of 1 tests were not run:"),
-        ([PASSES, SKIPS], 5, "NOT A PASS: 1 of 2 tests were not run:"),
-        ([PASSES, SKIPS, FAILS], 1, "NOT A PASS: 1 of 3 tests were not run:"),
+        ([PASSES], "1", 0, None),
+        ([SKIPS], "1", 5, "NOT A PASS: 1 of 1 tests were not run:"),
+        ([PASSES, SKIPS], "1", 5, "NOT A PASS: 1 of 2 tests were not run:"),
+        ([PASSES, SKIPS, FAILS], "1", 1, "NOT A PASS: 1 of 3 tests were not run:"),
+        ([PASSES, SKIPS], "", 0, None),
     ],
 )
-def test_what_was_skipped_is_no_pass(tests: list[str], status: int, said: str | None, tmp_path: Path) -> None:
-    ended = run(tests, tmp_path, "-p", "no_skips")
-    assert ended.returncode == status, ended.stdout
-    assert ("NOT A PASS" in ended.stdout) == bool(said)
-    if said:
-        assert f"{said}\n  needs a CUDA device\n" in ended.stdout
-
-
-@pytest.mark.parametrize(("asked", "status"), [("", 0), ("1", 5)])
-def test_in_ci_a_skip_of_these_tests_is_no_pass(asked: str, status: int, tmp_path: Path) -> None:
+def test_a_skip_is_a_failure_if_skips_are_forbidden(
+    tests: list[str], no_skips: str, status: int, line: str | None, tmp_path: Path
+) -> None:
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
-    assert run([PASSES, SKIPS], tmp_path, MINI_VLLM_LABS_NO_SKIPS=asked).returncode == status
+    for number, text in enumerate(tests):
+        (tmp_path / f"test_{number}.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, str(tmp_path)]
+    environment = os.environ | {"MINI_VLLM_LABS_NO_SKIPS": no_skips}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == status, ended.stdout
+    assert ("NOT A PASS" in ended.stdout) == bool(line)
+    if line:
+        assert f"{line}\n  needs a CUDA device\n" in ended.stdout
