@@ -120,7 +120,7 @@ def test_a_starter_that_is_gone_or_no_text_costs_no_command(
         ran = lab(*command)
         assert "defect of ours" not in ran.stdout, command
     assert "starter.py" in ran.stdout
-    assert "100 of 100" in lab("check", "03").stdout
+    assert "100 of 100" in lab("check", "03", "--solution").stdout
     assert lab("reset", "03").returncode == 0
     assert starter.exists()
 
