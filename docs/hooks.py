@@ -16,7 +16,7 @@ from labkit.labs import ROOT, all_labs
 
 SECTIONS = {
     "Reference": ("docs/glossary.md", "docs/verify.md", "docs/first-pull-request.md"),
-    "The engine": ("mini_vllm/README.md", "benchmarks/README.md"),
+    "The engine": ("mini_vllm/README.md", "mini_vllm/kernels/README.md", "benchmarks/README.md"),
     "In a container": ("docker/README.md", "devcontainer/README.md"),
 }
 IMAGE = re.compile(r"!\[[^\]]*\]\(([^)#:]+)\)")
