@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from labkit.grading.classroom import Grader, in_threads, version_of  # found only with the line above
-from labkit.grading.container import Sandbox, see_to_image
+from labkit.grading.container import find_image
 from labkit.grading.submissions import Submission
 from labkit.system.labs import Lab, find_lab
 
@@ -70,18 +70,18 @@ def main() -> None:
     place.add_argument("--ray", action="store_true", help="on a Ray cluster")
     place.add_argument("--image", help="in containers of this image")
     given = parser.parse_args()
-    one_here = in_threads(Sandbox(None), 1)
+    one_here = in_threads(None, 1)
     seconds(one_here, given.lab, 1)  # warm: the engine's kernels are compiled once on a machine
     with ExitStack() as stack:
-        where, grader = "in child processes", in_threads(Sandbox(None), 2)
+        where, grader = "in child processes", in_threads(None, 2)
         if given.ray:
             from labkit.grading.cluster import on_ray
 
             where, grader = "on two raylets", on_ray(stack.enter_context(two_raylets()), None, version_of(given.lab, None), None)
         if given.image:
-            sandbox = Sandbox(see_to_image(given.image))
-            where, grader = "in containers", in_threads(sandbox, 2)
-            added = [seconds(in_threads(sandbox, 1), given.lab, 1) - seconds(one_here, given.lab, 1) for _ in range(given.runs)]
+            image = find_image(given.image)
+            where, grader = "in containers", in_threads(image, 2)
+            added = [seconds(in_threads(image, 1), given.lab, 1) - seconds(one_here, given.lab, 1) for _ in range(given.runs)]
             print(f"a container adds {spread(added)} s to a verdict; the bar is {CONTAINER_BAR}\n")
         print("| graded | submissions | one verdict, s | all, s | each, s | all / (submissions x one verdict / 2) |")
         print("|---|---|---|---|---|---|", flush=True)

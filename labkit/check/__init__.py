@@ -1,1 +1,1 @@
-"""The verdict on one file: pytest in a child process, its results and its report."""
+"""Grading one file: pytest in a child process, its reporter, and the report."""

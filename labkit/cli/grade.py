@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from labkit.cli.arguments import TEACH, lab_numbers
+from labkit.system.console import console, print_lines, working
+from labkit.system.errors import UserError
 from labkit.system.labs import find_lab
+
+if TYPE_CHECKING:
+    from labkit.grading.classroom import Grader
+
+NO_CONTAINER = (
+    "--no-sandbox: each file runs in a child process of yours, which can read what you can read; "
+    "for your own code only (labkit/grading/README.md says what it withstands)"
+)
 
 app = typer.Typer()
 
@@ -37,8 +49,38 @@ def grade(
 
     Run the command again to continue after an interruption.
     """
-    from labkit.grading.command import grade_class
+    from labkit.grading.classroom import Classroom, show
+    from labkit.grading.container import find_image
+    from labkit.grading.exporters import FORMATS
+    from labkit.grading.similarity import write_for_jplag
+    from labkit.grading.submissions import read_submissions
 
-    sandbox_image = None if no_sandbox else image
-    failed = grade_class(submissions, find_lab(number), output, jobs, sandbox_image, ray, formats or [], similarity)
-    raise typer.Exit(1 if failed else 0)
+    lab, formats = find_lab(number), formats or []
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UserError(f"there is no format {unknown[0]!r}; the formats are {', '.join(FORMATS)}")
+    received = read_submissions(submissions, lab)
+    if no_sandbox:
+        console.print(NO_CONTAINER, soft_wrap=True)
+    image_id = None if no_sandbox else find_image(image)
+    classroom = Classroom.make(lab, output, image_id)
+    grader = _grader(ray, image_id, classroom.version, jobs)
+    with working(f"Grading {len(received)} submissions of lab {lab.number}") as note:
+        results = classroom.grade(received, grader, note)
+    show(results, lab, console)
+    written = classroom.write(results, formats)
+    if similarity:
+        written.append(write_for_jplag(received, lab, output / "jplag"))
+    print_lines(*(f"written: {path}" for path in written))
+    raise typer.Exit(1 if any(result["report"] is None for result in results) else 0)
+
+
+def _grader(ray: str | None, image: str | None, version: str, jobs: int | None) -> Grader:
+    if ray is None:
+        from labkit.grading.classroom import in_threads
+
+        return in_threads(image, jobs or os.cpu_count() or 1)
+    if find_spec("ray") is None:
+        raise UserError("--ray needs Ray, which is missing; `.venv/bin/python -m labkit.system.environment ray` installs it")
+    from labkit.grading.cluster import on_ray
+
+    return on_ray(ray, image, version, jobs)

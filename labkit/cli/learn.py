@@ -105,9 +105,8 @@ def reset(number: LabNumber) -> None:
 @app.command(rich_help_panel=LEARN)
 def check(
     number: Annotated[str, typer.Argument(metavar="01|02|03|04|all", help="which lab", autocompletion=lab_numbers)],
-    impl: Annotated[
-        str, typer.Option(envvar="LAB_IMPL", help="solution, starter or the path of a .py file", show_envvar=False)
-    ] = "solution",
+    impl: Annotated[str | None, typer.Option(help="starter, solution or a .py file; default: LAB_IMPL, else starter")] = None,
+    solution: Annotated[bool, typer.Option("--solution", help="the same as --impl solution")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report to this file as JSON")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report as JUnit XML")] = None,
     gradescope: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report as Gradescope's results.json")] = None,
@@ -118,6 +117,9 @@ def check(
     from labkit.course.progress import digest, record_report
     from labkit.system.atomic_write import check_output_path
 
+    if solution and impl not in (None, "solution"):
+        raise UserError(f"--solution and --impl {impl} name two files to grade; give one of the two")
+    choice = "solution" if solution else impl or os.environ.get("LAB_IMPL") or "starter"
     files = {"json": json, "junit": junit, "gradescope": gradescope, "classroom": classroom}
     wanted = {name: path for name, path in files.items() if path}
     labs = all_labs() if number == "all" else [find_lab(number)]
@@ -129,7 +131,7 @@ def check(
     for lab in labs:
         taken = digest(lab)
         with working(f"Grading lab {lab.number}"):
-            report = check_lab(lab, impl)
+            report = check_lab(lab, choice)
         board.show_report(report)
         try:
             record_report(report, taken)

@@ -18,7 +18,7 @@ from labkit.system.console import console, print_text
 from labkit.system.labs import Lab, all_labs
 
 if TYPE_CHECKING:
-    from labkit.check.check import Report, TestResult
+    from labkit.check.report import Report, TestResult
 
 PASSED: tuple[State, ...] = ("passed", "passed on captured data only")
 STYLES: dict[str, str] = {
@@ -94,6 +94,8 @@ def show_report(report: Report) -> None:
     if skips:
         print_text(f"{len(skips)} tests were skipped, which does not count as passed: {skips[0].message}")
     console.print(f"{report.points} of {lab.points} points")
+    if all(result.status == "not started" for result in report.tasks):
+        print_text(f"{report.graded.name} is unchanged. Next: ./lab start {lab.number} opens it and its README.md")
     open_tasks = [result.task for result in report.tasks if result.status in ("failed", "not run")]
     if open_tasks:
         print_text(f"Hint for {open_tasks[0].name}: {open_tasks[0].hints[0]}")

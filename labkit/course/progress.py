@@ -20,7 +20,7 @@ from labkit.system.errors import UserError
 from labkit.system.labs import ROOT, Lab, Task
 
 if TYPE_CHECKING:
-    from labkit.check.check import Report, TaskResult
+    from labkit.check.report import Report, TaskResult
 
 FOLDER = ROOT / "labs" / ".progress"
 

@@ -1,4 +1,4 @@
-"""A whole class: every submission is graded once, each result is a file written whole, and a rerun goes on from there."""
+"""Grades a class: each submission once; each result is a file, and a second run grades only what has no result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from labkit.check.check import sha256_of, trusted_files
-from labkit.grading.container import Sandbox
+from labkit.check.check import Start, start_pytest
+from labkit.check.report import ReportError, validator
+from labkit.grading.container import Container
 from labkit.grading.exporters import FORMATS
-from labkit.grading.fork_server import fork_servers
-from labkit.grading.report import ReportError, validator
+from labkit.grading.judge_server import judge_servers
 from labkit.grading.submissions import Submission
+from labkit.grading.verdict import grade_source, sha256_of, trusted_files
 from labkit.system.atomic_write import atomic_write
 from labkit.system.errors import UserError
 from labkit.system.labs import Lab
@@ -33,12 +34,12 @@ Grader = Callable[[Lab, list[Submission]], Iterator[Graded]]
 
 @dataclass(frozen=True)
 class Classroom:
-    """Where results go, and what they were reached with.
+    """The results of a class on disk.
 
     Attributes:
-        lab: which lab.
+        lab: the lab.
         output: the folder: results/NAME.json, grades.csv, grades.json, and a folder for each format.
-        version: what a result depends on besides the submission: the tests, the engine, labkit and the sandbox.
+        version: identifies what a result depends on besides the submission: the tests, the engine, labkit and the image.
     """
 
     lab: Lab
@@ -47,10 +48,10 @@ class Classroom:
 
     @classmethod
     def make(cls, lab: Lab, output: Path, image: str | None) -> Classroom:
-        """With the folder for results made.
+        """Creates the folder for results.
 
         Raises:
-            UserError: it cannot be.
+            UserError: it cannot be created.
         """
         try:
             (output / "results").mkdir(parents=True, exist_ok=True)
@@ -59,20 +60,20 @@ class Classroom:
         return cls(lab, output, version_of(lab, image))
 
     def grade(self, submissions: list[Submission], grader: Grader, note: Callable[[str], None]) -> list[dict[str, Any]]:
-        """Every submission's result, those of an earlier run taken as they are; in the order of ``submissions``."""
-        results = {each.name: found for each in submissions if (found := self._earlier(each))}
+        """Grades the submissions that have no result yet; returns all results, in the order of ``submissions``."""
+        results = {each.name: found for each in submissions if (found := self._read(each))}
         left = [each for each in submissions if each.name not in results]
         gradable = [each for each in left if not each.fault]
         for each in left:
             if each.fault:
-                results[each.name] = self._keep(each, None, each.fault)
+                results[each.name] = self._write(each, None, each.fault)
         for done, (submission, answer) in enumerate(grader(self.lab, gradable), 1):
-            results[submission.name] = self._keep(submission, answer.get("report"), answer.get("fault", ""))
+            results[submission.name] = self._write(submission, answer.get("report"), answer.get("fault", ""))
             note(f"{done} of {len(gradable)}, {len(submissions) - len(left)} done before")
         return [results[each.name] for each in submissions]
 
     def write(self, results: list[dict[str, Any]], formats: list[str]) -> list[Path]:
-        """grades.csv, grades.json and each result in the formats asked for."""
+        """Writes grades.csv, grades.json and a folder of reports for each format; returns their paths."""
         table = io.StringIO()
         tasks = [task.name for task in self.lab.tasks]
         rows = csv.writer(table)
@@ -93,42 +94,41 @@ class Classroom:
                     atomic_write(self.output / name / f"{result['name']}.{suffix}", FORMATS[name](result["report"]))
         return [self.output / each for each in ("grades.csv", "grades.json", *formats)]
 
-    def _place(self, submission: Submission) -> Path:
+    def _path(self, submission: Submission) -> Path:
         return self.output / "results" / f"{submission.name}.json"
 
-    def _earlier(self, submission: Submission) -> dict[str, Any] | None:
-        """The result of an earlier run, if it is of these bytes, reached with what would be used now."""
+    def _read(self, submission: Submission) -> dict[str, Any] | None:
+        """The result of an earlier run, if it is for the same bytes and version."""
         try:
-            result = json.loads(self._place(submission).read_text(encoding="utf-8"))
+            result = json.loads(self._path(submission).read_text(encoding="utf-8"))
             same = (result["sha256"], result["version"]) == (submission.sha256, self.version)
             whole = same and (result["report"] is None or validator().is_valid(result["report"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return result if whole and (result["report"] or submission.fault) else None
 
-    def _keep(self, submission: Submission, report: dict[str, Any] | None, fault: str) -> dict[str, Any]:
+    def _write(self, submission: Submission, report: dict[str, Any] | None, fault: str) -> dict[str, Any]:
         own = {"name": submission.name, "sha256": submission.sha256, "version": self.version}
         result = own | {"fault": fault, "report": report}
-        atomic_write(self._place(submission), json.dumps(result, indent=1) + "\n")
+        atomic_write(self._path(submission), json.dumps(result, indent=1) + "\n")
         return result
 
 
 def version_of(lab: Lab, image: str | None) -> str:
-    """What a result depends on besides the submission, on the machine that this runs on."""
+    """Identifies what a result depends on besides the submission: the files on this machine, and the image."""
     return f"{sha256_of([*trusted_files(), lab.folder / 'lab.toml'])} {image or 'no sandbox'}"
 
 
-def in_threads(sandbox: Sandbox, jobs: int) -> Grader:
-    """Grades on this machine, so many at a time; a thread waits for each, the work is done in other processes."""
+def in_threads(image: str | None, jobs: int) -> Grader:
+    """Returns a grader for this machine with so many threads; the work is done in containers or in child processes."""
 
     def grade(lab: Lab, submissions: list[Submission]) -> Iterator[Graded]:
         with ExitStack() as stack:
-            stack.enter_context(_shared_processors(jobs))
-            own = sandbox
-            if own.image is None and len(submissions) > jobs:
-                own = replace(own, start=stack.enter_context(fork_servers(jobs)))
+            stack.enter_context(_divided_processors(jobs))
+            forks = image is None and len(submissions) > jobs
+            start = stack.enter_context(judge_servers()) if forks else start_pytest
             pool = stack.enter_context(ThreadPoolExecutor(jobs))
-            futures = {pool.submit(answer, own, lab.number, each.name, each.source): each for each in submissions}
+            futures = {pool.submit(answer, image, lab.number, each.source, start): each for each in submissions}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
@@ -139,9 +139,8 @@ def in_threads(sandbox: Sandbox, jobs: int) -> Grader:
 
 
 @contextmanager
-def _shared_processors(jobs: int) -> Iterator[None]:
-    """Each of the processes that are started meanwhile uses its share of the processors, unless OMP_NUM_THREADS says otherwise:
-    with a thread for each processor in every one of them, they wait for each other."""
+def _divided_processors(jobs: int) -> Iterator[None]:
+    """Sets OMP_NUM_THREADS, unless it is set: with a thread per processor in every child process, they wait for each other."""
     name = "OMP_NUM_THREADS"
     if name in os.environ:
         yield
@@ -153,16 +152,16 @@ def _shared_processors(jobs: int) -> Iterator[None]:
         del os.environ[name]
 
 
-def answer(sandbox: Sandbox, lab_number: str, name: str, source: bytes) -> dict[str, Any]:
-    """A report, or the sentence that says why there is none; never an exception, so that one does not end them all."""
+def answer(image: str | None, lab_number: str, source: bytes, start: Start = start_pytest) -> dict[str, Any]:
+    """Grades one submission: a report, or the sentence why there is none. An exception would end the whole class."""
     try:
-        return {"report": sandbox.grade(lab_number, name, source)}
+        return {"report": Container(image).grade(lab_number, source) if image else grade_source(lab_number, source, start)}
     except (ReportError, OSError) as error:
         return {"fault": str(error)}
 
 
 def show(results: list[dict[str, Any]], lab: Lab, console: Console) -> None:
-    """The class as a table: a row each, a column for each task."""
+    """Prints a table with a row for each submission and a column for each task."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("name", overflow="fold")
     table.add_column("points", justify="right")
@@ -180,5 +179,5 @@ def show(results: list[dict[str, Any]], lab: Lab, console: Console) -> None:
 
 
 def _cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
+    """The text, quoted where a spreadsheet would read it as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,7 +1,7 @@
-"""The same jobs as tasks of a Ray cluster that is there already.
+"""Grades submissions as tasks of a running Ray cluster.
 
-A task gets a file's bytes and returns a report as JSON text. One that its node has not finished is begun again on another; the
-process that asks writes all results, so none is lost and none is there twice. Only nodes with the same work tree may answer.
+A task gets a file's bytes and returns a report as JSON. A task whose node is lost is started again on another node. Only the
+process that the user started writes results, so that none is lost or duplicated. A node with another work tree returns no report.
 """
 
 from __future__ import annotations
@@ -14,55 +14,53 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from labkit.check.report import ReportError, read_report
 from labkit.grading.classroom import Graded, Grader, answer, version_of
-from labkit.grading.container import Sandbox
-from labkit.grading.report import ReportError, read_report
 from labkit.grading.submissions import Submission
 from labkit.system.errors import UserError
 from labkit.system.labs import Lab, find_lab
 
-TRIES = 5
-"""How often one submission is begun. Ray's own retries have no end where want of memory is what ends a task."""
+MAX_TRIES = 5
+"""How often a submission is started. Ray's own retries never end where a lack of memory ends the task."""
 
 HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""How a client of Ray begins: RFC 9113, section 3.4, with empty settings; the server answers with its own, a frame of type 4."""
+"""What a gRPC client sends first (RFC 9113, section 3.4), with empty settings; the server answers with a frame of type 4."""
 
 
 def on_ray(address: str, image: str | None, version: str, jobs: int | None) -> Grader:
-    """Grades on the cluster at ``address``, whose nodes have the work tree at the same path and the same environment.
+    """Returns a grader for a cluster whose nodes have the work tree at the same path, and the same environment.
 
     Args:
-        address: HOST:PORT, as ``ray start --head`` has printed it; this machine is one of the nodes.
+        address: HOST:PORT, as ``ray start --head`` prints it; this machine is one of the nodes.
         image: the container image, on every node; None: no container.
-        version: of what decides on a verdict (:func:`version_of`); a node with another does not answer.
-        jobs: how many at a time; None: as many as the cluster has processors.
+        version: :func:`version_of` on this machine; a node with another version returns no report.
+        jobs: how many submissions at a time; None: as many as the cluster has processors.
 
     Raises:
-        UserError: no cluster answers there; raised when grading begins.
+        UserError: no cluster answers there; raised when grading starts.
     """
 
     def grade(lab: Lab, submissions: list[Submission]) -> Iterator[Graded]:
         with _connected(address) as ray:
             task = ray.remote(num_cpus=1, max_retries=0)(report_text)
-            begun: dict[Any, tuple[Submission, int]] = {}
+            started: dict[Any, tuple[Submission, int]] = {}
 
             def begin(submission: Submission, tries: int) -> None:
-                given = (image, version, lab.number, submission.name, submission.source)
-                begun[task.remote(*given)] = submission, tries
+                started[task.remote(image, version, lab.number, submission.source)] = submission, tries
 
             left = iter(submissions)
             for submission in islice(left, jobs):
                 begin(submission, 1)
-            while begun:
-                (done,), _ = ray.wait(list(begun), num_returns=1)
-                submission, tries = begun.pop(done)
+            while started:
+                (done,), _ = ray.wait(list(started), num_returns=1)
+                submission, tries = started.pop(done)
                 try:
                     answered = _read(ray.get(done))
                 except ray.exceptions.RayError as error:
-                    if tries < TRIES:
+                    if tries < MAX_TRIES:
                         begin(submission, tries + 1)
                         continue
-                    answered = {"fault": f"no node has finished it in {TRIES} tries ({type(error).__name__}); grade again"}
+                    answered = {"fault": f"no node has finished it in {MAX_TRIES} tries ({type(error).__name__}); grade again"}
                 for following in islice(left, 1):
                     begin(following, 1)
                 yield submission, answered
@@ -72,11 +70,11 @@ def on_ray(address: str, image: str | None, version: str, jobs: int | None) -> G
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # read once, at the import: Ray would write of every lost node into the table
+    os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # Ray reads it at import; else it prints lost nodes into our table
     import ray
 
     try:
-        _see_to(address)
+        _check_address(address)
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
@@ -89,14 +87,14 @@ def _connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def report_text(image: str | None, version: str, lab_number: str, name: str, source: bytes) -> str:
-    """On a node: :func:`answer` as JSON text."""
+def report_text(image: str | None, version: str, lab_number: str, source: bytes) -> str:
+    """On a node: :func:`answer` as JSON."""
     if version_of(find_lab(lab_number), image) != version:
         node = socket.gethostname()
         return json.dumps(
             {"fault": f"the node {node} has other labs than this machine; give it the same work tree, then grade again"}
         )
-    return json.dumps(answer(Sandbox(image), lab_number, name, source))
+    return json.dumps(answer(image, lab_number, source))
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -107,12 +105,12 @@ def _read(text: str) -> dict[str, Any]:
         return {"fault": str(error)}
 
 
-def _see_to(address: str) -> None:
-    """That what answers at HOST:PORT may be Ray: where nothing does, Ray asks again for minutes.
+def _check_address(address: str) -> None:
+    """Checks that a gRPC server answers at HOST:PORT; where none does, Ray would retry for minutes.
 
     Raises:
-        OSError: it is not.
-        ValueError: it is no address.
+        OSError: none does.
+        ValueError: it is not an address.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():

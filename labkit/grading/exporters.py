@@ -1,4 +1,4 @@
-"""Reports in the formats of those who show grades: JUnit XML, Gradescope, GitHub Classroom.
+"""Exports reports in other formats: JUnit XML, Gradescope, GitHub Classroom.
 
 junit       pytest's own dialect, "xunit2" (https://docs.pytest.org/en/stable/how-to/output.html#creating-junitxml-format-files)
 gradescope  results.json (https://gradescope-autograders.readthedocs.io/en/latest/specs/#output-format)
@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.check.check import Report
-from labkit.grading.report import as_json
+from labkit.check.report import Report
 from labkit.system.atomic_write import atomic_write
 from labkit.system.console import console
 
@@ -48,7 +47,7 @@ def gradescope(report: dict[str, Any]) -> str:
             "number": str(number),
             "score": task["points"],
             "max_score": task["max_points"],
-            "status": "passed" if task["status"] == "pass" else "failed",  # it has no third word, and a skip earns nothing
+            "status": "passed" if task["status"] == "pass" else "failed",  # there is no other status, and a skip earns nothing
             "output": _first_fault(task, report),
         }
         for number, task in enumerate(report["tasks"], 1)
@@ -67,7 +66,7 @@ def classroom(report: dict[str, Any]) -> str:
             "status": status.get(task["status"], "error"),
             "score": task["points"],
             "message": _first_fault(task, report) or None,
-            "test_code": f"./lab check {report['lab']} --impl starter",
+            "test_code": f"./lab check {report['lab']}",
             "filename": "",
             "line_no": 0,
             "execution_time": f"{sum(test['seconds'] for test in task['tests']):.1f}s",
@@ -82,12 +81,12 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {"junit": junit, "gradesco
 
 
 def write_reports(report: Report, files: dict[str, Path]) -> None:
-    """Writes the report in each format named, to its file; "json" is the report itself.
+    """Writes the report to a file for each format; "json" is the report itself.
 
     Raises:
-        ReportError: a file cannot be written.
+        UserError: a file cannot be written.
     """
-    data = as_json(report)
+    data = report.to_json()
     for name, path in files.items():
         atomic_write(path, _text(data) if name == "json" else FORMATS[name](data))
         console.print(f"written: {path}", markup=False, soft_wrap=True)
@@ -103,7 +102,7 @@ def _explained(test: dict[str, Any], report: dict[str, Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without the characters that XML 1.0 cannot hold."""
+    """The text without the characters that XML 1.0 does not allow."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
 
 

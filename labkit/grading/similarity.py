@@ -1,6 +1,6 @@
-"""The submissions as JPlag wants them: a folder for each learner, and the starter as base code, which everybody shares.
+"""Writes the submissions in JPlag's layout: a folder for each learner, and the starter as base code.
 
-JPlag is run by whoever grades (https://github.com/jplag/JPlag):
+The teacher runs JPlag (https://github.com/jplag/JPlag):
 
     java -jar jplag.jar -l python3 -bc DIR/base DIR/submissions
 """
@@ -16,14 +16,14 @@ from labkit.system.labs import Lab
 
 
 def write_for_jplag(submissions: list[Submission], lab: Lab, output: Path) -> Path:
-    """Writes ``output``/submissions/NAME/starter.py and ``output``/base/starter.py, anew; returns ``output``.
+    """Replaces ``output``/submissions/NAME/starter.py and ``output``/base/starter.py; returns ``output``.
 
     Raises:
-        UserError: it cannot be written there.
+        UserError: they cannot be written.
     """
     try:
-        for ours in ("base", "submissions"):
-            shutil.rmtree(output / ours, ignore_errors=True)
+        for name in ("base", "submissions"):
+            shutil.rmtree(output / name, ignore_errors=True)
         for name, source in (
             ("base", (lab.folder / "starter.py").read_bytes()),
             *((f"submissions/{each.name}", each.source) for each in submissions if each.source),

@@ -1,4 +1,4 @@
-"""The folders and archives that learners hand in, and the one file of each that is graded. Nothing is ever unpacked to disk."""
+"""Reads submissions: from each folder or archive, the one file that is graded. Nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path, PurePosixPath
 from labkit.system.errors import UserError
 from labkit.system.labs import Lab
 
-FILE = 1 << 20
+MAX_FILE = 1 << 20
 """Bytes of a graded file. The solutions have up to 16,000."""
 
-MEMBERS = 5000
+MAX_MEMBERS = 5000
 """Members of an archive."""
 
-UNPACKED = 200 << 20
-"""Bytes of all members of an archive together, as it says itself."""
+MAX_UNPACKED = 200 << 20
+"""Bytes of all members of an archive together, as its directory says."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Submission:
     """What one learner has handed in.
 
     Attributes:
-        name: the folder's or the archive's, without the suffix.
-        source: the graded file's bytes; empty when there is none.
-        fault: why it cannot be graded, empty when it can.
+        name: of the folder or the archive, without the suffix.
+        source: the bytes of the graded file; empty when there is none.
+        fault: why it cannot be graded; empty when it can.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Submission:
 
     @property
     def sha256(self) -> str:
-        """Of the graded file, or of the reason why there is none."""
+        """The digest of the graded file, or of the reason why there is none."""
         return sha256(self.source or self.fault.encode()).hexdigest()
 
 
 def read_submissions(folder: Path, lab: Lab) -> list[Submission]:
-    """A submission for each folder, archive and .py file in ``folder``, by name.
+    """Reads a submission from each folder, archive and .py file in ``folder``, sorted by name.
 
     Raises:
-        UserError: there is no such folder, nothing in it, or two of one name.
+        UserError: there is no such folder, it holds no submission, or two with the same name.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the one with a folder or a .zip for each learner")
@@ -65,14 +65,14 @@ def _read(entry: Path, lab: Lab) -> Submission:
     try:
         if entry.is_symlink():
             raise UserError(f"{entry.name} is a link; put what it leads to in its place")
-        return Submission(name, _of_archive(entry, lab) if entry.suffix == ".zip" else _of_folder(entry, lab))
+        return Submission(name, _read_archive(entry, lab) if entry.suffix == ".zip" else _read_folder(entry, lab))
     except UserError as error:
         return Submission(name, fault=str(error))
     except OSError as error:
         return Submission(name, fault=f"{entry.name} cannot be read: {error.strerror}")
 
 
-def _of_folder(entry: Path, lab: Lab) -> bytes:
+def _read_folder(entry: Path, lab: Lab) -> bytes:
     if entry.is_file():
         return _limited(entry.name, entry.stat().st_size, entry.read_bytes)
     files = {}
@@ -83,28 +83,28 @@ def _of_folder(entry: Path, lab: Lab) -> bytes:
     return _limited(chosen.name, chosen.stat().st_size, chosen.read_bytes)
 
 
-def _of_archive(entry: Path, lab: Lab) -> bytes:
-    try:  # a damaged archive makes zipfile, and each decompressor under it, raise what it likes
+def _read_archive(entry: Path, lab: Lab) -> bytes:
+    try:  # a damaged archive makes zipfile and the decompressors raise many kinds of errors
         with zipfile.ZipFile(entry) as archive:
             members = archive.infolist()
-            _see_to_members(entry.name, members)
+            _check_members(entry.name, members)
             names = [member.filename for member in members if not member.is_dir() and member.filename.endswith(".py")]
             member = archive.getinfo(_chosen(names, lab, entry.name))
             with archive.open(member) as file:
-                return _limited(member.filename, member.file_size, lambda: file.read(FILE + 1))
+                return _limited(member.filename, member.file_size, lambda: file.read(MAX_FILE + 1))
     except (UserError, OSError):
         raise
     except Exception as error:
-        raise UserError(f"{entry.name} is no zip archive that can be read ({error}); hand in another") from error
+        raise UserError(f"{entry.name} is not a readable zip archive ({error}); hand in another") from error
 
 
-def _see_to_members(name: str, members: list[zipfile.ZipInfo]) -> None:
-    """Refuses what no honest archive has, whether or not it would be read."""
-    if len(members) > MEMBERS or sum(member.file_size for member in members) > UNPACKED:
+def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
+    """Refuses links, encrypted members, and paths or sizes that an honest archive does not have."""
+    if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_UNPACKED:
         size = sum(member.file_size for member in members)
         raise UserError(
-            f"{name} has {len(members)} members of {size} bytes; {MEMBERS} and {UNPACKED} are the most, so hand in starter.py "
-            "alone"
+            f"{name} has {len(members)} members of {size} bytes; the limits are {MAX_MEMBERS} and {MAX_UNPACKED}, so hand in "
+            "starter.py alone"
         )
     for member in members:
         parts = PurePosixPath(member.filename.replace("\\", "/")).parts
@@ -112,19 +112,19 @@ def _see_to_members(name: str, members: list[zipfile.ZipInfo]) -> None:
         if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in member.filename:
             raise UserError(f"{name} holds {member.filename!r}, which leads out of its folder; hand in another")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(f"{name} holds {member.filename!r}, which is a link or no plain file; hand in another")
+            raise UserError(f"{name} holds {member.filename!r}, which is a link or not a regular file; hand in another")
         if member.flag_bits & 1:
             raise UserError(f"{name} is encrypted; hand in another")
 
 
 def _chosen(names: list[str], lab: Lab, what: str) -> str:
-    """The lab's starter.py of a whole work tree, else the only starter.py, else the only .py file."""
-    for fits in (
+    """Chooses the graded file: the lab's starter.py of a whole work tree, else the only starter.py, else the only .py file."""
+    for matches in (
         lambda path: path.parts[-2:] == (lab.folder.name, "starter.py"),
         lambda path: path.name == "starter.py",
         lambda path: True,
     ):
-        found = [name for name in names if fits(PurePosixPath(name))]
+        found = [name for name in names if matches(PurePosixPath(name))]
         if len(found) == 1:
             return found[0]
         if found:
@@ -133,8 +133,8 @@ def _chosen(names: list[str], lab: Lab, what: str) -> str:
 
 
 def _limited(name: str, size: int, read: Callable[[], bytes]) -> bytes:
-    if size > FILE or len(data := read()) > FILE:
-        raise UserError(f"{name} has more than {FILE} bytes; hand in the lab's file alone")
+    if size > MAX_FILE or len(data := read()) > MAX_FILE:
+        raise UserError(f"{name} has more than {MAX_FILE} bytes; hand in the lab's file alone")
     if not data.strip():
         raise UserError(f"{name} is empty; hand in the lab's file")
     return data

@@ -1,6 +1,6 @@
-"""A learner's file in a process of its own, and what stands for it in the process that judges.
+"""Isolation: the learner's file runs in a process of its own, in a sandbox; the tests run in the judge.
 
-The tests run in the judge. What they get as ``lab`` is a stand-in (standin.py): each call goes over a socket (wire.py) to the
-process that has the learner's file in it (learner.py) and comes back as plain values: numbers, text, containers, tensors by their
-bytes. Nothing is unpickled, so a file can answer wrongly, but it cannot touch what decides.
+The fixture ``lab`` is a proxy (rpc_proxy.py). Each call goes over a socket (rpc_protocol.py) to the learner's process
+(learner_process.py) and returns plain values: numbers, text, containers, tensors as bytes. Nothing is unpickled, so a file can
+answer wrongly, but cannot change the verdict.
 """

@@ -1,9 +1,9 @@
-"""The engine's loops in machine code, and the box: it reads what is there, and what it compiles itself is thrown away with it.
+"""The engine's compiled kernels in the sandbox: it reads the ones on disk, and those that it compiles are deleted with it.
 
-A kernel on disk is code that runs later, so none of a learner's process may stay. When one was missing, the judge compiles it,
-for the next time. numba names the folder of a source file in its caching.py.
+A kernel on disk is code that runs later, so a learner's process must not write one. The judge compiles what was missing. numba's
+caching.py names the folder of a source file.
 
-``python -m labkit.isolation.compiled_kernels`` compiles them all, which is done when an image is built.
+``python -m labkit.isolation.compiled_kernels`` compiles all of them; docker/Dockerfile does it when it builds an image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from labkit.system.labs import ROOT
 
-LAYERS = ROOT / "mini_vllm" / "layers"
+KERNELS = ROOT / "mini_vllm" / "layers"
+"""The folder of the sources that numba compiles."""
 
 CONFIG = {
     "hidden_size": 64,
@@ -29,32 +30,32 @@ CONFIG = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
-"""A Llama in lab 01's shapes, for which its kernels are made."""
+"""A Llama with lab 01's shapes, which its kernels are compiled for."""
 
 BLOCK_SIZE = 4
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 
 
-def show_kernels(folder: Path) -> None:
-    """Lets the box with this folder read the kernels: by links, which it cannot write through."""
+def link_kernels(folder: Path) -> None:
+    """Links the kernels into the folder of a sandbox, which cannot write through a link."""
     cache = os.environ.get("NUMBA_CACHE_DIR")
-    kept = _place(Path(cache)) if cache else LAYERS / "__pycache__"
-    place = _place(folder / "numba")
-    place.mkdir(parents=True, exist_ok=True)
-    for kernel in kept.glob("*.nb[ic]"):
+    kernels = _kernel_folder(Path(cache)) if cache else KERNELS / "__pycache__"
+    links = _kernel_folder(folder / "numba")
+    links.mkdir(parents=True, exist_ok=True)
+    for kernel in kernels.glob("*.nb[ic]"):
         with suppress(FileExistsError):
-            (place / kernel.name).symlink_to(kernel)
+            (links / kernel.name).symlink_to(kernel)
 
 
 def compile_missing(folder: Path) -> None:
-    """Compiles the kernels here, in the process that may keep them, if the box had to compile one."""
-    if not all(kernel.is_symlink() for kernel in _place(folder / "numba").iterdir()):
+    """Compiles the kernels in this process, which may write them, if the sandbox had to compile one."""
+    if not all(kernel.is_symlink() for kernel in _kernel_folder(folder / "numba").iterdir()):
         compile_kernels()
 
 
 def compile_kernels() -> None:
-    """Serves a Llama of one layer with each kind of weights; numba keeps what it compiles for that."""
+    """Generates with a one-layer Llama for each kind of weights; numba writes the kernels that it compiles for it."""
     import torch
 
     from mini_vllm import LLMEngine, SamplingParams
@@ -76,9 +77,9 @@ def compile_kernels() -> None:
                 engine.step()
 
 
-def _place(cache: Path) -> Path:
-    """Where numba keeps the kernels in a folder for those of many sources."""
-    return cache / f"{LAYERS.name}_{sha1(str(LAYERS).encode()).hexdigest()}"
+def _kernel_folder(cache: Path) -> Path:
+    """The folder of the kernels in a NUMBA_CACHE_DIR."""
+    return cache / f"{KERNELS.name}_{sha1(str(KERNELS).encode()).hexdigest()}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""A pytest plugin for the process that judges: the fixture ``lab`` is the learner's file in another process, inside a box.
+"""The pytest plugin of the judge: the fixture ``lab`` is a proxy for the learner's file, which runs in the sandbox.
 
-``./lab check`` runs the tests with it (check.py). Plain ``pytest labs/...`` does not: there labs/conftest.py imports the file
-into the same process, which is quicker to debug and trusts it.
+``./lab grade`` runs the tests with it. ``./lab check`` and plain pytest import the file into the tests' process.
 """
 
 from __future__ import annotations
@@ -12,83 +11,74 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from signal import Signals
+from typing import Any
 
 import pytest
 
-from labkit.isolation.compiled_kernels import compile_missing, show_kernels
-from labkit.isolation.rpc_proxy import Remote, RemoteModule, hand_over
-from labkit.isolation.sandbox import FOLDER, boxed, end_with_parent, undumpable
+from labkit.check.results import describe_exit
+from labkit.isolation.compiled_kernels import compile_missing, link_kernels
+from labkit.isolation.rpc_proxy import LearnerConnection, ModuleProxy, delegate_engine_functions
+from labkit.isolation.sandbox import FOLDER, end_with_parent, protect_memory, sandboxed
 from labkit.system.errors import UserError
-
-ENOUGH = 2
-"""Endless tests, after which the session ends; what has not run by then is said to be not run."""
 
 
 class Judge:
-    """Starts the learner's process when pytest starts, so that both import torch at once, and ends it with the session.
+    """Starts the learner's process with pytest, so that both import torch at the same time, and ends it with the session.
 
     Args:
         graded: the learner's file.
-        folder: the box's folder.
+        folder: the sandbox's folder.
     """
 
     def __init__(self, graded: Path, folder: Path) -> None:
-        self.graded, self.folder, self.endless = graded, folder, 0
+        self.graded, self.folder = graded, folder
         calls, theirs = socket.socketpair()
-        interruptions, their_interruptions = socket.socketpair()
-        ends = (theirs.fileno(), their_interruptions.fileno())
-        show_kernels(folder)
+        interrupts, their_interrupts = socket.socketpair()
+        ends = (theirs.fileno(), their_interrupts.fileno())
+        link_kernels(folder)
         self.process = subprocess.Popen(
-            boxed([sys.executable, "-P", "-m", "labkit.isolation.learner_process", str(graded), *map(str, ends)]),
+            sandboxed(folder, [sys.executable, "-P", "-m", "labkit.isolation.learner_process", str(graded), *map(str, ends)]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=ends,
         )
         theirs.close()
-        their_interruptions.close()
-        self.remote = Remote(graded, calls, interruptions, self.how_it_ended)
+        their_interrupts.close()
+        self.connection = LearnerConnection(graded, calls, interrupts, self.describe_exit)
         self.patches = pytest.MonkeyPatch()
-        hand_over(self.patches)
+        delegate_engine_functions(self.patches)
+        self.patches.setattr(subprocess, "Popen", partial(_popen_sandboxed, folder))
 
-    def how_it_ended(self) -> str:
-        """What the learner's process did to itself, in a sentence."""
+    def describe_exit(self) -> str:
+        """A sentence about how the learner's process ended."""
         try:
             status = self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             return f"{self.graded.name} has closed its connection to the tests, so nothing more is graded"
-        how = f"with signal {Signals(status - 128).name}" if status > 128 else f"with exit status {status}"
-        return (
-            f"{self.graded.name} ended the whole Python process ({how}) before the tests were done, so nothing is graded from "
-            "there on; take out what exits (exit, sys.exit, os._exit), crashes or fills the memory, then check again"
-        )
+        return describe_exit(self.graded, 128 - status if status > 128 else status)
 
     def pytest_collection_finish(self) -> None:
-        """The tests' time limit is theirs alone: importing torch is done before the first."""
-        self.remote.wait()
+        """Waits for the learner's process, so that its import of torch is not part of the first test's time."""
+        self.connection.wait_ready()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Without the learner's process every test fails, for that reason; and two endless tests are enough to know."""
+        """Fails every test that ran without the learner's process, with one message."""
         report = yield
-        if report.when != "call":  # the file's import is one for all tests, and so is what became of it
-            return report
-        if call.excinfo and call.excinfo.errisinstance(pytest.fail.Exception):
-            self.endless += str(call.excinfo.value).startswith("Timeout")
-            if self.endless == ENOUGH:
-                item.session.shouldfail = f"{ENOUGH} tests did not end"
-        elif self.remote.lost:
-            report.outcome, report.longrepr = "failed", self.remote.lost
+        has_message = call.excinfo and call.excinfo.errisinstance(pytest.fail.Exception)  # pytest-timeout's, for instance
+        if report.when == "call" and self.connection.lost and not has_message:
+            report.outcome, report.longrepr = "failed", self.connection.lost
         return report
 
     def pytest_unconfigure(self) -> None:
-        """Closes the box, with all that is left in it."""
+        """Ends the sandbox and every process in it."""
         self.patches.undo()
-        self.remote.calls.close()
+        self.connection.calls.close()
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
@@ -97,23 +87,30 @@ class Judge:
         compile_missing(self.folder)
 
 
+def _popen_sandboxed(folder: Path, command: list[str], **options: Any) -> subprocess.Popen[Any]:
+    """Starts a process of a test in the sandbox, since it may run the learner's file."""
+    return _POPEN(sandboxed(folder, command), **options)
+
+
+_POPEN = subprocess.Popen
+
 JUDGE = pytest.StashKey[Judge]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the learner's process."""
     end_with_parent()
-    undumpable()
+    protect_memory()
     config.stash[JUDGE] = Judge(Path(os.environ["LAB_IMPL"]), Path(os.environ[FOLDER]))
     config.pluginmanager.register(config.stash[JUDGE])
 
 
 @pytest.fixture(scope="module")
-def lab(pytestconfig: pytest.Config) -> RemoteModule:
-    """The implementation under test, from afar."""
-    remote = pytestconfig.stash[JUDGE].remote
+def lab(pytestconfig: pytest.Config) -> ModuleProxy:
+    """The implementation under test, as a proxy."""
+    connection = pytestconfig.stash[JUDGE].connection
     try:
-        remote.ask("load")
+        connection.request("load")
     except UserError as error:
         pytest.fail(str(error), pytrace=False)
-    return RemoteModule(remote)
+    return ModuleProxy(connection)

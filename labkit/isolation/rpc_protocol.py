@@ -1,7 +1,8 @@
-"""What goes over the socket: a length, JSON, and after it the bytes of tensors. Only plain values; anything else is an object
-that stays where it is and goes by its number.
+"""RPC protocol between the judge and the learner's process: messages of JSON, followed by the bytes of tensors.
 
-    8 bytes: of the JSON   8 bytes: of the rest   JSON: {"call": 0, "name": "translate", ...}   tensors, end to end
+Plain values are sent; any other object stays in its process and is sent as a number.
+
+    8 bytes: length of the JSON   8 bytes: length of the tensors   JSON: {"call": 0, "name": "translate", ...}   tensors
 """
 
 from __future__ import annotations
@@ -18,40 +19,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGEST = 1 << 28
-"""Bytes of a message. The largest honest one is a layer's weights, a few MB."""
+MAX_MESSAGE = 1 << 28
+"""Bytes of a message. The largest one of an honest file is a layer's weights, a few MB."""
 
 MODULES = ("mini_vllm.",)
-"""Whose dataclasses and functions both sides know by name."""
+"""Packages whose dataclasses and functions both processes know by name."""
 
 
-class WireError(Exception):
-    """What came is no message, or what is to go cannot."""
+class ProtocolError(Exception):
+    """A message or a value that the protocol does not allow."""
 
 
 def send(end: socket.socket, message: dict[str, Any], parts: Iterable[bytes | memoryview] = ()) -> None:
-    """Sends one message and the bytes that belong to it."""
+    """Sends one message and the bytes of its tensors."""
     text, rest = json.dumps(message).encode(), b"".join(parts)
     end.sendall(len(text).to_bytes(8, "little") + len(rest).to_bytes(8, "little") + text + rest)
 
 
 def receive(end: socket.socket) -> tuple[dict[str, Any], bytearray]:
-    """One message and its bytes.
+    """Receives one message and the bytes of its tensors.
 
     Raises:
-        EOFError: the other side is gone.
-        WireError: what came is no message.
+        EOFError: the other process has closed the connection.
+        ProtocolError: the message is too large or not JSON.
     """
     lengths = _exactly(end, 16)
     text, rest = int.from_bytes(lengths[:8], "little"), int.from_bytes(lengths[8:], "little")
-    if text + rest > LARGEST:
-        raise WireError(f"a message of {text + rest} bytes; {LARGEST} are the most")
+    if text + rest > MAX_MESSAGE:
+        raise ProtocolError(f"a message of {text + rest} bytes; the limit is {MAX_MESSAGE}")
     try:
         message = json.loads(_exactly(end, text))
     except (ValueError, RecursionError) as error:
-        raise WireError("a message that is no JSON") from error
+        raise ProtocolError("a message that is not JSON") from error
     if not isinstance(message, dict):
-        raise WireError("a message that is no object")
+        raise ProtocolError("a message that is not a JSON object")
     return message, _exactly(end, rest)
 
 
@@ -66,13 +67,13 @@ def _exactly(end: socket.socket, count: int) -> bytearray:
 
 
 class Packer:
-    """Puts values into JSON, and their tensors' bytes into ``parts``.
+    """Packs values as JSON, and the bytes of their tensors as ``parts``.
 
     Args:
-        other: what becomes of anything that is no plain value; it is given that, and what packs values.
+        other: packs a value that is not plain; it gets the value, and the function that packs values.
 
     Attributes:
-        tensors: every tensor that was packed, by where its bytes begin.
+        tensors: the tensors, by the offset of their bytes.
         parts: their bytes.
     """
 
@@ -83,7 +84,7 @@ class Packer:
         self._size = 0
 
     def pack(self, value: Any) -> Any:
-        """The value in JSON's terms: itself, or an object with one key, its kind."""
+        """The value as JSON: itself, or an object with one key, the kind of the value."""
         kind = type(value)
         if value is None or kind in (bool, int, float, str):
             return value
@@ -130,14 +131,14 @@ class Packer:
 
 
 class Unpacker:
-    """The values of a message again.
+    """Unpacks the values of a message.
 
     Args:
-        data: the bytes that came with it.
-        other: what becomes of a kind that is not a plain value's; it is given the kind, the value, and what unpacks values.
+        data: the bytes of the message's tensors.
+        other: unpacks a kind that is not plain; it gets the kind, the value, and the function that unpacks values.
 
     Attributes:
-        memory: what each tensor lives in, by where its bytes began.
+        memory: the memory of each tensor, by the offset of its bytes.
     """
 
     def __init__(self, data: bytearray, other: Callable[[str, Any, Callable[[Any], Any]], Any]) -> None:
@@ -148,7 +149,7 @@ class Unpacker:
         """The inverse of :meth:`Packer.pack`.
 
         Raises:
-            WireError: it is none that was packed.
+            ProtocolError: :meth:`Packer.pack` does not produce such a value.
         """
         if not isinstance(packed, dict):
             return packed
@@ -156,7 +157,7 @@ class Unpacker:
             ((kind, value),) = packed.items()
             return self._unpack(kind, value)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-            raise WireError(f"a value that cannot be read: {error}") from error
+            raise ProtocolError(f"a value that cannot be unpacked: {error}") from error
 
     def _unpack(self, kind: str, value: Any) -> Any:
         if kind in CONTAINERS:
@@ -178,7 +179,7 @@ class Unpacker:
         return self.other(kind, value, self.unpack)
 
     def written(self) -> dict[int, bytearray]:
-        """The memory of those tensors that are no longer what came."""
+        """The memory of the tensors that were written to since they were received."""
         return {start: memory for start, memory in self.memory.items() if memory != self.data[start : start + len(memory)]}
 
     def _tensor(self, dtype_name: str, shape: list[int], start: int) -> Tensor:
@@ -186,7 +187,7 @@ class Unpacker:
         count = int(np.prod(shape, dtype=np.int64))
         memory = self.data[start : start + count * dtype.itemsize]
         if min(shape, default=0) < 0 or start < 0 or len(memory) != count * dtype.itemsize:
-            raise WireError(f"a tensor of shape {shape} in {len(memory)} bytes")
+            raise ProtocolError(f"a tensor of shape {shape} with {len(memory)} bytes")
         if not count:
             return torch.empty(shape, dtype=dtype)
         self.memory[start] = memory
@@ -199,35 +200,35 @@ CONTAINERS: dict[str, Callable[[Iterable[Any]], Any]] = {"list": list, "tuple": 
 def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
-        raise WireError(f"{name!r} is no dtype")
+        raise ProtocolError(f"{name!r} is not a dtype")
     return dtype
 
 
-def known_value(name: str, values: dict[str, Any]) -> Any:
-    """A dataclass of mini_vllm, from the name and the fields that :class:`Packer` gave it.
+def unpack_dataclass(name: str, values: dict[str, Any]) -> Any:
+    """A dataclass of mini_vllm, from its name and the values of its fields.
 
     Raises:
-        WireError: there is none of that name.
+        ProtocolError: mini_vllm has no dataclass of this name.
     """
-    cls = known_name(name)
+    cls = resolve_name(name)
     if not (isinstance(cls, type) and is_dataclass(cls)):
-        raise WireError(f"{name!r} is no dataclass of the engine")
+        raise ProtocolError(f"{name!r} is not a dataclass of the engine")
     return cls(**values)
 
 
-def known_name(name: str) -> Any:
-    """What mini_vllm calls ``module:name``, where the module is imported already.
+def resolve_name(name: str) -> Any:
+    """The object that mini_vllm defines as ``module:name``, in a module that is imported already.
 
     Raises:
-        WireError: there is none, or what has the name was defined elsewhere: a module of the engine has others in it, and by way
-            of torch they lead to the exception that makes a test skipped.
+        ProtocolError: there is no such object, or another package defines it: through the modules that an engine module imports,
+            a name could reach the exception that skips a test.
     """
     module, _, qualname = name.partition(":")
     if not module.startswith(MODULES) or module not in sys.modules:
-        raise WireError(f"{name!r} is not of the engine")
+        raise ProtocolError(f"{name!r} is not in the engine")
     found: Any = sys.modules[module]
     for part in qualname.split("."):
         found = getattr(found, part)
     if not str(getattr(found, "__module__", "")).startswith(MODULES):
-        raise WireError(f"{name!r} is in the engine and not of it")
+        raise ProtocolError(f"{name!r} is not defined in the engine")
     return found

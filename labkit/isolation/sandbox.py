@@ -1,14 +1,14 @@
-"""The box that a learner's process runs in: what it may write, start, use and reach. Linux only; elsewhere the limits alone hold.
+"""The sandbox that a learner's process runs in. Linux only; elsewhere it has the limits and nothing else.
 
-Each layer is the kernel's own, and none needs root: what a machine does not have is left out, and :func:`layers` says which hold.
+The Linux kernel provides every layer, and none needs root. A layer that a machine lacks is left out (:func:`layers`).
 
-    write       Landlock: the box's own folder and nothing else; other processes cannot be signalled or traced either
-    processes   a PID namespace: when the box is closed, nothing of it is left; no more than PROCESSES at a time
-    network     a network namespace with loopback alone
-    memory      MEMORY bytes of address space each; as root, of memory together as well
-    rights      no capabilities, and no program that would bring some
+    write       Landlock: only the sandbox's folder can be written; other processes cannot be signalled or traced
+    processes   a PID namespace: every process ends with the sandbox; at most MAX_PROCESSES at a time
+    network     a network namespace with loopback only
+    memory      MAX_ADDRESSES bytes of address space per process; as root, MAX_MEMORY bytes of memory for all together
+    rights      no capabilities, and no set-user-ID programs
 
-``python -m labkit.isolation.sandbox FOLDER COMMAND...`` runs a command in it; exit status: its own, or 128 + signal.
+``python -m labkit.isolation.sandbox FOLDER COMMAND...`` runs a command in it. Exit status: the command's, or 128 + signal.
 """
 
 from __future__ import annotations
@@ -26,40 +26,49 @@ from fcntl import ioctl
 from functools import cache
 from pathlib import Path
 
-MEMORY = 12 << 30
-"""Bytes of address space that one process may have; torch alone maps some four times what it uses."""
+MAX_ADDRESSES = 12 << 30
+"""Bytes of address space of a process. torch maps about four times the memory that it uses."""
 
-MEMORY_TOGETHER = 6 << 30
-"""Bytes of memory that all of a box may use, where control groups can be made (as root)."""
+MAX_MEMORY = 6 << 30
+"""Bytes of memory of all processes together, where control groups can be created (as root)."""
 
-PROCESSES = 256
+MAX_PROCESSES = 256
 """Processes and threads. Two ranks on a large machine start about a hundred."""
 
-FILE = 256 << 20
+MAX_FILE = 256 << 20
 """Bytes of a file."""
 
-FOLDER = "MINI_VLLM_LABS_BOX"
-"""The environment variable with the box's folder, for processes that a test starts: see :func:`boxed`."""
+FOLDER = "MINI_VLLM_LABS_SANDBOX"
+"""The environment variable with the sandbox's folder, in the judge."""
 
-KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "OMP_NUM_THREADS", "MINI_VLLM_LABS_ENVIRONMENT", "VIRTUAL_ENV", "NO_COLOR")
-"""What of the environment is handed on. No token, no proxy, nothing that makes Python load a file."""
+VARIABLES = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "OMP_NUM_THREADS",
+    "MINI_VLLM_LABS_ENVIRONMENT",
+    "VIRTUAL_ENV",
+    "NO_COLOR",
+)
+"""The environment variables of the learner's process: no token, no proxy, nothing that makes Python load a file."""
 
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 WRITING = 0b1111111111110 & ~0b1100
-"""Landlock's rights to change files (linux/landlock.h): all of the first version but to execute, to read and to list."""
+"""Landlock's rights to change files (linux/landlock.h): all of version 1 except to execute, to read and to list."""
 
 
-def boxed(command: list[str]) -> list[str]:
-    """The command as it is to be run by a test whose learner's file is in a box; unchanged outside the judge."""
-    folder = os.environ.get(FOLDER)
-    return [sys.executable, "-P", "-m", "labkit.isolation.sandbox", folder, *command] if folder else command
+def sandboxed(folder: Path, command: list[str]) -> list[str]:
+    """The command line that runs a command in the sandbox with this folder."""
+    return [sys.executable, "-P", "-m", "labkit.isolation.sandbox", str(folder), *command]
 
 
 @cache
 def layers() -> tuple[str, ...]:
-    """Which layers hold on this machine besides the limits, in words."""
+    """The layers that this machine has, besides the limits."""
     if sys.platform != "linux":
         return ()
     found = []
@@ -75,20 +84,20 @@ def layers() -> tuple[str, ...]:
     return tuple(found)
 
 
-def undumpable() -> None:
-    """Keeps other processes of the same user from reading this one's memory and its open files."""
+def protect_memory() -> None:
+    """Forbids other processes of the same user to read this process's memory and open files (PR_SET_DUMPABLE)."""
     if sys.platform == "linux":
         _libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def end_with_parent() -> None:
-    """Has this process killed when the one that started it ends, however it ends."""
+    """Has the kernel kill this process when its parent ends (PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def run(folder: Path, command: list[str]) -> int:
-    """Runs the command in the box with this folder; returns its exit status, or 128 and the number of the signal."""
+    """Runs the command in the sandbox with this folder; returns its exit status, or 128 plus the number of the signal."""
     parent = os.getppid()
     with _control_group() as join:
         end_with_parent()
@@ -98,7 +107,7 @@ def run(folder: Path, command: list[str]) -> int:
         if not child:
             try:
                 join()
-                _shut(folder)
+                _restrict(folder)
                 os.chdir(folder)
                 os.execvpe(command[0], command, _environment(folder))
             finally:
@@ -106,21 +115,21 @@ def run(folder: Path, command: list[str]) -> int:
         os.closerange(3, 256)
         for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(each, lambda *_: os.kill(child, signal.SIGKILL))
-        if os.getppid() != parent:  # it ended before it could be noticed
+        if os.getppid() != parent:  # it ended before end_with_parent()
             os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        with suppress(OSError):  # where there is no PID namespace, its session at least
+        with suppress(OSError):  # without a PID namespace, at least the command's session ends
             os.killpg(child, signal.SIGKILL)
     return status if status >= 0 else 128 - status
 
 
-def _shut(folder: Path) -> None:
-    """Everything that a process can put on itself."""
+def _restrict(folder: Path) -> None:
+    """Applies the limits, drops all rights, and restricts writes to the folder."""
     os.setsid()
-    for limit, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, FILE), (resource.RLIMIT_CORE, 0)):
+    for limit, most in ((resource.RLIMIT_AS, MAX_ADDRESSES), (resource.RLIMIT_FSIZE, MAX_FILE), (resource.RLIMIT_CORE, 0)):
         _limit(limit, most)
     if hasattr(resource, "RLIMIT_NPROC") and os.getuid():
-        _limit(resource.RLIMIT_NPROC, PROCESSES + _own_threads())
+        _limit(resource.RLIMIT_NPROC, MAX_PROCESSES + _count_threads())
     if sys.platform != "linux":
         return
     end_with_parent()
@@ -142,8 +151,8 @@ def _limit(which: int, most: int) -> None:
         resource.setrlimit(which, (most, most))
 
 
-def _own_threads() -> int:
-    """How many processes and threads this user has: the system's limit counts them all."""
+def _count_threads() -> int:
+    """The number of processes and threads of this user, all of which RLIMIT_NPROC counts."""
     count, user = 0, os.getuid()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -157,7 +166,7 @@ def _landlock(folder: Path) -> None:
     if version <= 0:
         return
     writing = WRITING | (0b10000000000000 if version >= 2 else 0) | (0b100000000000000 if version >= 3 else 0)
-    # handled_access_fs, handled_access_net, scoped: signals and abstract sockets of outside
+    # handled_access_fs, handled_access_net, scoped: signals and abstract sockets of processes outside
     rules = struct.pack("QQQ", writing, 0, 0b11 if version >= 6 else 0)[: 24 if version >= 6 else 16 if version >= 4 else 8]
     ruleset = _syscall(LANDLOCK_CREATE_RULESET, rules, len(rules), 0)
     places = [folder, *(Path("/dev") / name for name in ("null", "zero", "shm"))]
@@ -175,7 +184,7 @@ def _landlock(folder: Path) -> None:
 
 
 def _unshare() -> bool:
-    """Namespaces of its own for processes, network and shared memory, in a user namespace where one is needed for it."""
+    """Creates namespaces for processes, network and shared memory, in a user namespace where that is necessary."""
     user, group = os.getuid(), os.getgid()
     spaces = CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
     if _libc().unshare(spaces) and _libc().unshare(spaces | CLONE_NEWUSER):
@@ -190,7 +199,7 @@ def _unshare() -> bool:
 
 
 def _cgroup_roots() -> list[Path]:
-    """Where control groups for processes and for memory can be made; empty for anybody but root."""
+    """The folders where control groups for processes and for memory can be created; empty unless this is root."""
     root = Path("/sys/fs/cgroup")
     roots = [root] if (root / "cgroup.subtree_control").is_file() else [root / "pids", root / "memory"]
     return roots if os.getuid() == 0 and all(os.access(each, os.W_OK) for each in roots) else []
@@ -198,12 +207,12 @@ def _cgroup_roots() -> list[Path]:
 
 @contextmanager
 def _control_group() -> Iterator[Callable[[], None]]:
-    """A control group with the limits on all of the box together; what is called in the child joins it."""
+    """Creates a control group with the limits on all processes together; yields a function that joins it in the child."""
     groups = []
-    limits = {"pids.max": PROCESSES, "memory.max": MEMORY_TOGETHER, "memory.limit_in_bytes": MEMORY_TOGETHER}
+    limits = {"pids.max": MAX_PROCESSES, "memory.max": MAX_MEMORY, "memory.limit_in_bytes": MAX_MEMORY}
     for root in _cgroup_roots():
         for old in root.glob("mini-vllm-labs-*"):
-            if not Path("/proc", old.name.rpartition("-")[2]).exists():  # its maker was killed
+            if not Path("/proc", old.name.rpartition("-")[2]).exists():  # the process that created it was killed
                 with suppress(OSError):
                     old.rmdir()
         group = root / f"mini-vllm-labs-{os.getpid()}"
@@ -228,7 +237,7 @@ def _control_group() -> Iterator[Callable[[], None]]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    kept = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return kept | {
         "HOME": str(folder),
         "TMPDIR": str(folder),

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from docker_engine import ROOT, Docker
 
-from labkit.grading.container import Sandbox
-from labkit.grading.report import ReportError
+from labkit.check.report import ReportError
+from labkit.grading.container import Container
 
-ATTACKS = ROOT / "tests" / "grade" / "attacks"
+ATTACKS = ROOT / "tests" / "labkit" / "isolation" / "attacks"
 LAB_03 = ROOT / "labs" / "lab-03-weight-mapping"
 
 
@@ -51,7 +51,7 @@ def test_a_class_is_graded_in_containers(image: str, tmp_path: Path) -> None:
 )
 def test_an_attack_earns_nothing_in_a_container(image: str, attack: str) -> None:
     try:
-        report = Sandbox(image).grade("03", attack, (ATTACKS / f"{attack}.py").read_bytes())
+        report = Container(image).grade("03", (ATTACKS / f"{attack}.py").read_bytes())
     except ReportError:
         return  # it ended its own container: there is no verdict, and no point
     assert report["points"] == 0
@@ -69,15 +69,15 @@ for place in glob.glob('/proc/*/fd/1'):
     except OSError:
         pass
 """
-    report = Sandbox(image).grade("03", "eve", forging.encode())
+    report = Container(image).grade("03", forging.encode())
     assert report["points"] == 0
 
 
 def test_the_box_that_holds_it(docker: Docker, image: str) -> None:
     asked = "import os\nprint(os.getuid(), open('/proc/self/status').read().split('CapEff:')[1].split()[0])"
-    said = docker("run", "--rm", *Sandbox(image).options(), image, "python", "-c", asked).stdout.split()
+    said = docker("run", "--rm", *Container(image).options(), image, "python", "-c", asked).stdout.split()
     assert said[:2] == ["1000", "0" * 16]
     for what in ("open('/workspace/x', 'w')", "__import__('socket').create_connection(('192.0.2.1', 80), 3)"):
-        refused = docker("run", "--rm", *Sandbox(image).options(), image, "python", "-c", what, check=False)
+        refused = docker("run", "--rm", *Container(image).options(), image, "python", "-c", what, check=False)
         assert refused.returncode != 0
         assert "Read-only file system" in refused.stdout or "unreachable" in refused.stdout

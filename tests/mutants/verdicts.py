@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from labkit.check.check import _words
+from labkit.check.reporter import clean_message
 from labkit.system.labs import ROOT, Lab, find_lab
 
 PYTEST = ["-q", "-x", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "-m", "not gpu"]
@@ -93,7 +93,7 @@ class FirstFailure:
         self.seconds[test] += report.duration
         if report.failed and self.verdict.passed:
             crash = getattr(report.longrepr, "reprcrash", None)
-            message = _words(crash.message if crash else str(report.longrepr))
+            message = clean_message(crash.message if crash else str(report.longrepr))
             self.verdict = Verdict(test, self.tasks[test], message)
 
 

@@ -1,11 +1,11 @@
 """``./lab watch``: a verdict at every save.
 
-    warm.py      a process that has imported everything once and forks for every run; the learner's code runs in the fork
-    told.py      what the fork says of each test: pytest's words, expected against got, what was printed
-    runs.py      the other side: starts the warm process, begins a run, reads what comes, ends it
-    changes.py   when a file has changed: the system's events, or looking again and again where there are none
-    view.py      what is on the screen
-    session.py   the loop: files, keys and results
+    server.py    a process that has imported everything once and forks for each run; the learner's code runs in the fork
+    runs.py      the client of that process: starts a run, reads its results, ends it
+    changes.py   detects that a file has changed: by the system's events, or by polling where there are none
+    keys.py      reads single keys
+    view.py      formats the screen
+    session.py   the event loop: files, keys and results
 
-The process that the learner talks to never imports torch, and never runs a line of theirs.
+The process that reads the learner's keys never imports torch, and never runs their code.
 """

@@ -1,8 +1,7 @@
-"""When a file that a verdict rests on has changed.
+"""Detects changes of the files that a verdict depends on.
 
-The system's events (inotify, FSEvents) come at once, and do not come at all from some folders that are shared with a container or
-a virtual machine: the change happens on the other side. So the files are looked at twice a second besides. Where that finds a
-change for which no event has come, the events are given up, and looking is all that is done from then on.
+The system's events (inotify, FSEvents) arrive at once, but not from some folders that are shared with a container or a virtual
+machine. So the files are polled twice a second as well. After a change without an event, only polling is used.
 """
 
 from __future__ import annotations
@@ -14,36 +13,36 @@ from pathlib import Path
 
 from watchfiles import watch
 
-BETWEEN_LOOKS = 0.5
-"""Seconds between two looks at the files, as long as events do their work."""
+SLOW_POLL = 0.5
+"""Seconds between two polls while events arrive."""
 
-POLLING = 0.1
-"""Seconds between two looks when there are no events."""
+FAST_POLL = 0.1
+"""Seconds between two polls without events."""
 
-Looks = dict[Path, tuple[int, int, int] | None]
+Stamps = dict[Path, tuple[int, int, int] | None]
 
 
 class Changes:
-    """Watches files from a thread, and wakes whoever reads ``wake`` at each change.
+    """Watches files in a thread.
 
     Attributes:
-        wake: a file descriptor that can be read when something has changed.
-        polling: whether events have been given up.
+        wake: a file descriptor that can be read when a file has changed.
+        polling: whether events are no longer used.
     """
 
     def __init__(self, files: Callable[[], Iterable[Path]], folders: Iterable[Path], polling: bool = False) -> None:
-        """Begins to watch.
+        """Starts to watch.
 
         Args:
-            files: the files; asked for again at each look.
-            folders: the folders that they are in.
-            polling: look, and do not try events.
+            files: returns the files; called at each poll.
+            folders: the folders of the files.
+            polling: never use events.
         """
         self._files, self._folders = files, tuple(folders)
         self.polling = polling
         self.wake, self._wakes = os.pipe()
         self._stop = threading.Event()
-        self._seen = self._look()
+        self._stamps = self._read_stamps()
         self._changed: set[Path] = set()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -65,45 +64,46 @@ class Changes:
 
     def _watch(self) -> None:
         if not self.polling:
-            self._by_events()
-        while not self._stop.wait(POLLING):
-            self._note()
+            self._use_events()
+        while not self._stop.wait(FAST_POLL):
+            self._poll()
 
-    def _by_events(self) -> None:
-        """Until closed, or until a change is found that no event has told of."""
+    def _use_events(self) -> None:
+        """Watches by events until the watch is closed, or until a change has no event."""
         events = watch(
             *self._folders,
             watch_filter=None,
             debounce=50,
             step=10,
             stop_event=self._stop,
-            rust_timeout=int(BETWEEN_LOOKS * 1000),
+            rust_timeout=int(SLOW_POLL * 1000),
             yield_on_timeout=True,
             raise_interrupt=False,
             recursive=False,
         )
-        unexplained = False
+        without_event = False
         try:
-            for told in events:
-                changed = self._note()
-                if unexplained and not told:  # an event may be a moment late, and not half a second
+            for event in events:
+                changed = self._poll()
+                if without_event and not event:  # an event may be late, but not half a second
                     self.polling = True
                     return
-                unexplained = changed and not told
+                without_event = changed and not event
         except OSError:  # no inotify, or no watches left
             self.polling = True
 
-    def _note(self) -> bool:
-        now = self._look()
-        changed = {path for path in now.keys() | self._seen.keys() if now.get(path) != self._seen.get(path)}
-        self._seen = now
+    def _poll(self) -> bool:
+        """Compares the files with their last stamps; returns whether one has changed."""
+        now = self._read_stamps()
+        changed = {path for path in now.keys() | self._stamps.keys() if now.get(path) != self._stamps.get(path)}
+        self._stamps = now
         if changed:
             with self._lock:
                 self._changed |= changed
             os.write(self._wakes, b".")
         return bool(changed)
 
-    def _look(self) -> Looks:
+    def _read_stamps(self) -> Stamps:
         return {path: _stamp(path) for path in self._files()}
 
 

@@ -1,4 +1,4 @@
-"""Single keys from a terminal, without Enter; the terminal is given back as it was."""
+"""Reads single keys from a terminal, without Enter."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def single_keys() -> Iterator[int | None]:
-    """Yields the file descriptor that keys come from, or None where nobody can press any: in a pipe."""
+    """Yields the file descriptor to read keys from, or None without a terminal; restores the terminal's settings."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield None
         return
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
     try:
-        tty.setcbreak(terminal)  # Ctrl-C is still Ctrl-C
+        tty.setcbreak(terminal)  # Ctrl-C still sends SIGINT
         yield terminal
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)

@@ -1,4 +1,4 @@
-"""What ./lab watch has on the screen: words first; colour repeats them."""
+"""Formats the screen of ./lab watch. Every state is a word; colour only repeats it."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
-from labkit.check.check import Report
+from labkit.check.report import Report
+from labkit.check.results import FailedTest
 from labkit.course.board import PASSED, STYLES, shortest
 from labkit.course.progress import TaskState, state_of
-from labkit.course.watch.runs import Run, Shown
+from labkit.course.watch.runs import Run
 from labkit.system.labs import Lab, Task
 
 MESSAGE_LINES = 8
 """Lines of a failure's message that are shown."""
 
-BRIEF = 156
-"""Characters, two lines: a longer side of a comparison comes last, so that it pushes nothing from the screen."""
+SHORT = 156
+"""Characters of two lines. A longer side of a comparison comes last, so that the rest stays on the screen."""
 
 PRINTED_LINES = 4
-"""Lines of what a test printed that are shown, the last."""
+"""Lines of a test's output that are shown, the last ones."""
 
 
 def in_words(test: str) -> str:
-    """``"test_positions_are_ignored"`` as it is meant: ``"positions are ignored"``."""
+    """``"test_positions_are_ignored"`` as ``"positions are ignored"``."""
     return test.removeprefix("test_").replace("_", " ")
 
 
 def states_now(run: Run) -> dict[str, TaskState | None]:
-    """Each task's state as far as the run has come; None where it has not come to it."""
+    """Each task's state as far as the run has come; None where the task has not run."""
     states: dict[str, TaskState | None] = {}
     for result in run.report.tasks:
-        running = not run.over and result.status != "failed" and any(test.status == "not run" for test in result.tests)
+        running = not run.ended and result.status != "failed" and any(test.status == "not run" for test in result.tests)
         states[result.task.name] = None if running else state_of(result)
     return states
 
@@ -45,7 +46,7 @@ def earned(run: Run) -> str:
 
 
 def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
-    """The lab, the file, and a line for the tasks of each state."""
+    """The lab, the file, and a line for each state with its tasks."""
     lines: list[RenderableType] = [Text.from_markup(f"[bold]Lab {lab.number}[/bold]  {escape(lab.title)}")]
     if run is None:
         return lines
@@ -61,26 +62,26 @@ def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
     return lines
 
 
-def failure(task: Task, shown: Shown, run: Run) -> list[RenderableType]:
-    """One failed test: what it says in words, what was expected and what came, and where to look."""
+def failure(task: Task, shown: FailedTest, run: Run) -> list[RenderableType]:
+    """One failed test: its message, the expected and the actual value, and where to look."""
     result = shown.result
     lines: list[RenderableType] = [
         Text.assemble((f"{task.name}: failing", STYLES["failing"]), f"  {in_words(result.name)}"),
     ]
     printed = shown.printed.rstrip().splitlines()[-PRINTED_LINES:]
     for part in (
-        [f"  {line}" for line in shown.compared if len(line) <= BRIEF],
+        [f"  {line}" for line in shown.compared if len(line) <= SHORT],
         [f"  {line}" for line in _message(shown)],
         where(shown, run),
-        [f"  {line}" for line in shown.compared if len(line) > BRIEF],
+        [f"  {line}" for line in shown.compared if len(line) > SHORT],
         ["printed:", *(f"  {line}" for line in printed)] if printed else [],
     ):
         lines += [Text(""), *map(Text, part)] if part else []
     return lines
 
 
-def where(shown: Shown, run: Run) -> list[str]:
-    """The line of the learner's file that the failure came through, or the function that gave the wrong answer."""
+def where(shown: FailedTest, run: Run) -> list[str]:
+    """The line of the learner's file that the failure came through, or the function that returned the wrong value."""
     line = shown.result.line
     if line is None:
         return [f"look at {shown.suspect}"] if shown.suspect else []
@@ -99,7 +100,7 @@ def passed_line(task: Task) -> Text:
 
 
 class Screen:
-    """Parts above a foot; where the terminal is too low for both, the parts are cut, and say so."""
+    """Parts above a foot. In a terminal too low for both, the parts are cut."""
 
     def __init__(self, parts: list[RenderableType], foot: list[RenderableType]) -> None:
         self.parts, self.foot = parts, foot
@@ -124,8 +125,8 @@ class Screen:
             yield from line
 
 
-def _message(shown: Shown) -> list[str]:
-    """What the test says; where the two sides are shown, without pytest's own account of them."""
+def _message(shown: FailedTest) -> list[str]:
+    """The test's message; where both sides are shown, without pytest's repetition of them."""
     lines = shown.result.message.splitlines()
     if shown.compared:
         lines = list(takewhile(lambda line: not line.startswith("assert "), lines))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from labkit.check.check import Report, check, read_outcome
+from labkit.check.check import check
+from labkit.check.report import Report, read_report
+from labkit.check.reporter import clean_message
 from labkit.system.errors import UserError
-from labkit.system.labs import Lab, all_labs, find_lab
+from labkit.system.labs import ROOT, Lab, all_labs, find_lab
 
 LABS = all_labs()
 SOLUTION = find_lab("01").folder / "solution.py"
@@ -48,8 +54,10 @@ def test_every_solution_passes(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.number)
-def test_every_starter_fails_every_task_with_not_implemented_error(lab: Lab) -> None:
-    report = check(lab, "starter")
+def test_every_starter_fails_every_task_with_not_implemented_error(lab: Lab, tmp_path: Path) -> None:
+    begun = tmp_path / "begun.py"
+    begun.write_bytes(lab.pristine.read_bytes())
+    report = check(lab, str(begun))
     assert report.points == 0
     assert not report.passed
     for result in report.tasks:
@@ -88,7 +96,42 @@ def test_an_implementation_that_is_none(choice: str, sentence: str) -> None:
         find_lab("9")
 
 
-def test_a_case_of_hypothesis_that_was_late_once_is_late(tmp_path: Path) -> None:
-    said = "_WrappedBaseException() [single exception in FlakyFailure]"
-    result = read_outcome("test_any", "failed", tmp_path / "mine.py", said, "  | Failed: Timeout (>40.0s) from pytest-timeout.\n")
-    assert result.message == "did not end within 40 seconds; look for a loop that never ends"
+def test_a_case_of_hypothesis_that_was_late_once_is_late() -> None:
+    message = "_WrappedBaseException() [single exception in FlakyFailure]"
+    cleaned = clean_message(message, "  | Failed: Timeout (>40.0s) from pytest-timeout.\n")
+    assert cleaned == "did not end within 40 seconds; look for a loop that never ends"
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.number)
+def test_an_unchanged_starter_is_not_started_and_is_not_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.check.check.run_tests", None)
+    report = check(lab, "starter")
+    assert (report.points, report.passed, report.broken) == (0, False, "")
+    assert {result.status for result in report.tasks} == {"not started"}
+    data = read_report(json.dumps(report.to_json()).encode())
+    assert {(test["status"], test["message"]) for task in data["tasks"] for test in task["tests"]} == {("error", "not started")}
+
+
+def lab_check(*arguments: str, implementation: str = "") -> tuple[int, str]:
+    """The exit status and the output of ./lab check."""
+    environment = {name: value for name, value in os.environ.items() if name != "LAB_IMPL"}
+    environment |= {"LAB_IMPL": implementation} if implementation else {}
+    command = [sys.executable, "-P", "-m", "labkit", "check", *arguments]
+    ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    return ran.returncode, ran.stdout
+
+
+def test_the_command_grades_the_starter_unless_another_file_is_named(tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.{name}" for name in ("json", "junit", "gradescope", "classroom")}
+    files["junit"] = files["junit"].with_suffix(".xml")
+    files |= {name: files[name].with_suffix(".json") for name in ("json", "gradescope", "classroom")}
+    status, output = lab_check("03", *(f"--{name}={file}" for name, file in files.items()))
+    assert (status, "starter.py is unchanged. Next: ./lab start 03" in output) == (1, True)
+    assert "failed" not in output
+    assert all(file.is_file() for file in files.values())
+    assert lab_check("03", "--impl", "starter", implementation="solution") == (status, output.partition("written")[0])
+    for arguments, implementation in ((["--solution"], "starter"), (["--impl", "solution"], ""), ([], "solution")):
+        status, output = lab_check("03", *arguments, implementation=implementation)
+        assert (status, "100 of 100 points" in output) == (0, True), (arguments, implementation)
+    assert lab_check("03", "--solution", "--impl", "starter")[0] == 1
+    assert "name two files" in lab_check("03", "--solution", "--impl", "starter")[1]

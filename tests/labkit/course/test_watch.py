@@ -15,7 +15,7 @@ import pytest
 from terminal import Terminal
 
 from labkit.course.watch.changes import Changes
-from labkit.course.watch.runs import Run, Warm
+from labkit.course.watch.runs import Run, WatchServer
 from labkit.system.labs import Lab, find_lab
 
 LAB_03 = find_lab("03")
@@ -213,15 +213,15 @@ def test_a_low_terminal_keeps_the_keys_in_sight(open_terminal: Callable[..., Ter
     assert "q quit" in terminal.text
 
 
-def begin(warm: Warm, graded: Path) -> Run:
+def run_tests(server: WatchServer, graded: Path) -> Run:
     """A run from its first to its last result."""
-    while not warm.ready:
-        list(warm.messages())
-    run = warm.begin(graded, None)
+    while not server.ready:
+        server.receive()
+    run = server.start_run(graded, None)
     while run.read():
         pass
-    while not run.over:
-        for message in warm.messages():
+    while not run.ended:
+        for message in server.receive():
             if "ended" in message:
                 run.end(message["ended"])
     os.close(run.pipe)
@@ -233,21 +233,21 @@ def test_one_thread_is_alive_across_every_fork_and_each_fork_is_fresh(number: st
     """OpenMP's threads do not survive a fork; a child that needs them would wait for ever."""
     lab = find_lab(number)
     mine = tmp_path / "mine.py"
-    warm = Warm(lab)
+    server = WatchServer(lab)
     try:
         for text in ("x = 1\n", "y = 1\n", (lab.folder / "solution.py").read_text(encoding="utf-8")):
             mine.write_text(text, encoding="utf-8")
             os.utime(mine, (1e9, 1e9))  # the first two have one size and one time: bytecode of the one would pass for the other's
-            run = begin(warm, mine)
+            run = run_tests(server, mine)
             assert run.finished
             assert run.report.passed == ("def register" in text or "def translate" in text)
-            missing = [result.message for result in run.results.values() if "has no attribute" in result.message]
+            missing = [result.message for result in run.tests.values() if "has no attribute" in result.message]
             assert bool(missing) == (not run.report.passed)
-        while not warm.ready:
-            list(warm.messages())
-        assert warm.threads == (1 if sys.platform == "linux" else 0)
+        while not server.ready:
+            server.receive()
+        assert server.threads == (1 if sys.platform == "linux" else 0)
     finally:
-        warm.close()
+        server.close()
 
 
 def changed(changes: Changes) -> set[Path]:

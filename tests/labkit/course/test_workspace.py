@@ -14,7 +14,7 @@ import pytest
 import typer
 from terminal import Terminal
 
-from labkit.check.check import TaskResult, TestResult
+from labkit.check.report import TaskResult, TestResult
 from labkit.cli.main import app
 from labkit.course.progress import TaskState, state_of
 from labkit.system.labs import ROOT, all_labs, find_lab

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from labkit.check.check import Child, Start, start_pytest, trusted_environment
-from labkit.grading import fork_server
-from labkit.grading.fork_server import fork_servers
+from labkit.check.check import Child, Start, start_pytest
+from labkit.grading import judge_server
+from labkit.grading.judge_server import judge_servers
+from labkit.grading.verdict import judge_environment
+from labkit.system.fork_server import ForkServer
+from labkit.system.labs import ROOT
 
 FILE = """
 import os, subprocess, sys, time
 from pathlib import Path
+from typing import Any
 
 def test_it(tmp_path):
     print("seen", os.environ["LAB_IMPL"], os.getcwd(), "torch" in sys.modules)
@@ -43,7 +47,7 @@ def run(tmp_path: Path) -> Iterator[Callable[[Start, str], tuple[Child, Callable
             for each in (output, report):
                 each.seek(0)
                 each.truncate()
-            child = start(arguments, trusted_environment() | {"LAB_IMPL": implementation}, output, report)
+            child = start(arguments, judge_environment() | {"LAB_IMPL": implementation}, output, report)
 
             def said() -> str:
                 report.seek(0)
@@ -77,22 +81,22 @@ def test_it_says_what_a_new_process_says(
     run: Callable[..., tuple[Child, Callable[[], str]]], implementation: str, tmp_path: Path
 ) -> None:
     statuses = []
-    with fork_servers(1) as start:
+    with judge_servers() as start:
         for each in (start_pytest, start):
             child, said = run(each, implementation)
             statuses.append(child.wait(60))
             assert place(tmp_path)[:2] == (child.pid, child.pid)
             os.killpg(child.pid, signal.SIGKILL)  # the process that the test has left behind
-            assert f"seen {implementation} {fork_server.ROOT} {each is start}\n" in said()
+            assert f"seen {implementation} {ROOT} {each is start}\n" in said()
             assert f'failures="{int(implementation == "wrong")}"' in said()
     assert statuses == [int(implementation == "wrong")] * 2
 
 
 def test_one_that_is_killed_makes_room_for_the_next(run: Callable[..., tuple[Child, Callable[[], str]]], tmp_path: Path) -> None:
-    with fork_servers(1) as start:
+    with judge_servers() as start:
         endless, _ = run(start, "endless")
         left_behind = place(tmp_path)[2]
-        with pytest.raises(subprocess.TimeoutExpired):
+        with pytest.raises(TimeoutError):
             endless.wait(0.1)
         os.killpg(endless.pid, signal.SIGKILL)
         assert endless.wait() == endless.wait() == -signal.SIGKILL
@@ -103,15 +107,19 @@ def test_one_that_is_killed_makes_room_for_the_next(run: Callable[..., tuple[Chi
 def test_without_its_server_a_judge_ends_and_the_next_is_a_new_process(
     run: Callable[..., tuple[Child, Callable[[], str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    servers = []
-    made = fork_server.ForkServer.__init__
-    monkeypatch.setattr(fork_server.ForkServer, "__init__", lambda self: (servers.append(self), made(self))[1])
-    with fork_servers(1) as start:
+    servers: list[ForkServer] = []
+
+    def start_server(*arguments: Any) -> ForkServer:
+        servers.append(ForkServer(*arguments))
+        return servers[0]
+
+    monkeypatch.setattr(judge_server, "ForkServer", start_server)
+    with judge_servers() as start:
         orphan, _ = run(start, "endless")
         place(tmp_path)
         servers[0].process.kill()
         for _ in range(2):
-            with pytest.raises(OSError, match="grade again"):
+            with pytest.raises(OSError, match="try again"):
                 orphan.wait(60)
         wait_until(lambda: not Path(f"/proc/{orphan.pid}/exe").exists())
         servers[0].process.wait()

@@ -18,12 +18,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console
 
-from labkit.check.check import Report, TaskResult
-from labkit.check.check import TestResult as Result
+from labkit.check.report import MAX_BYTES, Report, ReportError, TaskResult, read_report, validator
+from labkit.check.report import TestResult as Result
 from labkit.grading import submissions as handed_in
 from labkit.grading.classroom import Classroom, Graded, show
 from labkit.grading.exporters import classroom, gradescope, junit
-from labkit.grading.report import LARGEST, ReportError, as_json, read_report, validator
 from labkit.grading.similarity import write_for_jplag
 from labkit.grading.submissions import Submission, read_submissions
 from labkit.system.errors import UserError
@@ -49,7 +48,7 @@ def report() -> Report:
 
 
 def test_each_status_has_its_word_and_the_report_fits_its_schema() -> None:
-    data = as_json(report())
+    data = report().to_json()
     assert read_report(json.dumps(data).encode()) == data
     assert [task["status"] for task in data["tasks"]] == ["pass", "fail", "timeout", "error", "skipped", "error"]
     assert (data["points"], data["max_points"], data["held_against"]) == (10, 60, "live")
@@ -68,10 +67,10 @@ def test_each_status_has_its_word_and_the_report_fits_its_schema() -> None:
 )
 def test_what_is_no_report_is_refused(change: Any, said: str) -> None:
     with pytest.raises(ReportError, match=said):
-        read_report(json.dumps(change(as_json(report()))).encode())
+        read_report(json.dumps(change(report().to_json())).encode())
 
 
-@pytest.mark.parametrize("text", [b"", b"\x80\x04K\x01.", b"[" * 200_000, b"9" * (LARGEST + 1)])
+@pytest.mark.parametrize("text", [b"", b"\x80\x04K\x01.", b"[" * 200_000, b"9" * (MAX_BYTES + 1)])
 def test_what_is_no_json_is_refused(text: bytes) -> None:
     with pytest.raises(ReportError):
         read_report(text)
@@ -96,7 +95,7 @@ JUNIT_10: dict[str, tuple[set[str], set[str], set[str]]] = {
 
 
 def test_junit_is_what_its_schema_says() -> None:
-    root = ET.fromstring(junit(as_json(report())))
+    root = ET.fromstring(junit(report().to_json()))
     assert root.tag == "testsuites"
     for element in root.iter():
         required, optional, children = JUNIT_10[element.tag]
@@ -149,7 +148,7 @@ GRADESCOPE = {
 
 
 def test_gradescope_is_what_its_page_says() -> None:
-    data = json.loads(gradescope(as_json(report())))
+    data = json.loads(gradescope(report().to_json()))
     Draft202012Validator(GRADESCOPE).validate(data)
     assert data["score"] == sum(test["score"] for test in data["tests"]) == 10
     assert [test["status"] for test in data["tests"]] == ["passed", *["failed"] * 5], "a skip is no pass"
@@ -186,7 +185,7 @@ CLASSROOM = {
 
 
 def test_classroom_is_what_its_reporter_reads() -> None:
-    data = json.loads(classroom(as_json(report())))
+    data = json.loads(classroom(report().to_json()))
     Draft202012Validator(CLASSROOM).validate(data)
     assert (data["status"], data["max_score"]) == ("fail", 60)
 
@@ -219,7 +218,7 @@ def read_one(folder: Path) -> Submission:
         ({"C:/starter.py": b"x"}, 0, "leads out of its folder"),
         ({"starter.py": b"/etc/passwd"}, stat.S_IFLNK | 0o777, "is a link"),
         ({"starter.py": b"\0" * (64 << 20)}, 0, "more than 1048576 bytes"),
-        ({f"{number}.txt": b"x" for number in range(handed_in.MEMBERS + 1)}, 0, "5001 members"),
+        ({f"{number}.txt": b"x" for number in range(handed_in.MAX_MEMBERS + 1)}, 0, "5001 members"),
         ({"a.txt": b"\0" * (128 << 20), "b.txt": b"\0" * (128 << 20)}, 0, "268435456 bytes"),
         ({"readme.txt": b"x"}, 0, "no .py file"),
         ({"a/one.py": b"x", "b/two.py": b"x"}, 0, "2 files that may be meant"),
@@ -238,7 +237,7 @@ def test_an_archive_that_cannot_be_meant_is_refused(members: dict[str, bytes], k
 def test_a_damaged_archive_is_refused(cut: int, tmp_path: Path) -> None:
     whole = archive(tmp_path / "eve.zip", {"starter.py": SOLUTION}).read_bytes()
     (tmp_path / "eve.zip").write_bytes(whole[:cut])
-    assert "no zip archive that can be read" in read_one(tmp_path).fault
+    assert "is not a readable zip archive" in read_one(tmp_path).fault
 
 
 def test_whichever_byte_of_an_archive_is_damaged_the_class_goes_on(tmp_path: Path) -> None:
@@ -248,7 +247,7 @@ def test_whichever_byte_of_an_archive_is_damaged_the_class_goes_on(tmp_path: Pat
     for place, byte in enumerate(whole):
         (tmp_path / "eve.zip").write_bytes(whole[:place] + bytes([byte ^ 0xFF]) + whole[place + 1 :])
         said.add(read_one(tmp_path).fault)
-    assert any("invalid" in fault and "no zip archive that can be read" in fault for fault in said)
+    assert any("invalid" in fault and "is not a readable zip archive" in fault for fault in said)
 
 
 def test_an_archive_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
@@ -286,7 +285,7 @@ def test_a_class_goes_on_where_it_ended(tmp_path: Path) -> None:
             if number == limit:
                 raise KeyboardInterrupt
             begun.append(submission.name)
-            yield submission, {"report": as_json(report())}
+            yield submission, {"report": report().to_json()}
 
     class_of = [Submission("ada", b"1"), Submission("bob", b"2"), Submission("cy", b"3"), Submission("dee", fault="empty")]
     room, limit = Classroom.make(LAB, tmp_path, "no sandbox"), 2

@@ -20,7 +20,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from labkit.grading.classroom import version_of
-from labkit.grading.cluster import TRIES, on_ray, report_text
+from labkit.grading.cluster import MAX_TRIES, on_ray, report_text
 from labkit.grading.submissions import Submission
 from labkit.isolation.sandbox import layers
 from labkit.system.errors import UserError
@@ -141,11 +141,11 @@ def test_what_no_node_finishes_is_given_up(cluster: Cluster, monkeypatch: pytest
     """A task that ends the process it is in, as a node without memory does, is begun so often and no more."""
     monkeypatch.setattr("labkit.grading.cluster.report_text", lambda *given: os._exit(1))
     (graded,) = on_ray(cluster.address, None, "", None)(LAB, [Submission("ada", b"(")])
-    assert graded[1] == {"fault": f"no node has finished it in {TRIES} tries (WorkerCrashedError); grade again"}
+    assert graded[1] == {"fault": f"no node has finished it in {MAX_TRIES} tries (WorkerCrashedError); grade again"}
 
 
 def test_a_node_with_other_labs_gives_no_verdict() -> None:
-    answered = json.loads(report_text(None, version_of(LAB, None) + "x", "03", "ada", b"("))
+    answered = json.loads(report_text(None, version_of(LAB, None) + "x", "03", b"("))
     assert "has other labs than this machine" in answered["fault"]
 
 

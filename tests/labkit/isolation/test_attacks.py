@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from labkit.check.check import Report, check, sha256_of, start_pytest, trusted_files
-from labkit.grading.fork_server import fork_servers
+from labkit.check.check import start_pytest
+from labkit.check.report import Report
+from labkit.grading.judge_server import judge_servers
+from labkit.grading.verdict import judge, sha256_of, trusted_files
 from labkit.isolation.sandbox import layers
-from labkit.system.labs import ROOT, find_lab
+from labkit.system.labs import ROOT, Lab, find_lab
 
 ATTACKS = sorted((Path(__file__).parent / "attacks").glob("*.py"))
 
@@ -44,7 +46,7 @@ def reports(request: pytest.FixtureRequest, before: str, tmp_path_factory: pytes
             f"NOT RUN: of the box only {layers()} hold here, so these files would change the work tree or end other processes"
         )
     folder = tmp_path_factory.mktemp("submissions")
-    starting = fork_servers(2) if request.param == "forks" else nullcontext(start_pytest)
+    starting = judge_servers() if request.param == "forks" else nullcontext(start_pytest)
     with starting as start, ThreadPoolExecutor(2) as pool:
         reports = {}
         for attack in ATTACKS:
@@ -52,8 +54,8 @@ def reports(request: pytest.FixtureRequest, before: str, tmp_path_factory: pytes
             file = folder / attack.stem / "starter.py"
             own = any(word in attack.read_text() for word in ("def __getattr__", "class ModelShape"))
             file.write_text(attack.read_text() + ("" if own else WRONG))
-            reports[attack.stem] = pool.submit(check, replace(find_lab("03"), time_limit=3), str(file), start)
-        reports["the solution"] = pool.submit(check, find_lab("03"), "solution", start)
+            reports[attack.stem] = pool.submit(judge, replace(find_lab("03"), time_limit=3), str(file), start)
+        reports["the solution"] = pool.submit(judge, find_lab("03"), "solution", start)
     return reports
 
 
@@ -66,6 +68,35 @@ def test_an_attack_earns_nothing(reports: Reports, attack: str) -> None:
     # A skipped test earns nothing itself, but the task that it belongs to passes without it.
     spared = {test.name for task in report.tasks for test in task.tests if test.status in ("passed", "skipped")}
     assert not spared
+
+
+TASK = '[[tasks]]\nname = "one"\ntitle = "one"\npoints = 100\ntests = ["test_one"]\nhints = ["", "", ""]\n'
+LAB = 'number = "09"\ntitle = "A process"\norder = 9\ntags = []\n'
+
+STARTS_A_PROCESS = """
+import subprocess, sys
+
+def test_one(lab, tmp_path):
+    code = "open('inside', 'w').close(); open(sys.argv[1], 'w').close()"
+    command = [sys.executable, "-c", f"import sys, os; os.chdir(sys.argv[2]); {code}", lab.__file__ + ".txt", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (tmp_path / "inside").is_file()
+    assert "Permission denied" in ended.stderr
+"""
+
+
+def test_a_process_that_a_test_starts_is_in_the_sandbox_too(tmp_path: Path) -> None:
+    """A test of lab 01 hands the file to torchrun."""
+    if "write (Landlock)" not in layers():
+        pytest.skip("NOT RUN: Landlock does not hold here")
+    folder = tmp_path / "lab-09"
+    folder.mkdir()
+    (folder / "lab.toml").write_text(LAB + TASK)
+    (folder / "test_lab.py").write_text(STARTS_A_PROCESS)
+    (tmp_path / "mine.py").write_text("")
+    report = judge(Lab.read(folder), str(tmp_path / "mine.py"))
+    assert report.passed, report
+    assert report.sandbox == layers()
 
 
 def test_nothing_is_left_of_them(reports: Reports, before: str) -> None:

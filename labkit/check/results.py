@@ -1,0 +1,117 @@
+"""Reads the lines of reporter.py while a run writes them, and turns them into a report."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from labkit.check.report import Report, TestResult
+from labkit.system.labs import Lab
+
+
+@dataclass(frozen=True)
+class FailedTest:
+    """A failed test, and what helps to see why.
+
+    Attributes:
+        result: its result.
+        compared: expected against got, as lines.
+        suspect: the function of the graded file to look at when the failure did not come through a line of it; else empty.
+        printed: the end of the test's own output.
+    """
+
+    result: TestResult
+    compared: tuple[str, ...] = ()
+    suspect: str = ""
+    printed: str = ""
+
+
+@dataclass
+class Results:
+    """The results of one run, which grow as its tests end.
+
+    Attributes:
+        lab: the lab.
+        graded: the graded file.
+        tests: the result of each test function that has one.
+        failed: the first failure of each test function.
+        running: the test that runs now; empty between two tests.
+        finished: whether pytest has reached its end.
+        broken: why there is no verdict; empty where there is one.
+    """
+
+    lab: Lab
+    graded: Path
+    tests: dict[str, TestResult] = field(default_factory=dict)
+    failed: dict[str, FailedTest] = field(default_factory=dict)
+    running: str = ""
+    finished: bool = False
+    broken: str = ""
+    _stack: list[str] = field(default_factory=list)
+    _unread: bytes = b""
+
+    @property
+    def report(self) -> Report:
+        """The report as far as the run has come."""
+        return Report.of_results(self.lab, self.graded, self.tests, self.broken)
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes more bytes of the report."""
+        *lines, self._unread = (self._unread + chunk).split(b"\n")
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            if isinstance(event, dict):
+                self._take(event)
+            else:
+                self._stack.append(line.decode(errors="replace"))
+
+    def end(self, status: int, retry: str = "check again") -> None:
+        """Takes into account how the process ended: a test that faulthandler ended has failed, an exit breaks the verdict.
+
+        Args:
+            status: the exit status, or minus the signal.
+            retry: what the learner does once the file is fixed.
+        """
+        if self.finished:
+            return
+        test = re.sub(r"\[.*", "", self.running)
+        if self._stack:
+            lines = re.findall(rf"{re.escape(self.graded.name)}\", line (\d+)", "\n".join(self._stack))
+            message = f"did not end within {self.lab.time_limit} seconds; look for a loop that never ends"
+            line = int(lines[0]) if lines else None
+            self._keep(TestResult(test, "failed", message, line, fault="timeout"), {})
+        else:
+            self.broken = describe_exit(self.graded, status, retry)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if "running" in event:
+            self.running = event["running"]
+        elif "finished" in event:
+            self.finished, self.running = True, ""
+        else:
+            self._keep(TestResult(**event["result"]), event["details"])
+
+    def _keep(self, result: TestResult, details: dict[str, Any]) -> None:
+        """Keeps the worst result of a test function, and adds up the seconds."""
+        before = self.tests.get(result.name, TestResult(result.name, "passed"))
+        worse = before.status == "passed" or (before.status == "skipped" and result.status == "failed")
+        self.tests[result.name] = replace(result if worse else before, seconds=before.seconds + result.seconds)
+        if result.status == "failed" and result.name not in self.failed:
+            compared = tuple(details.get("compared", ()))
+            self.failed[result.name] = FailedTest(result, compared, details.get("suspect", ""), details.get("printed", ""))
+
+
+def describe_exit(graded: Path, status: int, retry: str = "check again") -> str:
+    """The sentence for a graded file that ended its process, with an exit status or by minus a signal."""
+    how = f"with signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+    return (
+        f"{graded.name} ended the whole Python process ({how}) before the tests were done, so nothing is graded from there on; "
+        f"take out what exits (exit, sys.exit, os._exit), crashes or fills the memory, then {retry}"
+    )

@@ -1,0 +1,79 @@
+"""The fork server of ./lab watch: pytest has collected the lab's tests in it, and each run is a fork that executes them.
+
+It forks between collection and the first test. The fixture ``lab`` imports the learner's file, test_lab.py does not: the server
+never runs a learner's code, and a fork reads the file as it then is on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, settings
+
+from labkit.check.check import GRACE, PRELOAD
+from labkit.check.reporter import Reporter
+from labkit.system.fork_server import preload, serve
+from labkit.system.labs import ROOT, Lab
+
+
+class ForkPoint:
+    """The pytest plugin that forks in the place of the run loop.
+
+    Args:
+        control: the socket to the watcher.
+        lab: the lab.
+
+    Attributes:
+        is_fork: whether this process is a run.
+    """
+
+    def __init__(self, control: socket.socket, lab: Lab) -> None:
+        self.control, self.lab = control, lab
+        self.is_fork = False
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Serves until the watcher ends; in a fork, returns None, so that pytest goes on to its own loop."""
+        if session.testsfailed:  # the tests cannot be imported
+            return None
+        forked = serve(self.control)
+        if forked is None:
+            return True
+        self.is_fork = True
+        request, (report,) = forked
+        output, graded = Path(request["output"]), Path(request["graded"])
+        file = os.open(output, os.O_WRONLY | os.O_APPEND)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(file, number)
+            setattr(sys, name, os.fdopen(number, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False))
+        os.environ["LAB_IMPL"] = str(graded)
+        first = self.lab.find_task(request["first"]).tests if request["first"] else ()
+        session.items.sort(key=lambda item: item.name.partition("[")[0] not in first)
+        session.config.pluginmanager.register(Reporter(report, graded, GRACE, output, max_timeouts=1))
+        return None
+
+
+def main(control: socket.socket, lab: Lab) -> int:
+    """Runs pytest up to its tests, and forks there for each run."""
+    preload(PRELOAD)
+    # The first wrong answer is enough: hypothesis takes seconds to look for the smallest, which ./lab check does.
+    settings.register_profile("watch", phases=[phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)])
+    settings.load_profile("watch")
+    fork_point = ForkPoint(control, lab)
+    arguments = [str(lab.tests), "-q", "-s", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
+    arguments += ["-p", "labkit.check.reporter", f"--timeout={lab.time_limit}"]
+    with Path(os.devnull).open("w") as nowhere:
+        stdout, sys.stdout = sys.stdout, nowhere  # pytest's progress
+        status = pytest.main(arguments, plugins=[fork_point])
+        sys.stdout = stdout
+    if fork_point.is_fork:
+        os._exit(0)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(socket.socket(fileno=int(sys.argv[1])), Lab.read(Path(sys.argv[2]))))
