@@ -1,8 +1,8 @@
-"""What tracing a load of Llama-3-8B costs beside the import of vLLM's Llama class, which nobody can do without.
+"""Measures the time to trace a load of Llama-3-8B, compared with the import of vLLM's Llama class (the baseline).
 
     .venv/bin/python benchmarks/trace.py [ROUNDS]
 
-All 32 layers on the meta device, each time in a process of its own, in turn with the import. Medians of the rounds, and spread.
+All 32 layers on the meta device. Each run is a new process, alternating with the import. Prints medians and spreads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(program: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measures in turn, then prints medians, spreads and each ratio beside its bar."""
+    """Measures, then prints medians, spreads, and each ratio with its limit."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     run(PROGRAMS["trace, TP 1"])  # brings the files into the page cache
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in PROGRAMS}

@@ -1,8 +1,8 @@
-"""What verifying Llama-3-8B costs at TP 1, 2, 4 and 8, all 15 ranks of shapes, beside the import of vLLM's Llama class.
+"""Measures the time to verify Llama-3-8B at TP 1, 2, 4 and 8 (15 ranks of shapes), relative to the import of vLLM's Llama class.
 
     .venv/bin/python benchmarks/verify.py [ROUNDS]
 
-Each in a process of its own, in turn. Medians of the rounds, and spread.
+Each run is a new process, alternating with the import. Prints medians of the rounds and spreads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ VERIFY = "from labkit.load.verify import verify_model; assert verify_model('llam
 
 
 def main() -> None:
-    """Measures in turn, then prints medians, spreads and the ratio beside its bar."""
+    """Measures, then prints medians, spreads, and the ratio with its limit."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     run(VERIFY)  # brings the files into the page cache
     pairs = [(run(IMPORT), run(VERIFY)) for _ in range(rounds)]

@@ -1,7 +1,7 @@
-"""Records the loads that lab 02's tests compare with if vLLM is not installed, from the real vLLM.
+"""Records the loads that lab 02's tests use where vLLM is not installed, through the real vLLM.
 
-The tables in the lab's README and its figure are made from these recordings. Run it in an environment with the pinned vLLM, then
-look at the changes:
+Prints the tables of the lab's README from these recordings, and draws its figure from one. Run it in an environment that has the
+pinned vLLM, and check the changes:
 
     python scripts/record_captured.py
     git diff --stat labs/lab-02-trace-weight-loading
@@ -23,15 +23,15 @@ PICTURE = LAB / "load-tp2.svg"
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.load.trace import FIVE, Trace, around, select, show  # noqa: E402
-from labkit.load.trace.coverage import verify  # noqa: E402
-from labkit.load.trace.page import svg  # noqa: E402
+from labkit.load.trace import EXAMPLE_TENSORS, Trace, print_trace, select, select_parameters_of  # noqa: E402
+from labkit.load.trace.coverage import find_faults  # noqa: E402
+from labkit.load.trace.picture import draw_svg  # noqa: E402
 from labkit.load.trace.recordings import RECORDINGS  # noqa: E402
 from labkit.system.errors import UserError  # noqa: E402
 
 
 def main() -> int:
-    """Writes one file for each recording and deletes obsolete ones; returns 1 if a load cannot be traced."""
+    """Writes one file for each recording, and removes files of other names; returns 1 if a load cannot be traced."""
     CAPTURED.mkdir(exist_ok=True)
     for name, load in RECORDINGS.items():
         try:
@@ -43,7 +43,7 @@ def main() -> int:
         print(f"{name}: {len(trace.records)} records, {load.title}", flush=True)
     for stale in {path for path in CAPTURED.glob("*.json") if path.stem not in RECORDINGS}:
         stale.unlink()
-        print(f"{stale.name}: removed, no recording has this name")
+        print(f"{stale.name}: removed, because no recording has this name")
     readme = LAB / "README.md"
     readme.write_text(with_tables(readme.read_text()))
     PICTURE.write_text(picture(), encoding="utf-8")
@@ -51,9 +51,9 @@ def main() -> int:
 
 
 def picture() -> str:
-    """Draws the figure of the README: the parameters of the five tensors on both ranks of TP 2."""
+    """Draws the figure of the README: the parameters of the five example tensors on both ranks of TP 2."""
     trace = Trace.read(CAPTURED / "llama-3-8b-tp2.json")
-    return svg(around(trace, FIVE), verify(trace))
+    return draw_svg(select_parameters_of(trace, EXAMPLE_TENSORS), find_faults(trace))
 
 
 def with_tables(text: str) -> str:
@@ -63,10 +63,10 @@ def with_tables(text: str) -> str:
 
 
 def _table(name: str, rank: int) -> str:
-    """Returns the output of ``./lab trace`` for a recording and rank in 80 columns, without trailing spaces."""
-    trace = select(Trace.read(CAPTURED / f"{name}.json"), FIVE)
+    """The output of ``./lab trace`` for this recording and rank in 80 columns, without blanks at the ends of lines."""
+    trace = select(Trace.read(CAPTURED / f"{name}.json"), EXAMPLE_TENSORS)
     printed = io.StringIO()
-    show(trace.of_rank(rank), Console(file=printed, width=80))
+    print_trace(trace.of_rank(rank), Console(file=printed, width=80))
     return "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines())
 
 

@@ -1,6 +1,6 @@
-"""Writes lab 02's table of faulty checkpoints: the messages of the real vLLM and of mini_vllm's loader for every fault.
+"""Writes lab 02's table of faulty checkpoints: each fault of ``./lab break``, loaded by the real vLLM and by mini_vllm.
 
-Run it in an environment with the pinned vLLM, then look at the changes:
+Run it in an environment that has the pinned vLLM, and check the changes:
 
     python scripts/record_faults.py
     git diff labs/lab-02-trace-weight-loading/README.md
@@ -24,11 +24,11 @@ sys.path.insert(0, str(ROOT))
 from vllm.config import LoadConfig  # noqa: E402
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader  # noqa: E402
 
-from labkit.checkpoints.faults import FAULTS, break_checkpoint  # noqa: E402
+from labkit.checkpoints.faults import FAULTS, break_checkpoint  # noqa: E402  # found only with the line above
 from labkit.checkpoints.known_models import implied_shapes  # noqa: E402
 from labkit.checkpoints.logits import compare  # noqa: E402
 from labkit.load.trace import Trace, trace_load  # noqa: E402
-from labkit.load.trace.coverage import Finding, verify  # noqa: E402
+from labkit.load.trace.coverage import Finding, find_faults  # noqa: E402
 from labkit.load.trace.recordings import TINY, write_checkpoint  # noqa: E402
 from labkit.system.errors import UserError  # noqa: E402
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json  # noqa: E402
@@ -38,21 +38,21 @@ from mini_vllm.parallel import TPGroup, tp_group  # noqa: E402
 
 BEGIN, END = "<!-- faults: scripts/record_faults.py writes what is between these two lines -->\n", "<!-- end of faults -->\n"
 HEAD = "| fault | what is wrong | vLLM 0.32.0 | `--verify` and `diagnose` | mini_vllm's strict loader | `./lab logits` |\n"
-WORDS = 140
-"""Maximum length of a loader's message in the table."""
+MAX_MESSAGE = 140
+"""Characters of a loader's message that go into the table; three dots replace the rest."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results for one checkpoint.
+    """The results for one faulty checkpoint.
 
     Attributes:
-        vllm: the error of the real vLLM; empty if it loaded the checkpoint.
-        findings: of the trace of all ranks, if vLLM loaded it.
-        strict: (kind, name) of each fault that the strict loader reports; equal on every rank.
-        unreadable: its error for a checkpoint that cannot be opened.
-        logits: the largest difference from the source, if mini_vllm serves the checkpoint.
-        differs: whether the difference is larger than rounding.
+        vllm: the message of the real vLLM where it refused the load; empty where it loaded without a message.
+        findings: the faults that ``find_faults`` finds in the trace of all ranks, if vLLM loaded it.
+        strict: kind and name of each fault that mini_vllm's strict loader reports; the same on every rank.
+        unreadable: its message for a checkpoint that it cannot open.
+        logits: the largest difference from the source, where mini_vllm serves the checkpoint.
+        differs: whether that is more than rounding.
         greedy: the number of greedy answers that differ, and of all.
     """
 
@@ -82,7 +82,7 @@ class Outcome:
 
 
 def main() -> None:
-    """Injects every fault, loads each copy at TP 1 and TP 2, and writes the table into the lab's README."""
+    """Makes every fault, loads it at TP 1 and TP 2, and writes the table into the lab's README."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         good = good_checkpoint(Path(folder, "good"))
@@ -96,22 +96,22 @@ def main() -> None:
 
 
 def good_checkpoint(folder: Path) -> Path:
-    """Writes the correct tiny Llama that the faults are injected into."""
+    """Writes the tiny Llama that all faults are made in."""
     folder.mkdir()
     write_checkpoint(folder, TINY, implied_shapes(TINY))
     return folder
 
 
 def outcome(good: Path, name: str, folder: Path, tp_size: int) -> Outcome:
-    """Injects one fault into a copy of ``good`` and loads it with both loaders on all ranks."""
+    """Makes one fault in a copy of ``good`` and loads it with both loaders, on all ranks."""
     break_checkpoint(good, name, folder)
     return loaded(folder, good, tp_size)
 
 
 def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
-    """Loads a checkpoint with both loaders on all ranks."""
-    said, trace = vllm_loads(folder, tp_size)
-    findings = tuple(verify(trace)) if trace else ()
+    """Loads a checkpoint with both loaders, on all ranks."""
+    refusal, trace = vllm_loads(folder, tp_size)
+    findings = tuple(find_faults(trace)) if trace else ()
     each = []
     for rank in range(tp_size):
         with tp_group(TPGroup(rank, tp_size)):
@@ -122,7 +122,7 @@ def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
     difference = None if strict or unreadable else compare(folder, good)
     greedy = difference and (sum(place is not None for place in difference.parted), len(difference.parted))
     return Outcome(
-        said,
+        refusal,
         findings,
         strict,
         unreadable,
@@ -133,7 +133,7 @@ def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
 
 
 def vllm_loads(folder: Path, tp_size: int) -> tuple[str, Trace | None]:
-    """Loads with the real vLLM; returns its error, or an empty text and the trace of all ranks."""
+    """Loads with the real vLLM: returns its message where it refuses the load, else the trace of all ranks."""
     loader = DefaultModelLoader(LoadConfig(use_tqdm_on_load=False))
     try:
         for _ in loader._get_weights_iterator(DefaultModelLoader.Source(str(folder), None)):
@@ -142,24 +142,24 @@ def vllm_loads(folder: Path, tp_size: int) -> tuple[str, Trace | None]:
     except UserError as error:
         if not error.__cause__:
             raise
-        return _said(error.__cause__, folder), None
+        return _message(error.__cause__, folder), None
     except Exception as error:
-        return _said(error, folder), None
+        return _message(error, folder), None
 
 
 def strict_loads(folder: Path) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Loads with mini_vllm; returns the kinds and names of its faults, or the error of a checkpoint that cannot be opened."""
+    """Loads with mini_vllm: returns the kinds and names of its faults, and its message for a checkpoint that it cannot open."""
     try:
         LlamaForCausalLM.from_checkpoint(read_json(folder / "config.json"), Checkpoint(folder))
     except LoadError as error:
         return tuple(sorted((fault.kind, fault.name) for fault in error.faults)), ""
     except CheckpointError as error:
-        return (), _said(error, folder)
+        return (), _message(error, folder)
     return (), ""
 
 
-def _said(error: BaseException, folder: Path) -> str:
-    """Returns an error's type and message, without the folder's path and file sizes, and with the names of a set sorted."""
+def _message(error: BaseException, folder: Path) -> str:
+    """Formats an error without the folder's path and without file sizes (they depend on it), and sorts the names of a set."""
     if not str(error):
         return type(error).__name__
     words = " ".join(str(error).replace(f"{folder}/", "").replace(str(folder), "DIR").split())
@@ -169,22 +169,22 @@ def _said(error: BaseException, folder: Path) -> str:
 
 
 def quoted(words: str) -> str:
-    """Formats a message as code for a cell, shortened to ``WORDS``."""
+    """Formats a message for a cell, cut to MAX_MESSAGE characters."""
     if words.isidentifier():
         return f"`{words}` with an empty message"
-    short = words if len(words) <= WORDS else f"{words[: WORDS - 3]}..."
+    short = words if len(words) <= MAX_MESSAGE else f"{words[: MAX_MESSAGE - 3]}..."
     return f"`{short.replace('|', '/').replace('`', chr(39))}`"
 
 
 def _found(finding: Finding) -> str:
-    """Formats a finding: ``missing``: qkv_proj, rows 128:192; without a part if it is the whole tensor."""
+    """Formats a finding: ``missing``: qkv_proj, rows 128:192; without the part where it is the whole tensor."""
     axes = ("rows", "columns") if len(finding.shape) == 2 else ("elements",)
     cut = [f"{axis} {a}:{b}" for axis, (a, b), size in zip(axes, finding.part, finding.shape, strict=True) if (a, b) != (0, size)]
     return f"`{finding.fault}`: {_short(finding.name)}" + "".join(f", {words}" for words in cut)
 
 
 def _kinds(faults: tuple[tuple[str, str], ...]) -> str:
-    """Formats faults by kind: ``truncated``: k_proj, v_proj; more than three names as a number."""
+    """Formats faults: ``truncated``: k_proj, v_proj; only the number where there are many."""
     parts = []
     for kind, group in groupby(faults, key=lambda fault: fault[0]):
         names = [_short(name) for _, name in group]
@@ -199,7 +199,7 @@ def _short(name: str) -> str:
 
 
 def without_numbers(outcome: Outcome) -> tuple[object, ...]:
-    """Returns an outcome without what depends on the TP size."""
+    """The part of an outcome that is the same at every TP size."""
     findings = {(finding.fault, finding.name) for finding in outcome.findings}
     strict, unreadable, *logits = astuple(outcome)[2:]
     return re.sub(r"\d+", "#", outcome.vllm), findings, strict, unreadable, logits
@@ -211,7 +211,7 @@ def row(name: str, of: Outcome) -> str:
 
 
 def with_table(text: str, rows: list[str]) -> str:
-    """Replaces the rows between the README's markers."""
+    """Replaces the text between the README's markers by these rows."""
     before, rest = text.split(BEGIN)
     return before + BEGIN + HEAD + "|---|---|---|---|---|---|\n" + "".join(rows) + END + rest.split(END)[1]
 

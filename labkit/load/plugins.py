@@ -1,6 +1,6 @@
-"""Out-of-tree plugins for vLLM: laid out as an installation would, and looked at when vLLM fails, because vLLM says little.
+"""Out-of-tree plugins for vLLM: lays one out as an installation would, and finds out why vLLM cannot serve it.
 
-Nothing here imports vLLM until a plugin is examined.
+Imports vLLM only to examine a plugin.
 """
 
 from __future__ import annotations
@@ -12,46 +12,47 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+from labkit.load.library_output import describe_error
 from labkit.system.errors import UserError
 
 GROUP = "vllm.general_plugins"
-"""The entry points that every process of vLLM loads: its DEFAULT_PLUGINS_GROUP (vllm/plugins/__init__.py:18)."""
+"""The group of entry points that every process of vLLM loads: DEFAULT_PLUGINS_GROUP (vllm/plugins/__init__.py:18)."""
 
-FIVE: dict[str, tuple[str, ...]] = {
+MODEL_METHODS: dict[str, tuple[str, ...]] = {
     "__init__": ("vllm_config", "prefix"),
     "embed_input_ids": ("input_ids",),
     "forward": ("input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
     "compute_logits": ("hidden_states",),
     "load_weights": ("weights",),
 }
-"""The five methods that vLLM asks of a model that generates text, and their arguments by name: VllmModel
-(vllm/model_executor/models/interfaces_base.py:47) and what was added to it since."""
+"""The methods that vLLM calls on a model that generates text, with their arguments by name: VllmModel
+(vllm/model_executor/models/interfaces_base.py:47) and its subclasses."""
 
 
 class PluginError(UserError):
-    """A plugin cannot be found, loaded or served; the message says why and what to look at."""
+    """A plugin cannot be found, loaded or served. Caught apart, to prefer it to vLLM's own error."""
 
 
 def write_plugin(source: Path, name: str, entry_points: Mapping[str, Mapping[str, str]], folder: Path) -> Path:
-    """Leaves in ``folder`` what installing a package of one module leaves in site-packages.
+    """Writes into ``folder`` what the installation of a package of one module writes into site-packages.
 
     Args:
         source: the module's file.
-        name: what module and package are called there.
-        entry_points: group -> name -> "module:function", as pyproject.toml has them under [project.entry-points].
-        folder: made if need be; on ``sys.path``, importlib.metadata finds the package in it.
+        name: the name of the module and of the package.
+        entry_points: group -> name -> "module:function", as under [project.entry-points] in pyproject.toml.
+        folder: created if it does not exist; importlib.metadata finds the package if it is on ``sys.path``.
 
     Returns:
         ``folder``.
 
     Raises:
-        PluginError: the entry points are not of this form, or none is in GROUP.
+        PluginError: the entry points do not have this form, or none is in GROUP.
     """
     lines = []
     for group, points in entry_points.items():
         if not isinstance(points, Mapping):
             raise PluginError(
-                f"the group {group!r} is {points!r}; under it stands a mapping, from the plugin's name to 'module:function'"
+                f"the group {group!r} is {points!r}; it must be a mapping from the plugin's name to 'module:function'"
             )
         lines += [f"[{group}]", *(f"{point} = {value}" for point, value in points.items())]
     if not entry_points.get(GROUP):
@@ -68,11 +69,11 @@ def write_plugin(source: Path, name: str, entry_points: Mapping[str, Mapping[str
 
 
 def missing_methods(model: type) -> list[str]:
-    """What of FIVE a class does not have, a few words each: ``compute_logits(hidden_states)``."""
+    """Describes the methods and arguments of MODEL_METHODS that a class lacks: ``compute_logits(hidden_states)``."""
     from torch import nn
 
     missing = []
-    for name, arguments in FIVE.items():
+    for name, arguments in MODEL_METHODS.items():
         method = getattr(model, name, None)
         if not callable(method) or method is getattr(nn.Module, name, None):
             missing.append(f"{name}({', '.join(arguments)})")
@@ -86,12 +87,12 @@ def missing_methods(model: type) -> list[str]:
 
 
 def examine(folder: Path, architecture: str) -> None:
-    """Says why vLLM cannot serve ``architecture`` from the package in ``folder``, if that is for the plugin's sake.
+    """Finds out why vLLM cannot serve ``architecture`` from the package in ``folder``, if the plugin is the reason.
 
-    Runs the plugin in this process, which is not to be used for much else afterwards.
+    Runs the plugin in this process, which should end afterwards.
 
     Raises:
-        PluginError: in a sentence, what is wrong with it.
+        PluginError: names the fault of the plugin.
     """
     from vllm import ModelRegistry
 
@@ -105,21 +106,21 @@ def examine(folder: Path, architecture: str) -> None:
             register = point.load()
         except Exception as error:
             raise PluginError(
-                f"the entry point {point.name} = {point.value} cannot be loaded: {said_by(error)}; vLLM only logs that "
-                '("Failed to load plugin") and goes on without the plugin, so look at the name of the module and of the function'
+                f"the entry point {point.name} = {point.value} cannot be loaded: {describe_error(error)}; vLLM only logs that "
+                '("Failed to load plugin") and continues without the plugin: check the names of the module and of the function'
             ) from error
-        for which in ("", " a second time"):
+        for time in ("", " a second time"):
             try:
                 register()
             except Exception as error:
                 raise PluginError(
-                    f"{point.value} fails when it is called{which}: {said_by(error)}; every process of vLLM calls it, and it "
-                    "must work where it has worked before"
+                    f"{point.value} fails when it is called{time}: {describe_error(error)}; every process of vLLM calls "
+                    "it, and it must allow more than one call"
                 ) from error
     registered = ModelRegistry.models.get(architecture)
     if registered is None:
         near = difflib.get_close_matches(architecture, ModelRegistry.models, n=1)
-        nearest = f"; the nearest there is: {near[0]}" if near else ""
+        nearest = f"; the nearest registered name: {near[0]}" if near else ""
         raise PluginError(
             f"config.json asks for {architecture}, which no plugin has registered{nearest}; the first argument of "
             'ModelRegistry.register_model is the name that config.json has under "architectures"'
@@ -128,14 +129,8 @@ def examine(folder: Path, architecture: str) -> None:
         model = registered.load_model_cls()
     except Exception as error:
         raise PluginError(
-            f"{architecture} is registered, and its class cannot be imported: {said_by(error)}; "
+            f"{architecture} is registered, but its class cannot be imported: {describe_error(error)}; "
             'the second argument of ModelRegistry.register_model is the class, or "module:Class"'
         ) from error
     if missing := missing_methods(model):
-        raise PluginError(f"{model.__name__} has no {', no '.join(missing)}; vLLM asks a model for {', '.join(FIVE)}")
-
-
-def said_by(error: BaseException) -> str:
-    """The exception's name and its first line."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else f"{type(error).__name__} without a message"
+        raise PluginError(f"{model.__name__} has no {', no '.join(missing)}; vLLM calls {', '.join(MODEL_METHODS)}")

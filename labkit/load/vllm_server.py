@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-from labkit.load.plugins import PluginError, examine, said_by
+from labkit.load.library_output import describe_error
+from labkit.load.plugins import PluginError, examine
 
 Tokens = list[int]
 
@@ -96,11 +97,11 @@ def _served(model: str, prompts: list[Tokens], max_tokens: int, plugin: str, opt
 def _why(error: BaseException, log: IO[str], model: str, plugin: str, **_: Any) -> str:
     """The plugin's own fault where it is one; else what vLLM said first, which its worker processes only print."""
     if isinstance(error, NotImplementedError):
-        return said_by(error)
+        return describe_error(error)
     try:
         examine(Path(plugin), json.loads(Path(model, "config.json").read_text())["architectures"][0])
     except PluginError as fault:
         return str(fault)
     log.seek(0)
     first = re.search(r"^(?:\(.+?\) )?(?:ERROR .*?\] )?(\w+(?:Error|Exception): .+)$", log.read(), re.MULTILINE)
-    return first[1] if first else said_by(error)
+    return first[1] if first else describe_error(error)

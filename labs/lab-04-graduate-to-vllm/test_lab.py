@@ -17,7 +17,7 @@ from torch import Tensor
 
 from labkit.load.plugins import PluginError, examine, missing_methods, write_plugin
 from labkit.load.trace import trace_load
-from labkit.load.trace.coverage import verify
+from labkit.load.trace.coverage import find_faults
 from labkit.load.vllm_server import Tokens, serve, warm_up
 from labkit.system.errors import UserError
 from labkit.system.labs import find_lab, load_implementation
@@ -241,7 +241,7 @@ def test_every_tensor_is_loaded_whole_on_every_rank(lab: ModuleType, tmp_path: P
         if isinstance(error.__cause__, NotImplementedError):
             raise error.__cause__ from None
         pytest.fail(str(error), pytrace=False)
-    assert [f"{finding.fault}: {finding.name} {finding.part}" for finding in verify(trace)] == []
+    assert [f"{finding.fault}: {finding.name} {finding.part}" for finding in find_faults(trace)] == []
     assert trace.parameter_shapes["qkv_proj.weight"] == ((6 + 2 + 2) // tp_size * 32, 32), "six query and two kv heads of 32 rows"
 
 

@@ -46,14 +46,14 @@ class Stop:
 
 def record_load_path() -> tuple[str, tuple[Stop, ...]]:
     """Loads Llama-3-8B's shapes with the real vLLM; returns vLLM's version and the path of ``TENSOR`` on ``RANK``."""
-    from labkit.load.trace.quiet import quiet
+    from labkit.load.library_output import silence_logs
 
-    with quiet():
+    with silence_logs():
         import torch
         import vllm
 
         from labkit.checkpoints.known_models import resolve
-        from labkit.load.trace.build import as_rank, build, group_of_one
+        from labkit.load.trace.real_model import as_rank, build, group_of_one
         from labkit.load.trace.recorder import CopyRecorder
 
     found: list[tuple[Stop, ...]] = []
@@ -65,7 +65,7 @@ def record_load_path() -> tuple[str, tuple[Stop, ...]]:
             if self.copies and self.copies[-1].tensor == TENSOR:
                 found.append(tuple(_stops(sys._getframe(1), package)))
 
-    with quiet(), group_of_one():
+    with silence_logs(), group_of_one():
         meta, model = torch.device("meta"), resolve("llama-3-8b")
         with as_rank(RANK, SIZE):
             built, _ = build(model, torch.bfloat16, meta)

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs the real vLLM, which is not installed in this environment")
 
 from labkit.checkpoints.faults import FAULTS, break_checkpoint
-from labkit.load.trace.coverage import verify
+from labkit.load.trace.coverage import find_faults
 from labkit.system.labs import ROOT, find_lab, load_implementation
 from mini_vllm.loading.checkpoint import Checkpoint, read_json
 from mini_vllm.loading.loader import Kind, LoadError
@@ -153,7 +153,7 @@ def test_what_vllm_loads_in_silence_is_found(name: str, good: Path, tmp_path: Pa
     break_checkpoint(good, name, tmp_path / "faulty")
     said, trace = script.vllm_loads(tmp_path / "faulty", 2)
     assert not said
-    found = {(finding.fault, finding.name, finding.part, finding.tp_rank) for finding in verify(trace)}
+    found = {(finding.fault, finding.name, finding.part, finding.tp_rank) for finding in find_faults(trace)}
     diagnose = load_implementation(LAB.folder / "solution.py").diagnose
     rows = [record.as_dict() for record in trace.records]
     diagnosed = diagnose(rows, trace.checkpoint_shapes, trace.parameter_shapes)

@@ -15,7 +15,7 @@ import torch
 from labkit.checkpoints.fetch import fetch_smollm2
 from labkit.checkpoints.known_models import KNOWN
 from labkit.load.trace import trace_load
-from labkit.load.trace.coverage import verify
+from labkit.load.trace.coverage import find_faults
 from mini_vllm import LLM, SamplingParams
 
 DEVICES = [
@@ -51,7 +51,7 @@ def test_the_shapes_of_a_model_with_weights_of_vllms_own(device: str, tmp_path: 
     dtype = "bfloat16" if device == "cuda" else "float32"
     token = one_token(tmp_path, tmp_path / "answers.json", load_format="dummy", skip_tokenizer_init=True, dtype=dtype)
     assert 0 <= token < json.loads((tmp_path / "config.json").read_text())["vocab_size"]
-    assert verify(trace_load(tmp_path)) == []
+    assert find_faults(trace_load(tmp_path)) == []
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -61,7 +61,7 @@ def test_a_real_checkpoint_is_loaded_whole_and_answers(device: str, tmp_path: Pa
     for tp_size in (1, 3):
         trace = trace_load(model, tp_size, range(tp_size), device)
         assert trace.device.startswith(device)
-        assert verify(trace) == []
+        assert find_faults(trace) == []
         assert trace.not_run == ()
     ours = LLM(model, dtype="float32").generate({"prompt_token_ids": PROMPT}, SamplingParams(temperature=0, max_tokens=1))
     assert one_token(model, tmp_path / "answers.json") == ours[0].outputs[0].token_ids[0]

@@ -1,13 +1,12 @@
-"""What a load error of vLLM means, and the row that would mend it: ``./lab explain``.
+"""Explains a load error of vLLM, and finds the mapping rows that fix it: ``./lab explain``.
 
-message.py   finds the error in a log, and says it in words
-survey.py    loads a checkpoint's tensors one by one into the real class on meta: which have no home, which parameters are empty
-rows.py      lays the two beside each other and proposes rows of a WeightsMapper
-mend.py      tries the rows on meta, and says whether the load is whole with them
+load_errors.py    finds a known error (load_errors.toml) in a log, and explains it
+single_loads.py   loads the checkpoint's tensors one by one into the real class on meta: unmatched names, unfilled parameters
+mapper_rows.py    proposes WeightsMapper rows that lead from unmatched names to unfilled parameters
+fix.py            tries the rows on meta, and reports whether the load is whole with them
 """
 
-from labkit.load.explain.mend import Mended, mend
-from labkit.load.explain.message import Said, read, read_log
-from labkit.system.errors import UserError
+from labkit.load.explain.fix import FixSearch, find_fix
+from labkit.load.explain.load_errors import KnownError, find_error, read_log
 
-__all__ = ["Mended", "Said", "UserError", "mend", "read", "read_log"]
+__all__ = ["FixSearch", "KnownError", "find_error", "find_fix", "read_log"]

@@ -1,10 +1,10 @@
-"""Records which part of which tensor is copied into which parameter, by watching torch's ``copy_``.
+"""Records which part of which tensor is copied into which parameter, by intercepting torch's ``copy_``.
 
-Nothing of vLLM's inside is used: a loader, however it is built, ends in ``parameter[...].copy_(tensor[...])``. Views share
-their tensor's storage, so storage says who is copied into whom; storage offset and strides say which part (views.py).
+No internals of vLLM are used: every loader ends in ``parameter[...].copy_(tensor[...])``. A view shares its tensor's storage, so
+the storage identifies the tensor and the parameter; storage offset and strides identify the part (boxes.py).
 
-Some loaders make new tensors on the way: Falcon's and Bloom's sort interleaved heads, GPT-2's turns matrices round. Each such
-tensor is remembered by the pieces it was made of, and a copy from it is a copy from those.
+Some loaders make new tensors on the way: Falcon's and Bloom's sort interleaved heads, GPT-2's transposes matrices. The recorder
+keeps the pieces that each such tensor was made of, and records a copy from it as copies from those pieces.
 """
 
 from __future__ import annotations
@@ -17,43 +17,37 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from labkit.load.trace.coverage import common, whole
-from labkit.load.trace.records import Span
-from labkit.load.trace.views import Box, inside, pairs, reshaped, span_of, split
+from labkit.load.trace.boxes import Box, box_of, box_pairs, common, inside, reshaped, split, whole
 from labkit.system.errors import UserError
 
-MOST_COPIES = 200_000
-"""A load in more pieces than these is not traced: a loader that moves single numbers about."""
+MAX_COPIES = 200_000
+"""A load in more pieces than these is not traced: its loader copies single numbers."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One ``copy_`` from a checkpoint tensor into a parameter.
+    """One ``copy_`` from a part of a checkpoint tensor (``source``) into a part of a parameter (``destination``).
 
-    Attributes:
-        tensor, parameter: their names.
-        destination, source: the parts.
-        shard: vLLM's mark on the tensor.
-        changed: whether the loader computed with the values on the way.
+    ``shard`` is vLLM's ``shard_id`` on the tensor; ``changed`` says that the loader computed with the values before it copied.
     """
 
     tensor: str
     parameter: str
-    destination: tuple[Span, ...]
-    source: tuple[Span, ...]
+    destination: Box
+    source: Box
     shard: str | int | None
     changed: bool = False
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the elements of a storage came from.
+    """The source of the elements of a storage.
 
     Attributes:
         base: the tensor that fills the storage.
-        name: the checkpoint tensor that it is, or None:
-        pieces: what it was made of, each with its place in ``base``.
-        changed: whether values were computed with when it was made.
+        name: the name of ``base``, if it is a checkpoint tensor; else None, and ``pieces`` is set.
+        pieces: the tensors that ``base`` was made of, each with its box in ``base``.
+        changed: whether values were changed when it was made.
     """
 
     base: Tensor
@@ -71,27 +65,27 @@ JOINS: dict[Any, Callable[[Tensor, int], Tensor]] = {
 
 
 class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the base class has no annotations
-    """Active as a context manager; ``copies`` grows while the load runs inside it, and ``fills``: parts filled with a number.
+    """Records ``copies``, and ``fills`` (parts filled with a number), while it is active as a context manager.
 
     Args:
         parameters: name -> parameter, contiguous.
-        others: is asked, where something else is written, for what the model has beside them: its buffers, and parameters that
-            the loader makes when it meets their tensor. One that is written counts as a parameter from then on.
+        other_tensors: returns the model's other tensors by name: its buffers, and parameters that the loader creates when it
+            finds their checkpoint tensor. A tensor of these that is written is treated as a parameter from then on.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], others: Callable[[], Mapping[str, Tensor]] = dict) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], other_tensors: Callable[[], Mapping[str, Tensor]] = dict) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.copies: list[Copy] = []
-        self.fills: list[tuple[str, tuple[Span, ...]]] = []
+        self.fills: list[tuple[str, Box]] = []
         self.parameters = dict(parameters)
         self.tensors: dict[str, Tensor] = {}  # kept alive: a freed storage would be reused, and taken for another tensor's
-        self._views: list[tuple[Tensor, Tensor]] = []  # of each copy the two parts, element by element in the same order
-        self._others = others
+        self._views: list[tuple[Tensor, Tensor]] = []  # the two parts of each copy, element by element in the same order
+        self._other_tensors = other_tensors
         self._owners = {tensor.untyped_storage(): name for name, tensor in self.parameters.items()}
         self._origins: dict[torch.UntypedStorage, Origin] = {}
 
     def watch(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Passes the checkpoint's tensors on to the loader, remembering whose storage is whose."""
+        """Yields the checkpoint's tensors unchanged to the loader, and registers their storages."""
         for name, tensor in tensors:
             own = tensor.clone() if tensor.untyped_storage() in self._origins else tensor
             self.tensors[name] = own
@@ -102,25 +96,22 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
         if func is torch.ops.aten.copy_.default:
             self._record(args[0], args[1])
             if args[1].device.type == "meta" != args[0].device.type:
-                return args[0]  # a parameter that was made on the way, elsewhere: there are no values to give it
+                return args[0]  # the loader created this parameter on another device; meta has no values to copy
         elif func in FILLS and (parameter := self._owners.get(args[0].untyped_storage())) and args[0].numel():
-            self._fill(parameter, args[0])
+            base = self.parameters[parameter]
+            self.fills += ((parameter, pair.one_box) for pair in box_pairs(args[0], base, args[0], base))
         made = func(*args, **(kwargs or {}))
         if isinstance(made, Tensor) and made.untyped_storage() not in self._origins:
             self._derive(func, made, *args)
         return made
 
-    def _fill(self, parameter: str, part: Tensor) -> None:
-        whole_of = self.parameters[parameter]
-        self.fills += ((parameter, pair.one_box) for pair in pairs(part, whole_of, part, whole_of))
-
     def _derive(self, func: Any, made: Tensor, *args: Any) -> None:
-        """Remembers what a new tensor was made of, if it was made of checkpoint tensors, one element of one element."""
+        """Keeps the origin of a new tensor that was made of checkpoint tensors, one element from one element."""
         if func in JOINS:
             axis = (args[1] if len(args) > 1 else 0) % made.dim()
             parts = [JOINS[func](part, axis) for part in args[0]]
             if all(part.untyped_storage() in self._origins for part in parts):
-                self._origins[made.untyped_storage()] = Origin(made, pieces=tuple(_joined(parts, axis, made)))
+                self._origins[made.untyped_storage()] = Origin(made, pieces=tuple(_joined_boxes(parts, axis, made)))
             return
         known = [each for each in args if isinstance(each, Tensor) and each.untyped_storage() in self._origins]
         if len(known) == 1 and known[0].shape == made.shape and made.untyped_storage() not in self._owners:
@@ -137,18 +128,18 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
         read = read.expand(written.shape)
         if origin is None:
             raise UserError(
-                f"{span_of(written, self.parameters[parameter])} of {parameter} is written from a tensor that is no part of a "
+                f"{box_of(written, self.parameters[parameter])} of {parameter} is written from a tensor that is no part of a "
                 "checkpoint tensor; this loader changes tensors on the way, and its copies cannot be traced back"
             )
         for copy, *views in self._traced(parameter, written, read, origin, changed=False):
             self.copies.append(copy)
             self._views.append((views[0], views[1]))
-        if len(self.copies) > MOST_COPIES:
-            raise UserError(f"{parameter} is loaded in more than {MOST_COPIES:,} pieces; such a load is not traced")
+        if len(self.copies) > MAX_COPIES:
+            raise UserError(f"{parameter} is loaded in more than {MAX_COPIES:,} pieces; such a load is not traced")
 
     def _new_owner(self, written: Tensor) -> str | None:
-        """The name of what else is written in the model, if it is a part of it."""
-        for name, tensor in self._others().items():
+        """Registers one of the model's other tensors that is written, and returns its name; None for a foreign tensor."""
+        for name, tensor in self._other_tensors().items():
             if tensor.untyped_storage() == written.untyped_storage():
                 self.parameters[name] = tensor
                 self._owners[tensor.untyped_storage()] = name
@@ -158,9 +149,9 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
     def _traced(
         self, parameter: str, written: Tensor, read: Tensor, origin: Origin, changed: bool
     ) -> Iterator[tuple[Copy, Tensor, Tensor]]:
-        """The copies that one ``copy_`` comes to: of rectangles, from checkpoint tensors."""
+        """Resolves one ``copy_`` into copies of boxes from checkpoint tensors, each with the view written and the view read."""
         changed = changed or origin.changed
-        for pair in pairs(written, self.parameters[parameter], read, origin.base):
+        for pair in box_pairs(written, self.parameters[parameter], read, origin.base):
             if origin.name is not None:
                 shard = getattr(self.tensors[origin.name], "shard_id", None)
                 yield Copy(origin.name, parameter, pair.one_box, pair.two_box, shard, changed), pair.one, pair.two
@@ -178,13 +169,13 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
                     )
 
     def check_values(self) -> list[str]:
-        """Sees that each parameter now holds what its records say, to the bit; parts that were written again later are left out.
+        """Checks to the bit that each parameter now holds the values of its records; skips parts that were written again.
 
         Returns:
-            The tensors of which values were changed by the conversion to the parameter's element type.
+            The tensors whose values were changed by the conversion to the parameter's element type.
 
         Raises:
-            UserError: naming the first record that does not hold.
+            UserError: naming the first record whose values differ.
         """
         rounded = []
         later: dict[str, list[Box]] = {}
@@ -205,8 +196,8 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
         return list(dict.fromkeys(reversed(rounded)))
 
 
-def _joined(parts: Iterable[Tensor], axis: int, made: Tensor) -> Iterator[tuple[Box, Tensor]]:
-    """The parts of a concatenation, each with its place in it."""
+def _joined_boxes(parts: Iterable[Tensor], axis: int, made: Tensor) -> Iterator[tuple[Box, Tensor]]:
+    """The parts of a concatenation, each with its box in it."""
     start = 0
     for part in parts:
         box = list(whole(tuple(made.shape)))
@@ -216,10 +207,10 @@ def _joined(parts: Iterable[Tensor], axis: int, made: Tensor) -> Iterator[tuple[
 
 
 def _in_order(view: Tensor, base: Tensor) -> bool:
-    """Whether the axes of a view are those of its base, and none is turned round."""
+    """Whether the axes of a view are those of its base, in the same order and with the same strides."""
     return all(size == 1 or mine == theirs for size, mine, theirs in zip(view.shape, view.stride(), base.stride(), strict=True))
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The tensor as bytes: NaN equals itself."""
+    """The tensor as bytes, so that NaN equals itself."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8)

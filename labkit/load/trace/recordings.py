@@ -1,7 +1,7 @@
-"""The loads that lab 02 is held against: each can be run through the real vLLM now, or read from captured/*.json.
+"""The loads that lab 02's tests use: each can be run through the real vLLM, or read from captured/*.json.
 
-The tests take the first where vLLM is installed and the second where it is not. ``scripts/record_captured.py`` writes the second
-by running the first, so that no number in a recording was ever typed.
+The tests run them where vLLM is installed, and read the recordings where it is not. ``scripts/record_captured.py`` writes the
+recordings from real runs.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ TINY: dict[str, Any] = _known(
     num_hidden_layers=2,
     vocab_size=131,
 )
-"""A Llama of 0.1 million weights with awkward sizes: a head_dim other than hidden_size / heads, a vocabulary of 2 * 64 + 3."""
+"""A Llama of 0.1 million weights with unusual sizes: head_dim is not hidden_size / heads, the vocabulary is 2 * 64 + 3."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One load on all ranks: of shapes alone, or of a checkpoint with random values that is written for it.
+    """One load on all ranks, of shapes alone, or of a checkpoint with random values that is written for it.
 
     Attributes:
-        title: what is loaded, in words; the trace's ``model``.
-        config: what config.json says.
+        title: a description of the load; the trace's ``model``.
+        config: the content of config.json.
         tp_size: the number of ranks; all of them load.
-        checkpoint: the tensors on disk, where they are real; they need not be those that the config implies.
+        checkpoint: the tensors on disk; None for shapes alone. They may differ from those that the config implies.
     """
 
     title: str
@@ -53,18 +53,18 @@ class Recording:
     checkpoint: Mapping[str, Shape] | None = None
 
     def run(self, device: str | None = None) -> Trace:
-        """Loads through the real vLLM, now.
+        """Loads through the real vLLM.
 
         Args:
-            device: what holds the parameters of a real checkpoint; by default CUDA where there is a device, else the CPU.
+            device: the device of the parameters of a real checkpoint; by default CUDA where there is a device, else the CPU.
 
         Raises:
             UserError: vLLM is not installed, or refuses the load.
         """
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), self.config, self.checkpoint)
-            held_by = device if self.checkpoint else None
-            return replace(trace_load(folder, self.tp_size, range(self.tp_size), held_by), model=self.title)
+            target = device if self.checkpoint else None
+            return replace(trace_load(folder, self.tp_size, range(self.tp_size), target), model=self.title)
 
 
 def write_checkpoint(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Shape] | None) -> None:
@@ -80,41 +80,30 @@ def write_checkpoint(directory: Path, config: Mapping[str, Any], tensors: Mappin
     save_file(values, directory / "model.safetensors")
 
 
-def _fault(title: str, *left_out: str, **other_shapes: Shape) -> Recording:
-    """A tiny checkpoint, wrong in layer 1: modules left out, or stored in another shape (``k_proj=(128, 64)``)."""
-    shapes = implied_shapes(TINY)
-    missing = {name for name in shapes if name.split(".")[-2] in left_out and "layers.0" not in name}
-    modules = {
-        "o_proj": "self_attn",
-        "q_proj": "self_attn",
-        "k_proj": "self_attn",
-        "v_proj": "self_attn",
-        "qkv_proj": "self_attn",
-    }
-    changed = {f"model.layers.1.{modules.get(name, 'mlp')}.{name}.weight": shape for name, shape in other_shapes.items()}
-    kept = {name: shape for name, shape in shapes.items() if name not in missing}
-    return Recording(f"tiny Llama, TP 2, {title}", TINY, tp_size=2, checkpoint=kept | changed)
+def _faulty(title: str, shape: Shape | None, *names: str) -> Recording:
+    """A tiny checkpoint in which these tensors, of layer 1 or outside the layers, are missing or have this shape."""
+    stored = implied_shapes(TINY)
+    changes = {name if name in stored else f"model.layers.1.{name}": shape for name in names}
+    kept = {name: shape for name, shape in {**stored, **changes}.items() if shape is not None}
+    return Recording(f"tiny Llama, TP 2, {title}", TINY, tp_size=2, checkpoint=kept)
 
 
-def _with_bias() -> Recording:
-    good = _fault("a q_proj bias that the config does not mention")
-    return replace(good, checkpoint=dict(good.checkpoint or {}) | {"model.layers.1.self_attn.q_proj.bias": (128,)})
-
-
+Q, K, V, QKV, O_PROJ = (f"self_attn.{name}_proj.weight" for name in ("q", "k", "v", "qkv", "o"))
+GATE = "mlp.gate_proj.weight"
 FAULTS: dict[str, Recording] = {
-    "fault-mha-into-gqa": _fault("k_proj and v_proj of 4 heads where the config says 2", k_proj=(128, 64), v_proj=(128, 64)),
-    "fault-o-proj-too-wide": _fault("an o_proj of 160 columns where the config says 128", o_proj=(64, 160)),
-    "fault-gate-proj-too-tall": _fault("a gate_proj of 128 rows where the config says 96", gate_proj=(128, 64)),
-    "fault-k-proj-missing": _fault("k_proj missing", "k_proj"),
-    "fault-qkv-missing": _fault("q_proj, k_proj and v_proj missing", "q_proj", "k_proj", "v_proj"),
-    "fault-o-proj-missing": _fault("o_proj missing", "o_proj"),
-    "fault-gate-proj-missing": _fault("gate_proj missing", "gate_proj"),
-    "fault-embed-missing": _fault("embed_tokens missing", "embed_tokens"),
-    "fault-lm-head-missing": _fault("lm_head missing", "lm_head"),
-    "fault-stored-twice": _fault("qkv_proj stored beside q_proj, k_proj and v_proj", qkv_proj=(256, 64)),
-    "fault-bias-unread": _with_bias(),
+    "fault-mha-into-gqa": _faulty("k_proj and v_proj of 4 heads where the config says 2", (128, 64), K, V),
+    "fault-o-proj-too-wide": _faulty("an o_proj of 160 columns where the config says 128", (64, 160), O_PROJ),
+    "fault-gate-proj-too-tall": _faulty("a gate_proj of 128 rows where the config says 96", (128, 64), GATE),
+    "fault-k-proj-missing": _faulty("k_proj missing", None, K),
+    "fault-qkv-missing": _faulty("q_proj, k_proj and v_proj missing", None, Q, K, V),
+    "fault-o-proj-missing": _faulty("o_proj missing", None, O_PROJ),
+    "fault-gate-proj-missing": _faulty("gate_proj missing", None, GATE),
+    "fault-embed-missing": _faulty("embed_tokens missing", None, "model.embed_tokens.weight"),
+    "fault-lm-head-missing": _faulty("lm_head missing", None, "lm_head.weight"),
+    "fault-stored-twice": _faulty("qkv_proj stored beside q_proj, k_proj and v_proj", (256, 64), QKV),
+    "fault-bias-unread": _faulty("a q_proj bias that the config does not mention", (128,), "self_attn.q_proj.bias"),
 }
-"""Checkpoints that vLLM loads without a complaint, and that are wrong."""
+"""Faulty checkpoints that vLLM loads without an error."""
 
 RECORDINGS: dict[str, Recording] = {
     "llama-3-8b-tp1": Recording("llama-3-8b", _known("llama-3-8b")),

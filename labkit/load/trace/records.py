@@ -1,48 +1,40 @@
-"""What a traced load is, as data: one record for every copy from a checkpoint tensor into a parameter.
+"""The data of a traced load: one record for every copy from a checkpoint tensor into a parameter.
 
     checkpoint tensor   k_proj.weight   (1024, 4096)   source       [512, 1024)   what this rank reads
                            |  mapping row: .k_proj -> .qkv_proj, shard "k"
-    fused parameter     qkv_proj.weight (3072, 4096)   destination [2048, 2560)   where it lands          (TP 2, rank 1)
+    fused parameter     qkv_proj.weight (3072, 4096)   destination [2048, 2560)   where it is written     (TP 2, rank 1)
 
 The file form is JSON with one record on a line, so that two traces can be compared with diff.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from labkit.checkpoints.headers import Shape
+from labkit.load.trace.boxes import Box, Span
 from labkit.system.atomic_write import atomic_write
 from labkit.system.errors import UserError
 
-Span = tuple[int, int]
-"""Half-open: [start, stop)."""
 
-
-def in_words(part: tuple[Span, ...], shape: Shape) -> str:
-    """A part of a tensor of this shape: ``rows 512:1024``, or ``columns 0:7168`` where only they are cut."""
-    words = ("rows", "columns", *(f"axis {axis}" for axis in range(2, len(shape))))
-    cut = [axis for axis, (span, size) in enumerate(zip(part, shape, strict=True)) if span != (0, size)]
-    return ", ".join(f"{words[axis]} {part[axis][0]}:{part[axis][1]}" for axis in cut or range(min(1, len(shape)))) or "the value"
-
-
-class LoadRefused(UserError):
-    """vLLM's own loader refused the checkpoint: a finding about it, and not a failure to look."""
+class VllmLoadError(UserError):
+    """vLLM's loader refused the checkpoint. Caught apart, because for ``./lab verify`` it is a finding about the checkpoint."""
 
 
 @dataclass(frozen=True)
 class MappingRow:
-    """One row of the model's mapping, as vLLM has it.
+    """One row of the model's mapping in vLLM.
 
     Attributes:
         from_: the part of a checkpoint name that is replaced, ``.q_proj``.
-        to: what replaces it, ``.qkv_proj``.
-        shard: which part of the fused parameter the tensor fills: ``q``, ``k``, ``v``, or 0 (gate), 1 (up); None where the row
-            only renames.
+        to: its replacement, ``.qkv_proj``.
+        shard: the part of the fused parameter that the tensor fills: ``q``, ``k``, ``v``, or 0 (gate), 1 (up); None where the
+            row only renames.
     """
 
     from_: str
@@ -55,20 +47,20 @@ class MappingRow:
 
 @dataclass(frozen=True)
 class Record:
-    """One copy that the load made: which part of which checkpoint tensor went where.
+    """One copy that the load made, from a part of a checkpoint tensor into a part of a parameter.
 
     Attributes:
         tensor: the checkpoint tensor's name.
         shape: its shape.
-        dtype: the element type it is stored in, in safetensors' words, ``BF16``; None when there are only shapes.
+        dtype: its element type in safetensors' names, ``BF16``; None when there are only shapes.
         file: the file that holds it; None when there are only shapes.
-        bytes: where in that file its data lies, [start, stop); None when there are only shapes.
+        bytes: the range of its data in that file, [start, stop); None when there are only shapes.
         mapping: the mapping row that renamed it; None when it keeps its name.
         parameter: the parameter it was copied into.
         parameter_shape: that parameter's shape on this rank.
-        parameter_dtype: its element type, in torch's words, ``bfloat16``.
-        destination: the part of the parameter that was written, one span per dimension.
-        source: the part of the checkpoint tensor that was read, one span per dimension.
+        parameter_dtype: its element type in torch's names, ``bfloat16``.
+        destination: the part of the parameter that was written.
+        source: the part of the checkpoint tensor that was read.
         tp_rank: the tensor-parallel rank that loaded, 0 to tp_size - 1.
         tp_size: the number of ranks.
     """
@@ -82,69 +74,30 @@ class Record:
     parameter: str
     parameter_shape: Shape
     parameter_dtype: str
-    destination: tuple[Span, ...]
-    source: tuple[Span, ...]
+    destination: Box
+    source: Box
     tp_rank: int
     tp_size: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The record as JSON has it."""
+        """The record as JSON values: shapes and spans are lists, ``from_`` is ``from``."""
+        values = {each.name: _as_lists(getattr(self, each.name)) for each in fields(self)}
         row = self.mapping
-        return {
-            "tensor": self.tensor,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "file": self.file,
-            "bytes": self.bytes and list(self.bytes),
-            "mapping": row and {"from": row.from_, "to": row.to, "shard": row.shard},
-            "parameter": self.parameter,
-            "parameter_shape": list(self.parameter_shape),
-            "parameter_dtype": self.parameter_dtype,
-            "destination": [list(span) for span in self.destination],
-            "source": [list(span) for span in self.source],
-            "tp_rank": self.tp_rank,
-            "tp_size": self.tp_size,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Record:
-        """The record that ``as_dict`` wrote."""
-        name, row = data["tensor"], data["mapping"]
-        return cls(
-            tensor=name,
-            shape=tuple(data["shape"]),
-            dtype=data["dtype"],
-            file=data["file"],
-            bytes=data["bytes"] and (data["bytes"][0], data["bytes"][1]),
-            mapping=row and MappingRow(row["from"], row["to"], row["shard"]),
-            parameter=data["parameter"],
-            parameter_shape=tuple(data["parameter_shape"]),
-            parameter_dtype=data["parameter_dtype"],
-            destination=_spans(data["destination"]),
-            source=_spans(data["source"]),
-            tp_rank=data["tp_rank"],
-            tp_size=data["tp_size"],
-        )
+        return values | {"mapping": row and {"from": row.from_, "to": row.to, "shard": row.shard}}
 
 
 @dataclass(frozen=True)
 class Fill:
-    """A part of a parameter that the load filled with a number instead of a checkpoint's values: a vocabulary's padding.
-
-    Attributes:
-        parameter: the parameter.
-        destination: the part, one span per dimension.
-        tp_rank: the rank that loaded.
-    """
+    """A part of a parameter that a rank filled with a number instead of a checkpoint's values: a vocabulary's padding."""
 
     parameter: str
-    destination: tuple[Span, ...]
+    destination: Box
     tp_rank: int
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Every copy of one load, on one rank or on several, with the shapes that were there to be covered.
+    """Every copy of one load, on one rank or on several, with the shapes of all tensors and parameters.
 
     Attributes:
         vllm: the version of vLLM that loaded.
@@ -155,10 +108,10 @@ class Trace:
         checkpoint_shapes: every tensor of the checkpoint, read or not.
         parameter_shapes: every parameter of the model on one rank, written or not; the same on every rank.
         fills: the parts of parameters that the load filled without a checkpoint tensor.
-        rounded: checkpoint tensors of which values were changed by being converted to the parameter's element type.
-        repacked: parameters that vLLM replaces once they are loaded, each with what it makes of them, in words.
+        rounded: checkpoint tensors whose values were changed by the conversion to the parameter's element type.
+        repacked: parameters that vLLM replaces after the load, each with a description of the change.
         not_run: what could not be done in this installation, a sentence for each.
-        head_size: D, rows of one head, as vLLM's attention layers have it; None where they have none, or several.
+        head_size: D, the rows of one head, from vLLM's attention layers; None where they have none, or several.
     """
 
     vllm: str
@@ -175,77 +128,38 @@ class Trace:
     head_size: int | None = None
 
     def of_rank(self, tp_rank: int) -> Trace:
-        """The part of the trace that concerns one rank."""
+        """The records and fills of one rank."""
         records = tuple(record for record in self.records if record.tp_rank == tp_rank)
         return replace(self, records=records, fills=tuple(fill for fill in self.fills if fill.tp_rank == tp_rank))
 
     def to_json(self) -> str:
-        """The file form: an object, one record and one shape on a line."""
-        head = [f"{json.dumps(key)}: {json.dumps(getattr(self, key))}" for key in ("vllm", "torch", "device", "model")]
+        """Formats the trace as a JSON object, one record and one shape on a line."""
         records = ",\n".join(json.dumps(record.as_dict()) for record in self.records)
-        return (
-            "{\n"
-            + ",\n".join(
-                [
-                    *head,
-                    f'"records": [\n{records}\n]',
-                    f'"checkpoint_shapes": {_lines(self.checkpoint_shapes)}',
-                    f'"parameter_shapes": {_lines(self.parameter_shapes)}',
-                    f'"fills": {json.dumps([asdict(fill) for fill in self.fills])}',
-                    f'"rounded": {json.dumps(self.rounded)}',
-                    f'"repacked": {json.dumps(self.repacked)}',
-                    f'"not_run": {json.dumps(self.not_run)}',
-                    f'"head_size": {json.dumps(self.head_size)}',
-                ]
-            )
-            + "\n}\n"
-        )
+        values = {
+            "records": f"[\n{records}\n]",
+            "checkpoint_shapes": _shape_lines(self.checkpoint_shapes),
+            "parameter_shapes": _shape_lines(self.parameter_shapes),
+            "fills": json.dumps([asdict(fill) for fill in self.fills]),
+        }
+        names = [each.name for each in fields(self)]
+        return "{\n" + ",\n".join(f'"{name}": {values.get(name) or json.dumps(getattr(self, name))}' for name in names) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """The trace that ``to_json`` wrote.
-
-        Raises:
-            UserError: the text is not JSON, or not a trace; says what is missing.
-        """
+        """Reads the text that ``to_json`` made; raises UserError, naming what is missing, where it is not a trace."""
         try:
-            data = json.loads(text)
-            return cls(
-                vllm=data["vllm"],
-                torch=data["torch"],
-                device=data["device"],
-                model=data["model"],
-                records=tuple(Record.from_dict(record) for record in data["records"]),
-                checkpoint_shapes={name: tuple(shape) for name, shape in data["checkpoint_shapes"].items()},
-                parameter_shapes={name: tuple(shape) for name, shape in data["parameter_shapes"].items()},
-                fills=tuple(Fill(fill["parameter"], _spans(fill["destination"]), fill["tp_rank"]) for fill in data["fills"]),
-                rounded=tuple(data["rounded"]),
-                repacked=dict(data["repacked"]),
-                not_run=tuple(data["not_run"]),
-                head_size=data["head_size"],
-            )
-        except KeyError as error:
-            raise UserError(
-                f"this is no trace: {error} is missing; record it again with ./lab trace MODEL --json FILE"
-            ) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"this is no trace ({error}); record it again with ./lab trace MODEL --json FILE") from error
+            return _read(cls, json.loads(text))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"this is not a trace: {cause}; record it again with ./lab trace MODEL --json FILE") from error
 
     def write(self, path: Path) -> None:
-        """Writes the file form, whole or not at all: a reader never sees half of it.
-
-        Raises:
-            UserError: the file cannot be written there; says why.
-        """
+        """Writes the file form atomically; raises UserError where the file cannot be written."""
         atomic_write(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """The trace in a file.
-
-        Raises:
-            UserError: naming the file, when it cannot be read or holds no trace.
-        """
+        """Reads a trace from a file; raises UserError, naming the file, where it cannot be read or holds no trace."""
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -256,9 +170,86 @@ class Trace:
             raise UserError(f"{path}: {error}") from error
 
 
-def _lines(shapes: Mapping[str, Shape]) -> str:
+def select(trace: Trace, tensors: Sequence[str]) -> Trace:
+    """Keeps the records of these checkpoint tensors, in this order, rank after rank, and the parameters they were copied into.
+
+    Raises:
+        UserError: the checkpoint has no tensor of that name; names the nearest ones.
+    """
+    for name in tensors:
+        if name not in trace.checkpoint_shapes:
+            near = difflib.get_close_matches(name, trace.checkpoint_shapes, n=3, cutoff=0.5)
+            known = f"nearest: {', '.join(near)}" if near else f"its names look like {next(iter(trace.checkpoint_shapes))}"
+            raise UserError(f"{trace.model} has no tensor {name!r}; {known}")
+    order = {name: place for place, name in enumerate(tensors)}
+    records = sorted((r for r in trace.records if r.tensor in order), key=lambda r: (r.tp_rank, order[r.tensor]))
+    return _restricted(trace, records, tensors)
+
+
+def select_parameters_of(trace: Trace, tensors: Sequence[str]) -> Trace:
+    """Keeps all records of the parameters that these checkpoint tensors were copied into; raises what ``select`` raises."""
+    parameters = select(trace, tensors).parameter_shapes
+    records = [record for record in trace.records if record.parameter in parameters]
+    return _restricted(trace, records, [*tensors, *(record.tensor for record in records)])
+
+
+def _restricted(trace: Trace, records: Iterable[Record], tensors: Iterable[str]) -> Trace:
+    """The trace with these records and tensors alone."""
+    kept = tuple(records)
+    shapes = {name: trace.checkpoint_shapes[name] for name in tensors}
+    parameters = {record.parameter for record in kept}
+    return replace(
+        trace,
+        records=kept,
+        checkpoint_shapes=shapes,
+        parameter_shapes={name: shape for name, shape in trace.parameter_shapes.items() if name in parameters},
+        fills=tuple(fill for fill in trace.fills if fill.parameter in parameters),
+        rounded=tuple(name for name in trace.rounded if name in shapes),
+        repacked={name: text for name, text in trace.repacked.items() if name in parameters},
+    )
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _shape_lines(shapes: Mapping[str, Shape]) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(list(shape))}" for name, shape in shapes.items()) + "\n}"
 
 
-def _spans(data: Iterable[Iterable[int]]) -> tuple[Span, ...]:
+Made = TypeVar("Made")
+
+
+def _read(kind: Callable[..., Made], data: Mapping[str, Any]) -> Made:
+    """Makes a dataclass of the JSON object that holds its fields."""
+    return kind(**{each.name: _READERS.get(each.name, _unchanged)(data[each.name]) for each in fields(kind)})  # type: ignore[arg-type]
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _box(data: Iterable[Iterable[int]]) -> Box:
     return tuple((start, stop) for start, stop in data)
+
+
+def _shapes(data: Mapping[str, Iterable[int]]) -> dict[str, Shape]:
+    return {name: tuple(shape) for name, shape in data.items()}
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "shape": tuple,
+    "parameter_shape": tuple,
+    "bytes": lambda data: data and _box([data])[0],
+    "mapping": lambda data: data and MappingRow(data["from"], data["to"], data["shard"]),
+    "destination": _box,
+    "source": _box,
+    "records": lambda data: tuple(_read(Record, each) for each in data),
+    "fills": lambda data: tuple(_read(Fill, each) for each in data),
+    "checkpoint_shapes": _shapes,
+    "parameter_shapes": _shapes,
+    "rounded": tuple,
+    "repacked": dict,
+    "not_run": tuple,
+}
+"""The fields of Record, Fill and Trace whose JSON values are converted, each with the conversion."""

@@ -1,125 +1,104 @@
-"""A trace as a table: one line per copy where the terminal is wide enough, else three short lines that fit 80 columns."""
+"""Prints a trace as a table: one line per copy in a wide terminal, three short lines per copy in 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Sequence, Sized
 from itertools import groupby
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from labkit.checkpoints.headers import Shape
-from labkit.load.trace.coverage import verify
-from labkit.load.trace.records import Record, Trace, in_words
+from labkit.load.trace.boxes import describe_box
+from labkit.load.trace.coverage import find_faults
+from labkit.load.trace.records import Record, Trace
+from labkit.system.console import visible
+
+WIDE = ("checkpoint tensor", "shape", "mapping row", "parameter", "its shape", "destination", "source")
+NARROW = ("checkpoint tensor\n  mapping row\nparameter", "shape\n\nits shape", "source\n\ndestination")
 
 
-def show(trace: Trace, console: Console | None = None) -> None:
-    """Prints the trace, a table for each rank, and which tensors of the checkpoint were not read at all.
+def print_trace(trace: Trace, console: Console | None = None) -> None:
+    """Prints a table for each rank, the tensors that were not read, and the parameters that vLLM replaces after the load.
 
     Args:
-        console: where to; its width decides between one line per copy and three.
+        console: where to print; its width decides between one line per copy and three.
     """
     console = console or Console(highlight=False)
-    console.print(f"{trace.model}, loaded by vLLM {trace.vllm} (torch {trace.torch})", markup=False, soft_wrap=True)
-    console.print(f"parameters: {held(trace.device)}", markup=False, soft_wrap=True)
-    for (rank, size), records in groupby(trace.records, key=lambda record: (record.tp_rank, record.tp_size)):
-        title = f"TP {size}, rank {rank}"
-        mine = list(records)
-        table = _wide(mine, title)
+    _print(console, f"{trace.model}, loaded by vLLM {trace.vllm} (torch {trace.torch})")
+    _print(console, f"parameters: {describe_device(trace.device)}")
+    for (rank, size), group in groupby(trace.records, key=lambda record: (record.tp_rank, record.tp_size)):
+        title, records = f"TP {size}, rank {rank}", list(group)
+        table = _table(title, records, wide=True)
         if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
-            table = _narrow(mine, title)
+            table = _table(title, records, wide=False)
         console.print()
         console.print(table)
     read = {record.tensor for record in trace.records}
     for name, shape in trace.checkpoint_shapes.items():
         if name not in read:
-            console.print(f"\nnot read by vLLM: {name} {_shape(shape)}", markup=False, soft_wrap=True)
-    shown = {name: what for name, what in trace.repacked.items() if name in trace.parameter_shapes}
-    if shown:
-        console.print("\nonce loaded, vLLM makes something else of these parameters before it serves:", soft_wrap=True)
-    for name, what in shown.items():
-        console.print(f"  {name}: {what}", markup=False, soft_wrap=True)
+            _print(console, f"\nnot read by vLLM: {name} {_shape(shape)}")
+    repacked = {name: change for name, change in trace.repacked.items() if name in trace.parameter_shapes}
+    if repacked:
+        _print(console, "\nafter the load, before it serves, vLLM replaces these parameters:")
+    for name, change in repacked.items():
+        _print(console, f"  {name}: {change}")
     for sentence in trace.not_run:
-        console.print(f"\nnot run: {sentence}", markup=False, soft_wrap=True)
+        _print(console, f"\nnot run: {sentence}")
 
 
-def show_verdict(trace: Trace, console: Console) -> bool:
-    """Prints whether the load was whole, or everything that is wrong with it; True if it was.
+def print_coverage(trace: Trace, console: Console) -> bool:
+    """Prints that the load was whole, or every fault of it; returns whether it was whole.
 
     Args:
         trace: the load on all ranks.
     """
-    findings = verify(trace)
+    findings = find_faults(trace)
     console.print()
     for finding in findings:
-        console.print(str(finding), markup=False, soft_wrap=True)
+        _print(console, str(finding))
     if findings:
-        console.print(f"NOT WHOLE: {_count(findings, 'part')} of this load went wrong")
+        _print(console, f"NOT WHOLE: {_count(findings, 'fault')} in this load")
         return False
     ranks = _count({record.tp_rank for record in trace.records}, "rank")
-    console.print(
-        f"whole: every row of {_count(trace.parameter_shapes, 'parameter')} on {ranks} was written once;", soft_wrap=True
-    )
-    console.print(f"       every row of {_count(trace.checkpoint_shapes, 'checkpoint tensor')} was read.")
-    console.print("Swapped or permuted rows have the right shapes: no such check sees them.")
+    _print(console, f"whole: every row of {_count(trace.parameter_shapes, 'parameter')} on {ranks} was written once;")
+    _print(console, f"       every row of {_count(trace.checkpoint_shapes, 'checkpoint tensor')} was read.")
+    _print(console, "This check cannot find swapped or permuted rows: their shapes are right.")
     return True
 
 
-def _count(things: Sized, what: str) -> str:
-    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
-
-
-def held(device: str) -> str:
-    """What held the parameters, and so what the records are worth."""
+def describe_device(device: str) -> str:
+    """What held the parameters, and so whether values were checked."""
     return "shapes only, on torch's meta device" if device == "meta" else f"on {device}, every record checked by value"
 
 
-def _wide(records: Iterable[Record], title: str) -> Table:
-    table = _table(title, "checkpoint tensor", "shape", "mapping row", "parameter", "its shape", "destination", "source")
-    for record in records:
-        table.add_row(
-            record.tensor,
-            _shape(record.shape),
-            _mapping(record),
-            record.parameter,
-            _shape(record.parameter_shape),
-            in_words(record.destination, record.parameter_shape),
-            in_words(record.source, record.shape),
-        )
-    return table
+def _print(console: Console, line: str) -> None:
+    console.print(visible(line), markup=False, soft_wrap=True)
 
 
-def _narrow(records: Iterable[Record], title: str) -> Table:
-    table = _table(title, "checkpoint tensor\n  mapping row\nparameter", "shape\n\nits shape", "source\n\ndestination", leading=1)
-    for record in records:
-        table.add_row(
-            f"{record.tensor}\n  {_mapping(record)}\n{record.parameter}",
-            f"{_shape(record.shape)}\n\n{_shape(record.parameter_shape)}",
-            f"{in_words(record.source, record.shape)}\n\n{in_words(record.destination, record.parameter_shape)}",
-        )
-    return table
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
-def _table(title: str, *columns: str, leading: int = 0) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        leading=leading,
-    )
-    for column in columns:
+def _table(title: str, records: Sequence[Record], wide: bool) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), leading=int(not wide))
+    table.title_justify, table.title_style = "left", "bold"
+    for column in WIDE if wide else NARROW:
         table.add_column(column, no_wrap=True, header_style="bold", overflow="fold")
+    for r in records:
+        mapping = str(r.mapping) if r.mapping else "no row: keeps its name"
+        shape, parameter_shape = _shape(r.shape), _shape(r.parameter_shape)
+        source, destination = describe_box(r.source, r.shape), describe_box(r.destination, r.parameter_shape)
+        cells = (
+            (r.tensor, shape, mapping, r.parameter, parameter_shape, destination, source)
+            if wide
+            else (f"{r.tensor}\n  {mapping}\n{r.parameter}", f"{shape}\n\n{parameter_shape}", f"{source}\n\n{destination}")
+        )
+        table.add_row(*(Text(visible(cell)) for cell in cells))  # as Text, because a name may contain markup
     return table
-
-
-def _mapping(record: Record) -> str:
-    return str(record.mapping) if record.mapping else "no row: keeps its name"
 
 
 def _shape(shape: Shape) -> str:

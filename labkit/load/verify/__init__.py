@@ -1,15 +1,15 @@
-"""Whether vLLM loads a checkpoint whole at every TP size, and computes what transformers computes: ``./lab verify``.
+"""Verifies that vLLM loads a checkpoint whole at every TP size, and computes what transformers computes: ``./lab verify``.
 
 >>> from labkit.load.verify import verify_model
 >>> verify_model("llama-3-8b", sizes=(1, 2, 4, 8)).status  # doctest: +SKIP
 0
 
-One load per TP size through the real class (`labkit.load.trace`), judged by what its copies cover
-(`labkit.load.trace.coverage`); where there are values, the logits beside
-transformers', and of those that differ the first module that does (layers.py).
+run.py          loads once per TP size through the real class (`labkit.load.trace`), and finds the faults of each load
+comparison.py   compares vLLM's logits with transformers' (model_runs.py), and finds the first module that differs
+report.py       the result as data and as JSON; report_text.py the result as text
 """
 
-from labkit.load.verify.report import COULD_NOT, FINDINGS, WHOLE, Load, NotVerified, Report, write
-from labkit.load.verify.run import SIZES, parse_sizes, verify_model
+from labkit.load.verify.report import FINDINGS, NOT_VERIFIED, VERIFIED, LoadResult, Report, write_report
+from labkit.load.verify.run import parse_sizes, verify_model
 
-__all__ = ["COULD_NOT", "FINDINGS", "SIZES", "WHOLE", "Load", "NotVerified", "Report", "parse_sizes", "verify_model", "write"]
+__all__ = ["FINDINGS", "NOT_VERIFIED", "VERIFIED", "LoadResult", "Report", "parse_sizes", "verify_model", "write_report"]

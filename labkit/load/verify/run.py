@@ -1,42 +1,37 @@
-"""Runs what is verified: a load for each TP size, then the logits where there are values and room for them."""
+"""Runs a verification: a load for each TP size, then the comparison of logits where there are weights and enough memory."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.checkpoints.headers import BITS
 from labkit.checkpoints.known_models import Model, check_ranks, resolve
+from labkit.load.library_output import require_vllm, silence_logs
 from labkit.load.trace import Trace
-from labkit.load.trace.coverage import Finding, verify, whole
-from labkit.load.trace.quiet import quiet
-from labkit.load.trace.records import LoadRefused
-from labkit.load.verify.report import Comparison, Load, NotVerified, Report
+from labkit.load.trace.boxes import whole
+from labkit.load.trace.coverage import find_faults
+from labkit.load.trace.records import VllmLoadError
+from labkit.load.verify.report import NOT_VERIFIED, LoadResult, Report
 from labkit.system.errors import UserError
 
-if TYPE_CHECKING:
-    from labkit.load.verify.layers import Reference
-
 SIZES = (1, 2, 4, 8)
-"""The TP sizes that are tried where none is named."""
+"""The default TP sizes."""
 
-SHARE = 0.6
-"""What two copies of the model in float32 may take of the memory that is available."""
+MEMORY_SHARE = 0.6
+"""The share of the available memory that two copies of the model in float32 may take."""
+
+Progress = Callable[[str], None]
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """``1,2,4,8``.
-
-    Raises:
-        NotVerified: it is no list of whole numbers from 1 up.
-    """
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise NotVerified(f"--tp {text} is no list of TP sizes; say it as 1,2,4,8")
-    return tuple(dict.fromkeys(int(word) for word in words))
+    """Parses TP sizes such as ``1,2,4,8``; raises UserError where the text is not a list of whole numbers from 1 up."""
+    sizes = [size.strip() for size in text.split(",")]
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise UserError(f"--tp {text} is no list of TP sizes; say it as 1,2,4,8", NOT_VERIFIED)
+    return tuple(dict.fromkeys(map(int, sizes)))
 
 
 def verify_model(
@@ -46,9 +41,9 @@ def verify_model(
     against: Path | None = None,
     logits: bool | None = None,
     trust_remote_code: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda text: None,
 ) -> Report:
-    """Loads a model at every TP size through the real vLLM and says what is wrong with it.
+    """Loads a model at every TP size through the real vLLM, compares its logits, and reports what is wrong with it.
 
     Args:
         model: a directory with config.json and safetensors; a known name, or a directory with config.json alone, for shapes of
@@ -56,11 +51,11 @@ def verify_model(
         sizes: the TP sizes; by default those of SIZES that fit the model.
         arch: ``module:Class``, the class to load it with in place of vLLM's own.
         against: a checkpoint known to be right, for transformers to load; by default the model itself.
-        logits: whether to compare the logits; by default where there are values, and room for them.
-        trust_remote_code: whether code that lies beside the checkpoint may be run.
+        logits: whether to compare the logits; by default where there are weights and enough memory.
+        trust_remote_code: whether code in the checkpoint's folder may be run.
 
     Raises:
-        NotVerified: the model cannot be read or built or split so, or vLLM is not installed.
+        UserError: with status NOT_VERIFIED: the model cannot be read or split so, or vLLM is not installed or not usable.
     """
     try:
         found = replace(resolve(model), arch=arch, trust_remote_code=trust_remote_code)
@@ -68,117 +63,107 @@ def verify_model(
             check_ranks(found.config, size, range(size))
         if against is not None:
             resolve(against)
+        require_vllm("verify")
+        progress("importing vLLM")
+        with silence_logs():
+            from labkit.load.trace import real_load  # noqa: F401
+        with silence_logs():
+            return _verify(found, sizes or SIZES, against, logits, progress)
     except UserError as error:
-        raise NotVerified(str(error)) from error
-    if importlib.util.find_spec("vllm") is None:
-        raise NotVerified("vLLM is not installed in this environment; run ./lab verify, which installs the pinned version first")
-    progress("importing vLLM")
-    with quiet():
-        import torch
-        import vllm
-
-        from labkit.load.trace import build, live
-    with quiet():
-        reference, why_not = _reference(found, sizes or SIZES, against, logits, progress)
-        loads: list[Load] = []
-        with build.group_of_one():
-            for size in sizes or SIZES:
-                try:
-                    check_ranks(found.config, size, range(size))
-                except UserError as error:
-                    loads.append(Load(size, not_tried=str(error).partition(";")[0], fits=False))
-                    continue
-                loads.append(_load(found, size, live.trace, has_values=not loads, progress=progress))
-        traces = [load.trace for load in loads if load.trace]
-        comparison = None
-        if reference:
-            comparison, why_not = _compared(found, loads, reference, progress)
-        return Report(
-            model=found.name,
-            architecture=found.architecture,
-            built=build.class_name(found),
-            vllm=vllm.__version__,
-            torch=torch.__version__,
-            loads=tuple(loads),
-            comparison=comparison,
-            not_compared=why_not,
-            asked=bool(logits) or against is not None,
-            notes=tuple(dict.fromkeys(note for trace in traces for note in trace.not_run)),
-        )
+        error.status = NOT_VERIFIED
+        raise
 
 
-def _load(found: Model, size: int, trace: Callable[..., Trace], has_values: bool, progress: Callable[[str], None]) -> Load:
-    """One TP size. Values are checked at the first: what is copied where is the same question for shapes, and for all others."""
-    device = "cpu" if found.files and has_values and _fits(found, copies=1) else "meta"
+def _verify(found: Model, sizes: Sequence[int], against: Path | None, logits: bool | None, progress: Progress) -> Report:
+    import torch
+    import vllm
+
+    from labkit.load.trace.real_model import class_name, group_of_one
+    from labkit.load.verify.comparison import compare, run_reference
+
+    reference = comparison = None
+    not_compared = _reason_not_to_compare(found, sizes, logits)
+    try:
+        if not not_compared:
+            reference = run_reference(found, against, progress)
+    except UserError as error:
+        not_compared = str(error)
+    loads: list[LoadResult] = []
+    with group_of_one():
+        for size in sizes:
+            loads.append(_load(found, size, has_values=not any(load.fits for load in loads), progress=progress))
+    if reference:
+        try:
+            comparison = compare(found, next((load.trace for load in loads if load.tp_size == 1), None), reference, progress)
+        except UserError as error:
+            not_compared = str(error)
+    return Report(
+        model=found.name,
+        architecture=found.architecture,
+        built=class_name(found),
+        vllm=vllm.__version__,
+        torch=torch.__version__,
+        loads=tuple(loads),
+        comparison=comparison,
+        not_compared=not_compared,
+        asked=bool(logits) or against is not None,
+        notes=tuple(dict.fromkeys(note for load in loads if load.trace for note in load.trace.not_run)),
+    )
+
+
+def _load(found: Model, size: int, has_values: bool, progress: Progress) -> LoadResult:
+    """Loads at one TP size. Values are checked at the first size alone, because the parts that are copied follow from shapes."""
+    from labkit.load.trace import real_load
+
+    def load(device: str) -> Trace:
+        return real_load.trace(found, size, tuple(range(size)), device, progress)
+
+    try:
+        check_ranks(found.config, size, range(size))
+    except UserError as error:
+        return LoadResult(size, not_tried=str(error).partition(";")[0], fits=False)
+    has_memory = bool(found.files) and _fits(found, copies=1)
     try:
         try:
-            traced = trace(found, size, tuple(range(size)), device, progress)
-        except LoadRefused:
+            trace = load("cpu" if has_memory and has_values else "meta")
+        except VllmLoadError:
             raise
         except UserError:
-            if device == "cpu" or not found.files or not _fits(found, copies=1):
+            if has_values or not has_memory:
                 raise
-            # Bloom, for one, needs numbers while it is built, and torch's meta device has none.
-            traced = trace(found, size, tuple(range(size)), "cpu", progress)
-    except LoadRefused as error:
-        return Load(size, refused=str(error))
+            trace = load("cpu")  # Bloom's class, for one, computes with numbers while it is built, and meta has none
+    except VllmLoadError as error:
+        return LoadResult(size, refused=str(error))
     except UserError as error:
-        return Load(size, not_tried=str(error))
-    findings, skipped = _sorted(verify(traced), found)
-    return Load(size, traced, tuple(findings), skipped)
-
-
-def _sorted(findings: list[Finding], found: Model) -> tuple[list[Finding], dict[str, str]]:
-    """What is a fault, and what a rule that somebody wrote down has left out."""
-    tied = bool(found.config.get("tie_word_embeddings"))
+        return LoadResult(size, not_tried=str(error))
+    findings = find_faults(trace)
     skipped = {
-        finding.name: "config.json says tie_word_embeddings: the embedding serves for it"
+        finding.name: "because config.json says tie_word_embeddings: the embedding is used in its place"
         for finding in findings
-        if tied and finding.fault == "cut off" and finding.name == "lm_head.weight" and finding.part == whole(finding.shape)
+        if finding.fault == "cut off" and finding.name == "lm_head.weight" and finding.part == whole(finding.shape)
     }
-    return [finding for finding in findings if finding.name not in skipped], skipped
+    if not found.config.get("tie_word_embeddings"):
+        skipped = {}
+    return LoadResult(size, trace, tuple(finding for finding in findings if finding.name not in skipped), skipped)
 
 
-def _reference(
-    found: Model, sizes: Sequence[int], against: Path | None, logits: bool | None, progress: Callable[[str], None]
-) -> tuple[Reference | None, str | None]:
-    """What transformers computes, or why that is not asked."""
+def _reason_not_to_compare(found: Model, sizes: Sequence[int], logits: bool | None) -> str | None:
     if logits is False:
-        return None, "--no-logits"
+        return "--no-logits"
     if not found.files:
-        return None, "there are no weights, only shapes"
+        return "there are no weights, only shapes"
     if 1 not in sizes:
-        return None, "that needs TP 1"
-    if importlib.util.find_spec("transformers") is None:
-        return None, "transformers is not installed in this environment"
+        return "the comparison needs TP 1"
+    if find_spec("transformers") is None:
+        return "transformers is not installed in this environment"
     if logits is None and not _fits(found, copies=2):
-        return None, "two copies of it in float32 would not fit into this machine's memory; --logits tries all the same"
-    from labkit.load.verify import layers
-
-    try:
-        return layers.run_reference(found, against, progress), None
-    except layers.CannotCompare as error:
-        return None, str(error)
-
-
-def _compared(
-    found: Model, loads: list[Load], reference: Reference, progress: Callable[[str], None]
-) -> tuple[Comparison | None, str | None]:
-    """vLLM beside the reference, or why it is not."""
-    from labkit.load.verify import layers
-
-    trace = next((load.trace for load in loads if load.tp_size == 1), None)
-    if trace is None:
-        return None, "there is no load at TP 1"
-    try:
-        return layers.compare(found, trace, reference, progress), None
-    except layers.CannotCompare as error:
-        return None, str(error)
+        return "two copies in float32 would not fit into this machine's memory; --logits tries it nevertheless"
+    return None
 
 
 def _fits(found: Model, copies: int) -> bool:
-    """Whether so many copies of the model in float32 fit into the memory that is available."""
+    """Whether this many copies of the model in float32 fit into the available memory."""
     import psutil  # type: ignore[import-untyped]  # comes with vLLM
 
     bits = sum(8 * (tensor.bytes[1] - tensor.bytes[0]) * 32 // min(32, BITS[tensor.dtype]) for tensor in found.stored.values())
-    return bool(copies * bits / 8 < SHARE * psutil.virtual_memory().available)
+    return bool(copies * bits / 8 < MEMORY_SHARE * psutil.virtual_memory().available)

@@ -21,7 +21,7 @@ from labkit.checkpoints.fetch.dummy import EVERY, METADATA, disk_bytes, dummy_fa
 from labkit.checkpoints.headers import read_header
 from labkit.checkpoints.known_models import implied_shapes, known_names, resolve
 from labkit.load.trace import trace_load
-from labkit.load.trace.coverage import verify
+from labkit.load.trace.coverage import find_faults
 from labkit.load.trace.recordings import TINY
 
 Q, K, V = (f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
@@ -115,7 +115,7 @@ def test_the_real_vllm_loads_them(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     write_dummy(tmp_path / "model.safetensors", implied_shapes(TINY))
     traced = trace_load(tmp_path, 2, range(2), "cpu")
-    assert verify(traced) == []
+    assert find_faults(traced) == []
 
 
 def test_every_gated_family_of_llama_is_known() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from labkit.checkpoints.known_models import check_ranks, implied_shapes, resolve
-from labkit.load.trace import FIVE, known_names, trace_load
+from labkit.checkpoints.known_models import check_ranks, implied_shapes, known_names, resolve
+from labkit.load.trace import EXAMPLE_TENSORS, trace_load
 from labkit.load.trace.recordings import TINY
 from labkit.system.errors import UserError
 
@@ -37,7 +37,7 @@ def test_known_names_stand_for_the_real_sizes() -> None:
     assert sum(int(np.prod(shape)) for shape in llama.values()) == 8_030_261_248
     assert len(smollm2) == 272
     assert sum(int(np.prod(shape)) for shape in smollm2.values()) == 134_515_008
-    assert set(FIVE) <= set(llama)
+    assert set(EXAMPLE_TENSORS) <= set(llama)
 
 
 def test_the_parts_of_a_config_that_may_be_absent() -> None:

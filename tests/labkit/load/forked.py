@@ -1,4 +1,4 @@
-"""Runs a function in a fork of this process: vLLM is imported once, and no case leaves anything to the next."""
+"""Runs a function in a fork of this process, so that vLLM is imported once and cases do not affect each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def forked(function: Callable[[], Any]) -> Any:
-    """What the function returns, through JSON; an exception is raised here with its type's name before its words."""
+    """Returns the function's result through JSON; raises its exception as RuntimeError with the type's name."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "answer.json")
         child = os.fork()

@@ -1,4 +1,4 @@
-"""``./lab explain``: the load failures that people report to vLLM, made again with tiny shapes and the real vLLM, and mended.
+"""``./lab explain``: reproduces load errors reported to vLLM with tiny shapes and the real vLLM, and fixes them.
 
 The numbers are those of the threads in vllm-project/vllm, unless another repository is named.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from typer.testing import CliRunner
 from labkit.checkpoints.headers import Shape
 from labkit.checkpoints.known_models import implied_shapes, resolve
 from labkit.cli import main as cli
-from labkit.load.explain import mend, read
-from labkit.load.explain.mend import lines
-from labkit.load.explain.rows import CONVENTIONS, propose
-from labkit.load.trace.quiet import quiet
+from labkit.load.explain import find_error, find_fix
+from labkit.load.explain.fix import fix_lines
+from labkit.load.explain.mapper_rows import CONVENTIONS, propose_rows
+from labkit.load.library_output import silence_logs
 from labkit.load.trace.recordings import TINY, write_checkpoint
 from labkit.system.errors import UserError
 from labkit.system.labs import load_implementation
@@ -31,10 +30,10 @@ from labkit.system.labs import load_implementation
 ROOT = Path(__file__).parents[3]
 LLAMA = implied_shapes(TINY)
 
-# --- what a log says ------------------------------------------------------------------------------------------------------------
+# --- errors in a log ------------------------------------------------------------------------------------------------------------
 
 MESSAGES = {
-    "ValueError: There is no module or parameter named 'lm_head' in Gemma2ForCausalLM": "no home",
+    "ValueError: There is no module or parameter named 'lm_head' in Gemma2ForCausalLM": "unmatched name",
     "KeyError: 'layers.0.self_attn.qkv_proj.weight'": "key",
     "KeyError: 'blocks.0.attn.qkv.weight'": "key",
     "ValueError: Following weights were not initialized from checkpoint: {'model.norm.weight'}": "not initialized",
@@ -58,44 +57,45 @@ def test_an_error_is_found_in_a_log(message: str) -> None:
         f"\x1b[0;36m(EngineCore pid=7)\x1b[0;0m ERROR 11-24 10:00:00 [core.py:1] {message}\n"
         "RuntimeError: Engine core initialization failed. See root cause above.\n"
     )
-    said = read(log)
+    said = find_error(log)
     assert (said.kind, said.line) == (MESSAGES[message], message)
-    assert said.words.endswith(".")
+    assert said.meaning.endswith(".")
 
 
-def test_the_names_and_the_numbers_are_in_the_words() -> None:
-    assert "begins with lm_head, and Gemma2ForCausalLM has" in read(next(iter(MESSAGES))).words
-    assert "wanted 64 rows from 0 of a tensor that has 32" in read("start (0) + length (64) exceeds dimension size (32)").words
+def test_names_and_numbers_are_in_the_explanation() -> None:
+    assert "begins with lm_head, and Gemma2ForCausalLM has no module" in find_error(next(iter(MESSAGES))).meaning
+    narrow = find_error("start (0) + length (64) exceeds dimension size (32)")
+    assert "reads 64 rows from row 0 of a tensor that has 32" in narrow.meaning
 
 
 def test_the_list_of_all_parameters_is_left_out() -> None:
-    said = read("ValueError: There is no module or parameter named 'a' in B. The available parameters belonging to B are: {'c'}")
-    assert said.line == "ValueError: There is no module or parameter named 'a' in B."
+    shown = "ValueError: There is no module or parameter named 'a' in B."
+    assert find_error(f"{shown} The available parameters belonging to B are: {{'c'}}").line == shown
 
 
 @given(st.text())
-def test_what_is_no_error_of_a_load_is_said_to_be_none(text: str) -> None:
-    with pytest.raises(UserError, match="no load error of vLLM that is known here"):
-        read(text.replace("Error", ""))
+def test_a_log_without_a_known_error_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="no known load error of vLLM"):
+        find_error(text.replace("Error", ""))
 
 
 # --- rows, by hand --------------------------------------------------------------------------------------------------------------
 
 
-def test_heads_go_with_heads_and_tails_with_tails_of_the_same_shape() -> None:
+def test_heads_are_matched_with_heads_and_tails_with_tails_of_the_same_shape() -> None:
     """q and o have both the room; only the convention tells wq from wo, and the columns tell w2 from w1."""
-    homeless = {
+    unmatched = {
         "layers.3.attention.wq.weight": (8, 4),
         "layers.3.feed_forward.w2.weight": (4, 6),
         "layers.3.feed_forward.w1.weight": (6, 4),
     }
-    wanted: dict[str, Shape] = {
+    fillers: dict[str, Shape] = {
         "model.layers.3.self_attn.q_proj.weight": (16, 4),
         "model.layers.3.mlp.down_proj.weight": (4, 6),
         "model.layers.3.mlp.gate_proj.weight": (12, 4),
         "model.layers.3.mlp.up_proj.weight": (12, 4),
     }
-    (rows, *_) = propose(homeless, wanted, [])
+    (rows, *_) = propose_rows(unmatched, fillers, [])
     assert rows.substr == {
         ".feed_forward.w1.": ".mlp.gate_proj.",
         ".feed_forward.w2.": ".mlp.down_proj.",
@@ -105,15 +105,15 @@ def test_heads_go_with_heads_and_tails_with_tails_of_the_same_shape() -> None:
     assert not rows.drops
 
 
-def test_no_row_touches_what_has_its_place() -> None:
+def test_no_row_renames_a_loaded_tensor() -> None:
     """A rule for every name that begins with model. would empty the model."""
-    (rows,) = propose({"model.extra.weight": (2, 2)}, {}, ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
+    (rows,) = propose_rows({"model.extra.weight": (2, 2)}, {}, ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
     assert rows.arguments() == {"orig_to_new_prefix": {"model.extra.weight": None}}
-    (rows,) = propose({"model.layers.0.mlp.fc1.weight": (2, 2)}, {}, ["model.layers.0.mlp.up_proj.weight"])
+    (rows,) = propose_rows({"model.layers.0.mlp.fc1.weight": (2, 2)}, {}, ["model.layers.0.mlp.up_proj.weight"])
     assert rows.arguments() == {"orig_to_new_substr": {".mlp.fc1.": None}}
 
 
-# --- the threads, made again ----------------------------------------------------------------------------------------------------
+# --- reported errors ------------------------------------------------------------------------------------------------------------
 
 Tensors = Mapping[str, Shape]
 
@@ -181,7 +181,7 @@ CASES: dict[str, Case] = {
         "There is no module or parameter named 'model' in MambaForCausalLM",
         {"orig_to_new_prefix": {"model.": "backbone."}},
     ),
-    "vllm-project/llm-compressor 959, a scale without a home": (
+    "vllm-project/llm-compressor 959, an unmatched scale": (
         "LlamaForCausalLM",
         lambda shapes: {**shapes, "model.layers.0.mlp.down_proj.weight_scale": (1,)},
         "There is no module or parameter named 'layers.0.mlp.down_proj.weight_scale' in LlamaModel",
@@ -217,7 +217,7 @@ CASES: dict[str, Case] = {
         None,
     ),
 }
-"""The thread -> the architecture, what is done to its tensors, what vLLM says, and the rows that mend it; None where none can."""
+"""The thread -> the architecture, what is done to its tensors, what vLLM says, and the rows that fix it; None where none can."""
 
 
 def headers(directory: Path, architecture: str, change: Callable[[Tensors], Tensors]) -> Path:
@@ -239,26 +239,26 @@ def headers(directory: Path, architecture: str, change: Callable[[Tensors], Tens
 def warm() -> None:
     pytest.importorskip("vllm", reason="needs the real vLLM, which is not installed in this environment")
     pytest.importorskip("transformers", reason="needs transformers, which is not installed in this environment")
-    with quiet():
-        from labkit.load.explain import survey  # noqa: F401
+    with silence_logs():
+        from labkit.load.explain import single_loads  # noqa: F401
 
 
 def explained(file: Path) -> dict[str, Any]:
     def run() -> dict[str, Any]:
-        found = mend(resolve(file))
-        rows = found.mend.rows.arguments() if found.mend else None
-        return {"said": found.as_it_is.left, "rows": rows, "text": "\n".join(lines(found)), "survey": asdict(found.survey)}
+        found = find_fix(resolve(file))
+        rows = found.fix.rows.arguments() if found.fix else None
+        return {"faults": found.unchanged.remaining, "rows": rows, "text": "\n".join(fix_lines(found))}
 
     return forked(run)  # type: ignore[no-any-return]
 
 
 @pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("thread", CASES)
-def test_a_reported_failure_is_made_again_and_mended(thread: str, tmp_path: Path) -> None:
+def test_a_reported_error_is_reproduced_and_fixed(thread: str, tmp_path: Path) -> None:
     architecture, change, said, rows = CASES[thread]
     found = explained(headers(tmp_path, architecture, change))
-    assert said in found["said"][0]
-    assert read(found["said"][0]).kind in ("no home", "not initialized")
+    assert said in found["faults"][0]
+    assert find_error(found["faults"][0]).kind in ("unmatched name", "not initialized")
     assert found["rows"] == rows
     assert ("WHOLE" in found["text"]) == (rows is not None)
     assert ("None leaves a tensor out" in found["text"]) == ("None" in str(list((rows or {}).values())))
@@ -269,31 +269,31 @@ def test_a_shape_that_does_not_fit_is_named_with_its_shape(tmp_path: Path) -> No
     """vLLM's own message is empty here."""
     file = headers(tmp_path, "LlamaForCausalLM", lambda shapes: {**shapes, "model.layers.1.self_attn.q_proj.weight": (128, 48)})
     found = explained(file)
-    assert "AssertionError without a message" in found["said"][0]
+    assert "AssertionError without a message" in found["faults"][0]
     assert "    model.layers.1.self_attn.q_proj.weight (128, 48): AssertionError without a message" in found["text"]
-    assert "no row would mend this" in found["text"]
+    assert "no mapping row fixes this" in found["text"]
 
 
 @pytest.mark.usefixtures("warm")
-def test_a_checkpoint_without_a_fault_is_said_to_have_none(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_fault_needs_no_fix(tmp_path: Path) -> None:
     found = explained(headers(tmp_path, "LlamaForCausalLM", lambda shapes: shapes))
     assert found["rows"] == {}
-    assert "loads whole as it is" in found["text"]
+    assert "loads whole without a fix" in found["text"]
 
 
 @pytest.mark.usefixtures("warm")
-def test_what_goes_over_in_silence_is_named(tmp_path: Path) -> None:
+def test_ignored_tensors_are_named(tmp_path: Path) -> None:
     """40358: biases of experts; this vLLM skips every bias that it has no place for, and says nothing."""
     bias = "model.layers.0.mlp.experts.0.up_proj.bias"
     found = explained(headers(tmp_path, "Qwen3MoeForCausalLM", lambda shapes: {**shapes, bias: (64,)}))
-    assert f"1 passed over without a word: {bias}" in found["text"]
+    assert f"1 ignored without a message: {bias}" in found["text"]
     assert found["rows"] is None
 
 
-# --- as it is typed -------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_model_the_words_alone(tmp_path: Path) -> None:
+def test_without_a_model_the_error_is_explained(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("KeyError: 'blocks.0.attn.qkv.weight'\n")
     ended = CliRunner().invoke(cli.app, ["explain", str(log)])

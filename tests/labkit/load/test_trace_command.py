@@ -1,4 +1,4 @@
-"""``./lab trace`` as it is typed: its exit status, what it writes, a fault as a sentence, and with --debug as a traceback."""
+"""``./lab trace`` on the command line: exit status, written files, errors as sentences and, with --debug, as tracebacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from labkit.checkpoints.faults import break_checkpoint
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.cli import main as cli
 from labkit.load.trace import Trace, trace_load
-from labkit.load.trace.coverage import verify
+from labkit.load.trace.coverage import find_faults
 from labkit.load.trace.recordings import TINY, write_checkpoint
 from labkit.system.errors import UserError
 
@@ -50,7 +50,7 @@ def test_shapes_alone_show_a_tensor_that_stands_in_two_files(good: Path, tmp_pat
     """The headers of both are enough: no value is read."""
     break_checkpoint(good, "in-two-files", tmp_path / "bad")
     assert lab("trace", tmp_path / "bad", "--verify", "--device", "meta").exit_code == 1
-    findings = verify(trace_load(tmp_path / "bad", device="meta"))
+    findings = find_faults(trace_load(tmp_path / "bad", device="meta"))
     assert [(finding.fault, finding.part[0]) for finding in findings] == [("twice", (128, 192))]
 
 

@@ -1,4 +1,4 @@
-"""Coverage of a load: boxes against counting every element, findings against numbers worked out by hand, and their words."""
+"""Coverage of a load: box arithmetic against counting every element, findings and messages against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from labkit.load.trace import Trace, show_verdict
-from labkit.load.trace.coverage import Finding, covered, verify, without
-from labkit.load.trace.records import Fill, in_words
+from labkit.load.trace import Trace, print_coverage
+from labkit.load.trace.boxes import covered, describe_box, without
+from labkit.load.trace.coverage import Finding, find_faults
+from labkit.load.trace.records import Fill
 from labkit.system.labs import find_lab, load_implementation
 
 CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
@@ -52,36 +53,36 @@ def test_neighbours_come_back_as_one() -> None:
 
 @pytest.mark.parametrize("path", sorted(CAPTURED.glob("*.json")), ids=lambda path: path.stem)
 def test_the_lab_and_the_tool_find_the_same(path: Path) -> None:
-    """Lab 02's solution counts cells of a grid and works the padding out; the tool subtracts boxes and saw the padding filled."""
+    """Lab 02's solution counts the cells of a grid and computes the padding; ``find_faults`` subtracts boxes."""
     trace = Trace.read(path)
     diagnose = load_implementation(find_lab("02").implementation("solution")).diagnose
     theirs = diagnose([record.as_dict() for record in trace.records], trace.checkpoint_shapes, trace.parameter_shapes)
-    ours = verify(trace)
+    ours = find_faults(trace)
     assert {(f.fault, f.name, f.part, f.tp_rank) for f in ours} == {(f.fault, f.name, f.part, f.tp_rank) for f in theirs}
     assert bool(ours) == path.stem.startswith("fault-")
 
 
-def test_a_vocabularys_padding_is_owed_by_nobody_and_only_if_it_was_filled() -> None:
+def test_a_vocabularys_padding_is_no_fault_if_it_was_filled() -> None:
     """131 rows on two ranks of 96: rank 1 has 35 of them and 61 of zeros."""
     trace = Trace.read(CAPTURED / "tiny-tp2.json")
     heads = [fill for fill in trace.fills if fill.parameter == "lm_head.weight"]
     assert heads == [Fill("lm_head.weight", ((35, 96), (0, 64)), 1)]
     unfilled = replace(trace, fills=tuple(fill for fill in trace.fills if fill not in heads))
-    assert verify(unfilled) == [Finding("missing", "lm_head.weight", ((35, 96), (0, 64)), (96, 64), 1)]
+    assert find_faults(unfilled) == [Finding("missing", "lm_head.weight", ((35, 96), (0, 64)), (96, 64), 1)]
 
 
-def test_what_no_rank_read_is_asked_of_all_ranks_together() -> None:
+def test_cut_off_is_reported_only_for_all_ranks_together() -> None:
     trace = Trace.read(CAPTURED / "fault-mha-into-gqa.json")
-    assert [finding.fault for finding in verify(trace)] == ["cut off", "cut off"]
-    assert verify(trace.of_rank(1)) == []
+    assert [finding.fault for finding in find_faults(trace)] == ["cut off", "cut off"]
+    assert find_faults(trace.of_rank(1)) == []
 
 
-def test_the_words_have_the_numbers() -> None:
-    assert in_words(((512, 1024), (0, 4096)), (1024, 4096)) == "rows 512:1024"
-    assert in_words(((0, 4096), (0, 7168)), (4096, 14336)) == "columns 0:7168"
-    assert in_words(((0, 3), (0, 4)), (3, 4)) == "rows 0:3"
-    assert in_words(((1, 3), (2, 4)), (3, 4)) == "rows 1:3, columns 2:4"
-    assert in_words((), ()) == "the value"
+def test_messages_have_the_numbers() -> None:
+    assert describe_box(((512, 1024), (0, 4096)), (1024, 4096)) == "rows 512:1024"
+    assert describe_box(((0, 4096), (0, 7168)), (4096, 14336)) == "columns 0:7168"
+    assert describe_box(((0, 3), (0, 4)), (3, 4)) == "rows 0:3"
+    assert describe_box(((1, 3), (2, 4)), (3, 4)) == "rows 1:3, columns 2:4"
+    assert describe_box((), ()) == "the value"
     said = [str(Finding(fault, "p", ((1, 3), (0, 4)), (3, 4), 1)) for fault in ("missing", "twice", "cut off", "rounded")]
     assert said[0] == "missing: rows 1:3 of p (3x4) were never written on rank 1"
     assert said[1] == "twice: rows 1:3 of p (3x4) were written more than once on rank 1"
@@ -91,21 +92,21 @@ def test_the_words_have_the_numbers() -> None:
 
 def verdict(name: str) -> tuple[bool, str]:
     console = Console(width=80, highlight=False, record=True, file=io.StringIO())
-    return show_verdict(Trace.read(CAPTURED / f"{name}.json"), console), console.export_text()
+    return print_coverage(Trace.read(CAPTURED / f"{name}.json"), console), console.export_text()
 
 
-def test_the_verdict_is_in_words() -> None:
+def test_the_verdict_is_describe_box() -> None:
     assert verdict("llama-3-8b-tp2") == (
         True,
         "\nwhole: every row of 195 parameters on 2 ranks was written once;\n"
         "       every row of 291 checkpoint tensors was read.\n"
-        "Swapped or permuted rows have the right shapes: no such check sees them.\n",
+        "This check cannot find swapped or permuted rows: their shapes are right.\n",
     )
     held, said = verdict("fault-o-proj-too-wide")
     assert not held
     assert said == (
         "\ncut off: columns 128:160 of model.layers.1.self_attn.o_proj.weight (64x160) were read by no rank\n"
-        "NOT WHOLE: 1 part of this load went wrong\n"
+        "NOT WHOLE: 1 fault in this load\n"
     )
 
 

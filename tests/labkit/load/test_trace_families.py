@@ -1,4 +1,4 @@
-"""The trace beyond Llama: its family from config alone, biases, many ranks, quantized and repacked parameters, other classes."""
+"""Traces beyond Llama: its family from config alone, biases, many ranks, quantized and repacked parameters, other classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.load.trace import MappingRow, Record, trace_load
-from labkit.load.trace.coverage import Finding, verify
+from labkit.load.trace.coverage import Finding, find_faults
 from labkit.load.trace.recordings import RECORDINGS, TINY, write_checkpoint
 from labkit.system.errors import UserError
 
@@ -50,10 +50,10 @@ def test_the_family_from_config_alone_and_with_values(name: str, tp_size: int, t
     write_checkpoint(tmp_path, config, None)
     shapes = trace_load(tmp_path, tp_size, range(tp_size))
     assert shapes.device == "meta"
-    assert verify(shapes) == []
+    assert find_faults(shapes) == []
     write_checkpoint(tmp_path, config, implied_shapes(config))
     real = trace_load(tmp_path, tp_size, range(tp_size), "cpu")
-    assert verify(real) == []
+    assert find_faults(real) == []
     assert [without_file(record) for record in shapes.records] != []
     assert {without_file(r) for r in real.records} == {without_file(r) for r in shapes.records}
     assert trace_load(tmp_path, tp_size, [0], "meta").device == "meta"
@@ -75,7 +75,7 @@ def test_biases_are_fused_as_the_weights_are(tmp_path: Path) -> None:
 def test_a_head_size_that_vllms_qwen2_does_not_read_is_found(tmp_path: Path) -> None:
     """Its attention takes hidden_size / heads, whatever head_dim says: heads of 32 rows are cut to 16, without a word."""
     write_checkpoint(tmp_path, family("Qwen2ForCausalLM", head_dim=32), None)
-    findings = verify(trace_load(tmp_path))
+    findings = find_faults(trace_load(tmp_path))
     assert {finding.fault for finding in findings} == {"cut off"}
     assert Finding("cut off", f"{LAYER}.self_attn.q_proj.weight", ((64, 128), (0, 64)), (128, 64)) in findings
 
@@ -83,7 +83,7 @@ def test_a_head_size_that_vllms_qwen2_does_not_read_is_found(tmp_path: Path) -> 
 def test_thirty_two_ranks_of_llama_3_8b() -> None:
     """One query head and one kv head each; four ranks in a row read the same kv head."""
     trace = trace_load("llama-3-8b", 32, range(32))
-    assert verify(trace) == []
+    assert find_faults(trace) == []
     k = [record.source[0] for record in trace.records if record.tensor == f"{LAYER}.self_attn.k_proj.weight"]
     assert k == [(rank // 4 * 128, rank // 4 * 128 + 128) for rank in range(32)]
 
@@ -111,7 +111,7 @@ def test_a_quantized_checkpoint_and_what_vllm_makes_of_it(tmp_path: Path) -> Non
     """Packed as (inputs / 8, outputs), so that q, k and v lie side by side in columns; then vLLM packs them once more."""
     gptq(tmp_path)
     trace = trace_load(tmp_path, 2, [0, 1], "cpu")
-    assert verify(trace) == []
+    assert find_faults(trace) == []
     (k,) = [r for r in trace.records if r.tensor == f"{LAYER}.self_attn.k_proj.qweight" and r.tp_rank == 1]
     # 128 inputs are 16 rows of int32; rank 1 has 64 columns of q, then 32 of k, the second of two kv heads.
     assert (k.destination, k.source) == (((0, 16), (64, 96)), ((0, 16), (32, 64)))
@@ -141,7 +141,7 @@ def test_another_architecture_is_traced_from_its_files(tmp_path: Path) -> None:
     model = transformers.OPTForCausalLM(transformers.OPTConfig(**{k: v for k, v in config.items() if k != "architectures"}))
     model.save_pretrained(tmp_path)
     trace = trace_load(tmp_path, 2, [0, 1], "cpu")
-    assert verify(trace) == []
+    assert find_faults(trace) == []
     (k,) = [r for r in trace.records if r.tensor.endswith("self_attn.k_proj.weight") and r.tp_rank == 1]
     assert (k.destination[0], k.source[0]) == ((32, 64), (32, 64))
     assert k.mapping is not None
@@ -163,21 +163,21 @@ def test_values_that_a_conversion_changed_are_a_finding(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, TINY, None)
     save_file(values, tmp_path / "model.safetensors")
     trace = trace_load(tmp_path, 2, [0, 1], "cpu")
-    assert [(finding.fault, finding.name) for finding in verify(trace)] == [("rounded", lost)]
+    assert [(finding.fault, finding.name) for finding in find_faults(trace)] == [("rounded", lost)]
 
 
-def test_what_could_not_be_run_is_said_and_the_trace_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_that_could_not_be_run_are_named_in_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine with another torch, without vLLM's kernels, where what makes parameters ready to serve fails too."""
-    from labkit.load.trace import live
+    from labkit.load.trace import real_load
 
     def broken(*_: Any) -> None:
         raise AttributeError("'_OpNamespace' '_C' object has no attribute 'pack'")
 
     whole = RECORDINGS["tiny-tp2"].run("cpu")
     assert whole.not_run == ()
-    monkeypatch.setattr(live, "process_weights_after_loading", broken)
-    monkeypatch.setattr(live, "PINNED_TORCH", "2.99.0")
-    monkeypatch.setattr(live.vllm, "__file__", "/nowhere/vllm/__init__.py")
+    monkeypatch.setattr(real_load, "process_weights_after_loading", broken)
+    monkeypatch.setattr(real_load, "PINNED_TORCH", "2.99.0")
+    monkeypatch.setattr(real_load.vllm, "__file__", "/nowhere/vllm/__init__.py")
     trace = RECORDINGS["tiny-tp2"].run("cpu")
     assert trace.records == whole.records
     kernels, versions, ready = trace.not_run
@@ -185,6 +185,6 @@ def test_what_could_not_be_run_is_said_and_the_trace_is_there_all_the_same(monke
     assert f"torch is {torch.__version__}, and vLLM" in versions
     assert "is built for 2.99.0; kernels may fail" in versions
     assert ready == (
-        "vLLM could not make the loaded parameters ready to serve: AttributeError: "
+        "vLLM could not prepare the loaded parameters for serving: AttributeError: "
         "'_OpNamespace' '_C' object has no attribute 'pack'"
     )

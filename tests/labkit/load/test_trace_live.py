@@ -1,4 +1,4 @@
-"""The trace of the real vLLM: the numbers worked out by hand, values, refusals, real ranks, and nothing left behind.
+"""Traces of the real vLLM: numbers computed by hand, values, refused loads, real ranks, no leftover state or files.
 
 Needs the pinned vLLM; without it every test here is skipped, and says so.
 """
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from labkit.checkpoints.headers import Shape
 from labkit.checkpoints.known_models import implied_shapes
-from labkit.load.trace import FIVE, Record, Trace, select, trace_load
+from labkit.load.trace import EXAMPLE_TENSORS, Record, Trace, select, trace_load
 from labkit.load.trace.recordings import RECORDINGS, TINY, Recording, write_checkpoint
 from labkit.system.errors import UserError
 from labkit.system.labs import load_implementation
@@ -51,7 +51,7 @@ def test_the_cuda_build_without_a_gpu_is_a_sentence() -> None:
     assert "a bug of this project" not in ran.stdout
 
 
-# --- Llama-3-8B, by hand -------------------------------------------------------------------------------------------------
+# --- Llama-3-8B, by hand --------------------------------------------------------------------------------------------------------
 
 
 def test_rank_1_of_2_of_llama_3_8b() -> None:
@@ -72,7 +72,7 @@ def test_rank_1_of_2_of_llama_3_8b() -> None:
     assert part(trace, "self_attn.o_proj").source == ((0, 4096), (2048, 4096))
     assert part(trace, "mlp.down_proj").source == ((0, 4096), (7168, 14336))
     assert trace.parameter_shapes["model.embed_tokens.weight"] == (64128, 4096)
-    assert [str(record.mapping) for record in select(trace, FIVE).records] == [
+    assert [str(record.mapping) for record in select(trace, EXAMPLE_TENSORS).records] == [
         ".q_proj -> .qkv_proj, shard q",
         ".k_proj -> .qkv_proj, shard k",
         ".v_proj -> .qkv_proj, shard v",
@@ -88,7 +88,7 @@ def test_rows_of_qkv_per_rank(tp_size: int, rows: int) -> None:
     assert trace.parameter_shapes[f"{LAYER}.self_attn.qkv_proj.weight"] == (rows, 4096)
 
 
-# --- the recordings ------------------------------------------------------------------------------------------------------
+# --- the recordings -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
@@ -109,7 +109,7 @@ def test_the_readmes_tables_are_printed_from_the_recordings() -> None:
     assert script.PICTURE.read_text() == script.picture()
 
 
-# --- real values ---------------------------------------------------------------------------------------------------------
+# --- real values ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_sharded_checkpoint_is_traced_as_one_file_is(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_parameters_take_the_checkpoints_element_type(tmp_path: Path, dtype: tor
     assert len(trace_load(tmp_path, device="cpu").records) == 21
 
 
-def test_a_loader_that_changes_values_after_copying_them_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_that_changes_values_after_copying_them_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real class with a fault put in: it loads, then adds one to a single weight."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.llama import LlamaForCausalLM
@@ -180,7 +180,7 @@ def test_a_tied_head_that_is_stored_anyway_gets_a_parameter_of_its_own(tmp_path:
     assert "lm_head.weight" not in absent.parameter_shapes
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------------------
 
 Change = Callable[[dict[str, Shape]], None]
 
@@ -194,15 +194,15 @@ def refusal(tmp_path: Path, change: Change, config: Mapping[str, Any] = TINY) ->
     return str(refused.value)
 
 
-def test_vllms_own_words_are_passed_on(tmp_path: Path) -> None:
+def test_vllms_own_message_is_passed_on(tmp_path: Path) -> None:
     k_proj = "model.layers.1.self_attn.k_proj.weight"
     assert refusal(tmp_path, lambda shapes: shapes.update({k_proj: (32, 64)})) == (
         f"vLLM {vllm.__version__} refused the load as rank 1 of 2: RuntimeError: start (32) + length (32) exceeds dimension size "
-        f"(32); the last tensor it took was {k_proj} (32, 64), meant for model.layers.1.self_attn.qkv_proj.weight (128, 64)"
+        f"(32); the last tensor it read was {k_proj} (32, 64), for model.layers.1.self_attn.qkv_proj.weight (128, 64)"
     )
 
 
-def test_a_tensor_without_a_home_is_named_and_the_list_of_all_others_left_out(tmp_path: Path) -> None:
+def test_an_unmatched_tensor_is_named_without_the_list_of_all_parameters(tmp_path: Path) -> None:
     said = refusal(tmp_path, lambda shapes: shapes.update({"model.layers.1.mlp.fc1.weight": (4, 4)}))
     assert "ValueError: There is no module or parameter named 'layers.1.mlp.fc1' in LlamaModel" in said
     assert "available parameters" not in said
@@ -219,7 +219,7 @@ def test_where_vllm_says_nothing_the_tensor_and_both_shapes_are_named(
     tmp_path: Path, tensor: str, shape: Shape, parameter: str
 ) -> None:
     said = refusal(tmp_path, lambda shapes: shapes.update({tensor: shape}))
-    assert f"AssertionError without a message; the last tensor it took was {tensor} {shape}, meant for {parameter}" in said
+    assert f"AssertionError without a message; the last tensor it read was {tensor} {shape}, for {parameter}" in said
 
 
 def test_a_missing_norm_is_refused_as_the_engine_refuses_it(tmp_path: Path) -> None:
@@ -242,10 +242,10 @@ def test_shapes_cannot_be_put_on_a_device() -> None:
         trace_load("llama-3-8b", device="cpu")
 
 
-# --- as a guest in the process, and against real ranks -------------------------------------------------------------------
+# --- side effects, and real ranks -----------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_said_and_nothing_left_behind(tmp_path: Path) -> None:
+def test_a_trace_prints_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """In a process of its own, with an empty home and an empty folder for temporary files, twice in a row."""
     home, scratch = tmp_path / "home", tmp_path / "scratch"
     home.mkdir()
@@ -275,7 +275,7 @@ TWO_RANKS = """
 import sys, torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import get_tp_group, init_distributed_environment, initialize_model_parallel
-from labkit.load.trace import build, live
+from labkit.load.trace import real_load, real_model
 from labkit.checkpoints.known_models import resolve
 from pathlib import Path
 
@@ -285,14 +285,14 @@ with set_current_vllm_config(VllmConfig()):
 rank = get_tp_group().rank_in_group
 model = resolve(sys.argv[1])
 cpu = torch.device("cpu")
-llama, _ = build.build(model, torch.float32, cpu)
-copies = live.record_load(llama, model, torch.float32, cpu, "a real rank").copies
+llama, _ = real_model.build(model, torch.float32, cpu)
+copies = real_load.record_load(llama, model, torch.float32, cpu, "a real rank").copies
 lines = [f"{c.tensor} {c.parameter} {c.destination} {c.source}\\n" for c in copies]
 Path(sys.argv[1], f"rank{rank}.txt").write_text("".join(lines))
 """
 
 
-def test_one_process_that_plays_two_ranks_copies_what_two_real_ranks_copy(tmp_path: Path) -> None:
+def test_one_process_as_two_ranks_makes_the_copies_of_two_real_ranks(tmp_path: Path) -> None:
     """Two gloo processes under torchrun, tensor parallel for real, on the same checkpoint."""
     write_checkpoint(tmp_path, TINY, implied_shapes(TINY))
     (tmp_path / "two_ranks.py").write_text(TWO_RANKS)

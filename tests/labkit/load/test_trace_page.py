@@ -1,4 +1,4 @@
-"""The page of a traced load in a real browser: by keyboard, by pointer, in a small window and a large one, its network cut."""
+"""The HTML page of a trace in a real browser without network: keyboard, pointer, a small and a large window."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from labkit.load.trace import Trace
-from labkit.load.trace.coverage import verify
-from labkit.load.trace.page import html
+from labkit.load.trace.coverage import find_faults
+from labkit.load.trace.picture import draw_html
 
 CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 QKV = "model.layers.1.self_attn.qkv_proj.weight"
-SPITE = '</script><script>document.title="taken"</script><img src=x onerror=alert(1)>.weight'
+HOSTILE_NAME = '</script><script>document.title="taken"</script><img src=x onerror=alert(1)>.weight'
 
 
 def captured(name: str) -> Trace:
@@ -25,7 +25,7 @@ def captured(name: str) -> Trace:
 
 
 def page(trace: Trace) -> str:
-    return html(trace, verify(trace))
+    return draw_html(trace, find_faults(trace))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 
 
 class Opened:
-    """A page in a real browser, its network cut, with all that it asked for and complained of."""
+    """A page in a real browser without network; records its requests, its console messages and its errors."""
 
     def __init__(self, browser: Any, file: Path, width: int, height: int) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": height})
@@ -85,7 +85,7 @@ def test_the_page_by_keyboard(browser: Any, tmp_path: Path, width: int, height: 
     keyboard.press("ArrowDown")
     told = opened.panel()
     assert "k_proj[512:1024], shard k on rank 1" in told
-    assert "It lands at row 2048 = 2048 rows of q_proj above it." in told
+    assert "It is written from row 2048 = 2048 rows of q_proj above it." in told
     assert "rows 2048:2560 of model.layers.0.self_attn.qkv_proj.weight (3072, 4096) bfloat16" in told
     assert ".k_proj -> .qkv_proj, shard k" in told
     focused = opened.page.locator(".slice:focus").bounding_box()
@@ -132,10 +132,10 @@ def test_the_page_by_layer_and_by_fault(browser: Any, tmp_path: Path, width: int
     opened.close()
 
 
-def test_names_from_strangers_stay_text_in_the_browser(browser: Any, tmp_path: Path) -> None:
+def test_hostile_names_stay_text_in_the_browser(browser: Any, tmp_path: Path) -> None:
     trace = captured("tiny-tp2")
     first, *rest = trace.records
-    trace = replace(trace, records=(replace(first, tensor=SPITE, file=SPITE, bytes=(8, 40)), *rest))
+    trace = replace(trace, records=(replace(first, tensor=HOSTILE_NAME, file=HOSTILE_NAME, bytes=(8, 40)), *rest))
     (tmp_path / "load.html").write_text(page(trace))
     opened = Opened(browser, tmp_path / "load.html", 640, 400)
     opened.page.locator(".slice[aria-label*='taken']").focus()

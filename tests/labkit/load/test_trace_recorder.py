@@ -1,4 +1,4 @@
-"""The recorder against loaders written here: it needs torch alone, so every way to copy can be tried."""
+"""The recorder with small loaders that copy in every way; needs torch alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labkit.load.trace.boxes import box_of, box_pairs
 from labkit.load.trace.recorder import Copy, CopyRecorder
-from labkit.load.trace.views import pairs, span_of
 from labkit.system.errors import UserError
 
 
@@ -26,7 +26,7 @@ def parts(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]
 
 
 @given(parts(), st.sampled_from(["cpu", "meta"]), st.integers(0, 5))
-def test_a_part_is_told_by_offset_and_strides(part: Any, device: str, before: int) -> None:
+def test_box_of_reads_offset_and_strides(part: Any, device: str, before: int) -> None:
     """Also where the tensor itself begins somewhere inside its storage, as in a memory-mapped file."""
     shape, spans = part
     numel = torch.Size(shape).numel()
@@ -34,19 +34,19 @@ def test_a_part_is_told_by_offset_and_strides(part: Any, device: str, before: in
     view = base
     for axis, (start, stop) in enumerate(spans):
         view = view.narrow(axis, start, stop - start)
-    told = span_of(view, base)
-    assert told == (spans if view.numel() else ((0, 0),) * len(shape))
-    # Turned round, and flattened where that needs no copy, it is the same part.
-    assert span_of(view.permute(*reversed(range(len(shape)))), base) == told
+    box = box_of(view, base)
+    assert box == (spans if view.numel() else ((0, 0),) * len(shape))
+    # Transposed, and flattened where that needs no copy, it covers the same box.
+    assert box_of(view.permute(*reversed(range(len(shape)))), base) == box
     if view.is_contiguous():
-        assert span_of(view.reshape(-1), base) == told
+        assert box_of(view.reshape(-1), base) == box
 
 
 def test_a_view_that_is_no_rectangle_is_cut_into_some() -> None:
     """Every other row: two rectangles of two rows each would need a gap, so each row is its own."""
     base, rows = torch.empty(6, 3), torch.empty(3, 3)
-    assert span_of(base[::2], base) is None
-    assert [(pair.one_box[0], pair.two_box[0]) for pair in pairs(base[::2], base, rows, rows)] == [
+    assert box_of(base[::2], base) is None
+    assert [(pair.one_box[0], pair.two_box[0]) for pair in box_pairs(base[::2], base, rows, rows)] == [
         ((0, 1), (0, 1)),
         ((2, 3), (1, 2)),
         ((4, 5), (2, 3)),
@@ -57,7 +57,7 @@ HEADS = 2
 
 
 def turned(tensor: torch.Tensor) -> torch.Tensor:
-    """GPT-2: a matrix stored the other way round."""
+    """GPT-2: a transposed matrix."""
     return tensor.t()
 
 
@@ -78,7 +78,7 @@ def stacked(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("change", [turned, sorted_heads, joined_heads, stacked])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_tensor_that_is_made_anew_on_the_way_is_traced_to_its_elements(change: Any, device: str) -> None:
+def test_a_tensor_made_from_a_checkpoint_tensor_is_traced_to_its_elements(change: Any, device: str) -> None:
     """Against torch itself: the copies, done again from the records alone, give the parameter that the loader made."""
     tensor = torch.arange(12.0 * 4).view(12, 4)
     loaded = change(tensor)
@@ -100,7 +100,7 @@ def test_a_tensor_that_is_made_anew_on_the_way_is_traced_to_its_elements(change:
         recorder.check_values()
 
 
-def test_a_tensor_that_is_computed_with_keeps_its_place_and_says_so() -> None:
+def test_a_tensor_with_computed_values_is_traced_and_marked_as_changed() -> None:
     """Mamba stores the logarithm of A; its loader takes the power."""
     parameter = torch.zeros(4, 3)
     recorder = CopyRecorder({"p": parameter})
@@ -111,7 +111,7 @@ def test_a_tensor_that_is_computed_with_keeps_its_place_and_says_so() -> None:
     recorder.check_values()
 
 
-def test_what_else_is_written_counts_from_then_on() -> None:
+def test_other_tensors_that_are_written_become_parameters() -> None:
     """A buffer; and Phi's head has a bias that the loader makes when it meets one, on the CPU while all else is on meta."""
     held = {"mean": torch.zeros(2), "constant": torch.zeros(2)}
     recorder = CopyRecorder({"p": torch.zeros(2)}, lambda: held)
@@ -125,7 +125,7 @@ def test_what_else_is_written_counts_from_then_on() -> None:
     assert recorder.copies == [Copy("a", "mean", ((0, 2),), ((0, 2),), None), Copy("b", "bias", ((0, 3),), ((0, 3),), None)]
 
 
-def test_copies_are_told_apart_by_storage() -> None:
+def test_copies_are_distinguished_by_storage() -> None:
     """Rows 2 and 3 of the fused parameter from the last two rows of b, whatever else is copied meanwhile."""
     fused, scratch = torch.zeros(4, 3), torch.zeros(4, 3)
     tensors = {"a": torch.rand(2, 3), "b": torch.rand(4, 3)}
@@ -142,7 +142,7 @@ def test_copies_are_told_apart_by_storage() -> None:
     recorder.check_values()
 
 
-def test_tensors_that_share_one_storage_are_told_apart() -> None:
+def test_tensors_that_share_one_storage_are_distinguished() -> None:
     """Two views of one memory-mapped file, both handed over before the first is copied."""
     everything = torch.rand(6)
     parameter = torch.zeros(6)
@@ -154,7 +154,7 @@ def test_tensors_that_share_one_storage_are_told_apart() -> None:
     recorder.check_values()
 
 
-def test_a_copy_from_elsewhere_is_not_passed_over() -> None:
+def test_a_copy_from_an_unknown_tensor_is_an_error() -> None:
     parameter = torch.zeros(4, 3)
     recorder = CopyRecorder({"p": parameter})
     ((_, tensor),) = recorder.watch([("a", torch.rand(4, 3))])

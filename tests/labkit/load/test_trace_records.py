@@ -1,4 +1,4 @@
-"""The trace as data: its JSON form, what it refuses, and that a file is whole or absent."""
+"""The trace as data: its JSON form, errors for other JSON, atomic writes, selections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.load.trace import FIVE, MappingRow, Record, Trace, select
+from labkit.load.trace import EXAMPLE_TENSORS, MappingRow, Record, Trace, select
 from labkit.load.trace.records import Fill
 from labkit.system.errors import UserError
 
@@ -96,13 +96,13 @@ def test_every_recording_is_complete_and_names_no_folder_of_a_machine(path: Path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "no trace"),
-        ("[]", "no trace"),
+        ("{", "not a trace"),
+        ("[]", "not a trace"),
         ('{"vllm": "1"}', "'torch' is missing"),
         ('{"vllm": "1", "torch": "2", "device": "meta", "model": "m", "records": [{}]}', "'tensor' is missing"),
     ],
 )
-def test_what_is_no_trace_is_refused_in_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+def test_other_json_is_refused_with_a_sentence(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=said) as refused:
         Trace.read(tmp_path / "x.json")
@@ -124,10 +124,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, file_size_limit: 
 
 
 def test_select_keeps_the_order_asked_for_on_every_rank() -> None:
-    chosen = select(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), FIVE)
-    assert [record.tensor for record in chosen.records] == [*FIVE, *FIVE]
+    chosen = select(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), EXAMPLE_TENSORS)
+    assert [record.tensor for record in chosen.records] == [*EXAMPLE_TENSORS, *EXAMPLE_TENSORS]
     assert [record.tp_rank for record in chosen.records] == [0] * 5 + [1] * 5
-    assert list(chosen.checkpoint_shapes) == list(FIVE)
+    assert list(chosen.checkpoint_shapes) == list(EXAMPLE_TENSORS)
     assert len(chosen.parameter_shapes) == 3
 
 

@@ -1,4 +1,4 @@
-"""The table: all its numbers, in 80 columns and in a wide terminal, as plain text."""
+"""The table of a trace as plain text, in 80 columns and in a wide terminal."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from labkit.load.trace import FIVE, Trace, select, show
+from labkit.load.trace import EXAMPLE_TENSORS, Trace, print_trace, select
 
 CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 
 
 def printed(trace: Trace, width: int) -> str:
     stream = io.StringIO()
-    show(trace, Console(file=stream, width=width))
+    print_trace(trace, Console(file=stream, width=width))
     return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
 def five() -> Trace:
-    return select(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), FIVE)
+    return select(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), EXAMPLE_TENSORS)
 
 
 def test_eighty_columns_are_enough(five: Trace) -> None:
@@ -72,7 +72,7 @@ def test_a_wide_terminal_has_one_line_per_tensor(five: Trace) -> None:
         assert words in line
 
 
-def test_a_tensor_that_nobody_read_is_named() -> None:
+def test_a_tensor_that_no_rank_read_is_named() -> None:
     trace = Trace.read(CAPTURED / "fault-bias-unread.json")
     assert "not read by vLLM: model.layers.1.self_attn.q_proj.bias (128,)" in printed(trace, 80)
     assert "not read" not in printed(Trace.read(CAPTURED / "tiny-tp2.json"), 80)

@@ -1,4 +1,4 @@
-"""``./lab verify``: tiny real checkpoints, the real vLLM, transformers beside it; each case in a fork of one warm process."""
+"""``./lab verify`` on tiny real checkpoints with the real vLLM and transformers; each case runs in a fork of one process."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 from labkit.checkpoints.faults import break_checkpoint
 from labkit.checkpoints.known_models import KNOWN
 from labkit.cli import main as cli
+from labkit.load.library_output import silence_logs
 from labkit.load.trace import Trace
-from labkit.load.trace.quiet import quiet
-from labkit.load.verify import COULD_NOT, FINDINGS, WHOLE, Load, NotVerified, Report, parse_sizes, verify_model
-from labkit.load.verify.report import Comparison, Place, lines
+from labkit.load.verify import FINDINGS, NOT_VERIFIED, VERIFIED, LoadResult, Report, parse_sizes, verify_model
+from labkit.load.verify.report import Comparison, FirstDifference
+from labkit.load.verify.report_text import report_lines
+from labkit.system.errors import UserError
 from labkit.system.labs import load_implementation
 
 pytest.importorskip("vllm", reason="needs the real vLLM, which is not installed in this environment")
@@ -35,10 +37,10 @@ SCRIPT = load_implementation(ROOT / "scripts" / "record_verified.py")
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
     """Imported before the first fork."""
-    with quiet():
+    with silence_logs():
         import vllm.entrypoints.llm
 
-        from labkit.load.verify import layers  # noqa: F401
+        from labkit.load.verify import comparison  # noqa: F401
 
         assert vllm.entrypoints.llm.LLM
 
@@ -60,21 +62,21 @@ def broken(llama: Path, tmp_path: Path) -> Any:
 
 
 def verified(model: Path | str, sizes: tuple[int, ...] = (1,), **settings: Any) -> dict[str, Any]:
-    """The report, as its JSON has it, with its text beside it."""
+    """Returns the report's JSON, with its text under ``text``."""
 
     def run() -> dict[str, Any]:
         report = verify_model(model, sizes, **settings)
-        return json.loads(report.to_json()) | {"text": "\n".join(lines(report))}  # type: ignore[no-any-return]
+        return json.loads(report.to_json()) | {"text": "\n".join(report_lines(report))}  # type: ignore[no-any-return]
 
     return forked(run)  # type: ignore[no-any-return]
 
 
-# --- what holds, and what shapes show -------------------------------------------------------------------------------------------
+# --- loads ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_whole_checkpoint_is_whole_at_every_size_and_computes_what_transformers_does(llama: Path) -> None:
     report = verified(llama, (1, 2, 4))
-    assert report["status"] == WHOLE
+    assert report["status"] == VERIFIED
     assert [(load["tp_size"], load["verdict"], load["device"]) for load in report["loads"]] == [
         (1, "whole", "cpu"),
         (2, "whole", "meta"),
@@ -96,19 +98,19 @@ def test_a_whole_checkpoint_is_whole_at_every_size_and_computes_what_transformer
         ("fused-beside-parts", "doubled: rows 0:256 of ", "self_attn.qkv_proj.weight"),
     ],
 )
-def test_what_vllm_loads_in_silence_is_found(fault: str, kind: str, name: str, broken: Any) -> None:
+def test_faults_that_vllm_does_not_report_are_found(fault: str, kind: str, name: str, broken: Any) -> None:
     report = verified(broken(fault), (1, 2), logits=False)
     assert report["status"] == FINDINGS
     assert [load["verdict"] for load in report["loads"]] == ["not whole", "not whole"]
     assert f"  {kind}model.layers.1.{name} (" in report["text"]
 
 
-def test_what_vllm_refuses_is_a_finding_in_its_words(broken: Any) -> None:
+def test_a_refused_load_is_a_finding_with_vllms_message(broken: Any) -> None:
     report = verified(broken("unmapped-name"), (1, 2))
     assert report["status"] == FINDINGS
     assert [load["verdict"] for load in report["loads"]] == ["refused", "refused"]
     assert "There is no module or parameter named 'layers.1.mlp.fc1' in LlamaModel" in report["text"]
-    assert "./lab explain says what that means" in report["text"]
+    assert "./lab explain explains the message" in report["text"]
 
 
 def test_a_config_and_weights_that_disagree(llama: Path, tmp_path: Path) -> None:
@@ -121,29 +123,33 @@ def test_a_config_and_weights_that_disagree(llama: Path, tmp_path: Path) -> None
         (folder / "model.safetensors").symlink_to(llama / "model.safetensors")
         report = verified(folder, logits=False)
         assert report["status"] == FINDINGS
-        assert said in report["loads"][0]["said"]
+        assert said in report["loads"][0]["message"]
 
 
 def test_shapes_alone_say_so() -> None:
     report = verified("llama-3-8b", (1, 8))
-    assert report["status"] == WHOLE
+    assert report["status"] == VERIFIED
     assert report["not_compared"] == "there are no weights, only shapes"
     assert "by shapes alone" in report["text"]
     assert "291 checkpoint tensors into 195 parameters on each of 8 ranks" in report["text"]
 
 
-# --- loads, but garbage ---------------------------------------------------------------------------------------------------------
+# --- whole loads with wrong values ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("fault", "part", "looks_like"),
     [
-        ("swapped-kv", "k_proj", "it is what transformers computes in model.layers.1.self_attn.v_proj: the two were exchanged"),
+        (
+            "swapped-kv",
+            "k_proj",
+            "these are the values that transformers computes in model.layers.1.self_attn.v_proj: the two tensors were swapped",
+        ),
         # Of the 32 rows of a head, pairs put side by side leave the first and the last where they are; 4 heads, so 8 of 128.
-        ("permuted-qk", "q_proj", "the right values in another order: 120 of 128 rows of the weight are not in their places"),
+        ("permuted-qk", "q_proj", "the right values in another order: 120 of 128 rows of the weight are in the wrong place"),
     ],
 )
-def test_a_silent_fault_ends_in_a_modules_name(fault: str, part: str, looks_like: str, broken: Any, llama: Path) -> None:
+def test_wrong_values_are_traced_to_a_module(fault: str, part: str, looks_like: str, broken: Any, llama: Path) -> None:
     report = verified(broken(fault), against=llama)
     assert report["status"] == FINDINGS
     assert report["loads"][0]["verdict"] == "whole"
@@ -199,7 +205,7 @@ def classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("classes")
-def test_a_broken_row_in_a_class_of_ones_own_ends_in_the_row(llama: Path) -> None:
+def test_a_wrong_row_in_a_class_of_ones_own_is_named(llama: Path) -> None:
     report = verified(llama, arch="mine:Swapped")
     assert report["built"] == "mine.Swapped"
     assert (report["status"], report["loads"][0]["verdict"]) == (FINDINGS, "whole")
@@ -213,7 +219,7 @@ def test_a_broken_row_in_a_class_of_ones_own_ends_in_the_row(llama: Path) -> Non
 
 
 @pytest.mark.usefixtures("classes")
-def test_what_is_wrong_between_two_modules_is_said_to_be_there(llama: Path) -> None:
+def test_a_fault_between_two_modules_is_located_there(llama: Path) -> None:
     first = verified(llama, arch="mine:ShortRope")["logits"]["first"]
     assert (first["module"], first["what"], first["before"]) == (
         "model.layers.0.self_attn.o_proj",
@@ -233,16 +239,16 @@ def test_what_is_wrong_between_two_modules_is_said_to_be_there(llama: Path) -> N
         ("mine:Absent", "mine:Absent cannot be imported: AttributeError: module 'mine' has no attribute 'Absent'"),
         (
             "absent:Class",
-            "absent:Class cannot be imported: ModuleNotFoundError: No module named 'absent'; Python looks for it in",
+            "absent:Class cannot be imported: ModuleNotFoundError: No module named 'absent'; Python searches ",
         ),
-        ("mine:nothing", "mine:nothing is no class of torch's nn.Module"),
+        ("mine:nothing", "mine:nothing is not a subclass of torch's nn.Module"),
         ("mine:OnlyOnCuda", "it needs a GPU to be built, so try on a machine that has one"),
     ],
 )
 def test_a_class_that_cannot_be_built(arch: str, said: str, llama: Path) -> None:
     report = verified(llama, arch=arch)
-    assert report["status"] == COULD_NOT
-    assert said in report["loads"][0]["said"]
+    assert report["status"] == NOT_VERIFIED
+    assert said in report["loads"][0]["message"]
     assert "Traceback" not in report["text"]
 
 
@@ -255,8 +261,8 @@ def other_architecture(llama: Path, tmp_path: Path, **changes: Any) -> Path:
 
 def test_an_architecture_that_vllm_does_not_know_or_knows_no_more(llama: Path, tmp_path: Path) -> None:
     report = verified(other_architecture(llama, tmp_path, architectures=["LamaForCausalLM"]))
-    assert report["status"] == COULD_NOT
-    assert "knows no architecture LamaForCausalLM; the nearest it knows: " in report["loads"][0]["said"]
+    assert report["status"] == NOT_VERIFIED
+    assert "knows no architecture LamaForCausalLM; the nearest it knows: " in report["loads"][0]["message"]
 
 
 def test_remote_code_is_run_only_where_a_flag_says_so(llama: Path, tmp_path: Path) -> None:
@@ -266,17 +272,17 @@ def test_remote_code_is_run_only_where_a_flag_says_so(llama: Path, tmp_path: Pat
     mark = tmp_path / "it ran"
     (folder / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass MyConfig: pass\nclass MyForCausalLM: pass\n")
     report = verified(folder)
-    assert report["status"] == COULD_NOT
-    assert "asks to run code that lies beside it (AutoConfig, AutoModelForCausalLM)" in report["text"]
+    assert report["status"] == NOT_VERIFIED
+    assert "config.json names code in the checkpoint's folder (AutoConfig, AutoModelForCausalLM)" in report["text"]
     assert "--trust-remote-code" in report["text"]
     assert not mark.exists()
-    assert verified(folder, trust_remote_code=True)["status"] == COULD_NOT
+    assert verified(folder, trust_remote_code=True)["status"] == NOT_VERIFIED
     assert mark.exists()
 
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An installed plugin of vLLM's whose module cannot be imported."""
+    """Installs a plugin of vLLM whose module cannot be imported."""
     info = tmp_path / "bad_plugin-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-plugin\nVersion: 1.0\n")
@@ -288,28 +294,28 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_plugin_that_fails_is_said(llama: Path) -> None:
+def test_a_plugin_that_fails_is_reported(llama: Path) -> None:
     (note,) = verified(llama, logits=False)["notes"]
     assert note == (
         "the plugin bad (bad_plugin:register) failed: ModuleNotFoundError: No module named 'a_package_that_is_not_there'; "
-        "what it would have registered is not known to vLLM, which only logs this"
+        "vLLM only logs this, and does not know the architectures that the plugin registers"
     )
 
 
-def test_logits_that_were_asked_for_and_cannot_be_had_are_no_success() -> None:
-    assert verified("llama-3-8b", logits=True)["status"] == COULD_NOT
+def test_requested_logits_that_cannot_be_compared_are_not_verified() -> None:
+    assert verified("llama-3-8b", logits=True)["status"] == NOT_VERIFIED
 
 
 def test_tp_sizes() -> None:
     assert parse_sizes("1, 2,4,2") == (1, 2, 4)
     for text in ("", "1,,2", "0", "two"):
-        with pytest.raises(NotVerified, match="say it as 1,2,4,8"):
+        with pytest.raises(UserError, match="say it as 1,2,4,8"):
             parse_sizes(text)
-    with pytest.raises(NotVerified, match="32 query heads cannot be divided over 3 ranks; TP sizes that fit this model: 1, 2, 4"):
+    with pytest.raises(UserError, match="32 query heads cannot be divided over 3 ranks; TP sizes that fit this model: 1, 2, 4"):
         verify_model(KNOWN / "llama-3-8b", (3,))
 
 
-# --- as it is typed -------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------------------------------------
 
 
 def typed(*arguments: object) -> tuple[int, str]:
@@ -328,10 +334,10 @@ def test_the_command_writes_what_is_asked_for_and_ends_with_the_status(
     told = json.loads(report.read_text())
     assert [load["findings"][0]["fault"] for load in told["loads"]] == ["cut off", "cut off"]
     assert "columns 128:160" in page.read_text()
-    assert forked(lambda: typed("verify", llama, "--tp", 1, "--no-logits"))[0] == WHOLE
+    assert forked(lambda: typed("verify", llama, "--tp", 1, "--no-logits"))[0] == VERIFIED
 
 
-def test_what_is_wrong_with_the_question_ends_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_arguments_exit_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in (
         ["verify", str(tmp_path)],
         ["verify", "llama-3-8b", "--tp", "3"],
@@ -340,7 +346,7 @@ def test_what_is_wrong_with_the_question_ends_with_2(tmp_path: Path, monkeypatch
         monkeypatch.setattr(sys, "argv", ["lab", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        assert ended.value.code == COULD_NOT
+        assert ended.value.code == NOT_VERIFIED
 
 
 # --- the table ------------------------------------------------------------------------------------------------------------------
@@ -348,8 +354,8 @@ def test_what_is_wrong_with_the_question_ends_with_2(tmp_path: Path, monkeypatch
 QUICK = ("Qwen3ForCausalLM", "Gemma2ForCausalLM", "MixtralForCausalLM", "GPT2LMHeadModel", "FalconForCausalLM", "PhiForCausalLM")
 
 
-def test_the_table_is_what_comes_out_now() -> None:
-    """Some of its rows, of a kind each: norms on q and k, a tied head, experts, turned matrices, sorted heads, the wrapper."""
+def test_the_table_is_up_to_date() -> None:
+    """Repeats one row of each kind: norms on q and k, a tied head, experts, transposed matrices, sorted heads, the wrapper."""
     page = SCRIPT.PAGE.read_text(encoding="utf-8")
     architectures = re.findall(r"^\| (\w+) \|", page, re.MULTILINE)
     assert [name for name in architectures if name != "architecture"] == list(SCRIPT.CASES)
@@ -361,26 +367,30 @@ def test_the_table_is_what_comes_out_now() -> None:
 # --- the status, and the page of docs -------------------------------------------------------------------------------------------
 
 
-def test_what_makes_the_status() -> None:
-    """A size that does not fit is no want; one that could not be built, or logits that were asked for, are."""
+def test_the_exit_status() -> None:
+    """A TP size that does not fit is ignored; a class that could not be built, or requested logits that are missing, are not."""
     trace = Trace("0", "0", "meta", "m", (), {}, {})
-    whole, unfit, failed = Load(1, trace), Load(3, not_tried="does not fit", fits=False), Load(2, not_tried="cannot be built")
+    whole, unfit, failed = (
+        LoadResult(1, trace),
+        LoadResult(3, not_tried="does not fit", fits=False),
+        LoadResult(2, not_tried="cannot be built"),
+    )
     same, other = (Comparison("m", "5", largest, 1.0, 0.1, 1, None) for largest in (0.01, math.nan))
 
-    def status(*loads: Load, **more: Any) -> int:
+    def status(*loads: LoadResult, **more: Any) -> int:
         return Report("m", "A", "b", "0", "0", loads, **more).status
 
-    assert status(whole, unfit) == status(whole, comparison=same, asked=True) == WHOLE
-    assert status(whole, failed) == status(unfit) == status(whole, asked=True) == COULD_NOT
-    assert status(whole, comparison=other) == status(failed, Load(4, refused="no")) == FINDINGS
-    place = Place("m", "p", "output", None, math.nan, math.inf)
+    assert status(whole, unfit) == status(whole, comparison=same, asked=True) == VERIFIED
+    assert status(whole, failed) == status(unfit) == status(whole, asked=True) == NOT_VERIFIED
+    assert status(whole, comparison=other) == status(failed, LoadResult(4, refused="no")) == FINDINGS
+    place = FirstDifference("m", "p", "output", None, math.nan, math.inf)
     report = Report("m", "A", "b", "0", "0", (whole,), replace(other, first=place))
     told = json.loads(report.to_json(), parse_constant=lambda word: pytest.fail(word))["logits"]
     assert told["largest"] is told["first"]["largest"] is told["first"]["spread"] is None
 
 
-def test_the_page_shows_what_is_said_now() -> None:
-    """Figures of rounding are the machine's; all else is as it stands."""
+def test_the_examples_of_the_page_are_up_to_date() -> None:
+    """Except for the digits of rounding errors, which depend on the machine."""
     script = load_implementation(ROOT / "scripts" / "record_verify_examples.py")
     page = script.PAGE.read_text(encoding="utf-8")
     said = {name: forked(example) for name, example in script.EXAMPLES.items()}

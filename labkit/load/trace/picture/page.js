@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const bars = document.getElementById("bars"), panel = document.getElementById("panel"), part = document.getElementById("part");
-const pieces = new Map();  // each drawn slice's element: its figure, its bar and itself
+const pieces = new Map();  // the element of each drawn slice -> its figure, its bar and the slice
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -14,25 +14,25 @@ const text = (number) => data.texts[number];
 const percent = (share) => `${100 * share}%`;
 const where = (bar) => (bar.rank === null ? "" : ` on rank ${bar.rank}`);
 
-function show(number) {
-  const chosen = data.parts[number];
+function showSection(number) {
+  const chosen = data.sections[number];
   pieces.clear();
   bars.replaceChildren(...(chosen ? chosen.figures.map(drawFigure) : []));
   const first = bars.querySelector(".slice");
   if (first) first.tabIndex = 0;
   fitLabels();
-  panel.replaceChildren(make("p", "note", "Point at a slice, or press Tab to reach the bars and move with the arrow keys: here stands what was copied, and how its numbers follow from each other."));
+  panel.replaceChildren(make("p", "note", "Point at a slice, or press Tab to reach the bars and move with the arrow keys: this panel then shows what was copied, and how its numbers are derived."));
 }
 
 function drawFigure(figure) {
   const section = make("section");
-  section.append(make("h2", "", `${figure.name} ${figure.shape}`), make("p", "note", figure.note));
+  section.append(make("h2", "", `${figure.name} ${figure.shape}`), make("p", "note", figure.caption));
   for (const bar of figure.bars) {
     const row = make("div", "bar"), room = make("div", "room"), lanes = make("div", "lanes");
     lanes.style.setProperty("--lanes", bar.lanes);
     lanes.append(...bar.slices.map((slice) => drawSlice(figure, bar, slice)));
     room.append(lanes);
-    row.append(make("div", "rank", bar.rank === null ? "all ranks" : `rank ${bar.rank}`), room);
+    row.append(make("div", "rank", bar.name), room);
     section.append(row);
   }
   return section;
@@ -65,7 +65,7 @@ function fitLabels() {  // a character of the label's font is 7 pixels wide; wid
 }
 
 function explain(element) {
-  const { figure, bar, slice } = pieces.get(element), list = make("dl"), told = make("ul"), record = data.records[slice.record];
+  const { figure, bar, slice } = pieces.get(element), list = make("dl"), sentences = make("ul"), record = data.records[slice.record];
   const row = (term, ...values) => {
     list.append(make("dt", "", term), make("dd", "", values.filter((value) => value !== null).join(" ")));
   };
@@ -78,9 +78,9 @@ function explain(element) {
     row(bar.rank === null ? "tensor" : "parameter", figure.name, figure.shape);
     row("part", text(slice.destination));
   }
-  told.append(...slice.words.map((number) => make("li", "", text(number))));
-  panel.replaceChildren(make("h2", "", `${text(slice.labels[0])}${where(bar)}`), told, list);
-  if (record) panel.append(make("div", "note", "what was read of the tensor:"), drawSource(record));
+  sentences.append(...slice.sentences.map((number) => make("li", "", text(number))));
+  panel.replaceChildren(make("h2", "", `${text(slice.labels[0])}${where(bar)}`), sentences, list);
+  if (record) panel.append(make("div", "note", "the part of the tensor that was read:"), drawSource(record));
   panel.scrollTop = 0;
   for (const other of bars.querySelectorAll(".shown")) other.classList.remove("shown");
   element.classList.add("shown");
@@ -97,7 +97,7 @@ function drawSource(record) {
 }
 
 const shape = (sizes) => `(${sizes.join(", ")}${sizes.length === 1 ? "," : ""})`;
-const mapping = (row) => row === null ? "none: it keeps its name" : `${row.from} -> ${row.to}${row.shard === null ? "" : `, shard ${row.shard}`}`;
+const mapping = (row) => row === null ? "none: the tensor keeps its name" : `${row.from} -> ${row.to}${row.shard === null ? "" : `, shard ${row.shard}`}`;
 
 function nearest(element, key) {  // left and right along the bar; up and down to the bar's neighbour, at about the same place
   const all = [...pieces.keys()], place = all.indexOf(element);
@@ -115,7 +115,7 @@ function nearest(element, key) {  // left and right along the bar; up and down t
 function listFindings() {
   const found = document.getElementById("findings");
   if (!data.findings.length) {
-    found.append(make("p", "", "Nothing wrong was found: all of every parameter was filled, and nothing twice."));
+    found.append(make("p", "", "No fault was found: every row of every parameter was written once."));
     return;
   }
   const details = make("details"), list = make("ul");
@@ -133,17 +133,17 @@ function listFindings() {
 
 function goTo(finding) {
   const has = (slice) => slice.faults?.includes(finding);
-  const number = data.parts.findIndex((chosen) => slicesOf(chosen).some(has));
+  const number = data.sections.findIndex((chosen) => slicesOf(chosen).some(has));
   if (number < 0) return;
   part.value = number;
-  show(number);
+  showSection(number);
   [...pieces].find(([, { slice }]) => has(slice))[0].focus();
 }
 
 const slicesOf = (chosen) => chosen.figures.flatMap(({ bars }) => bars.flatMap(({ slices }) => slices));
 const faulty = (chosen) => slicesOf(chosen).some(({ faults }) => faults);
-data.parts.forEach((chosen, number) => part.append(new Option(chosen.title + (faulty(chosen) ? " (fault)" : ""), number)));
-part.addEventListener("change", () => show(Number(part.value)));
+data.sections.forEach((chosen, number) => part.append(new Option(chosen.title + (faulty(chosen) ? " (fault)" : ""), number)));
+part.addEventListener("change", () => showSection(Number(part.value)));
 bars.addEventListener("focusin", ({ target }) => {
   if (!pieces.has(target)) return;
   for (const other of pieces.keys()) other.tabIndex = other === target ? 0 : -1;
@@ -164,6 +164,6 @@ bars.addEventListener("keydown", (event) => {
 window.addEventListener("resize", fitLabels);
 
 listFindings();
-const opened = [data.parts.findIndex(faulty), data.parts.findIndex(({ title }) => /\d$/.test(title)), 0].find((number) => number >= 0);
+const opened = [data.sections.findIndex(faulty), data.sections.findIndex(({ title }) => /\d$/.test(title)), 0].find((number) => number >= 0);
 part.value = opened;
-show(opened);
+showSection(opened);

@@ -1,7 +1,7 @@
-"""What is drawn, in rows and columns, not yet in pixels: parts of a model, their parameters, a bar for each rank, its slices.
+"""Lays out a trace in rows and columns, not yet in pixels: sections of a model, figures of tensors, bars of ranks, slices.
 
-A bar shows one axis of its tensor, the one that is cut, and its slices are in true proportion. Where two axes are cut, as experts
-and rows are, the second runs down the bar. Slices that overlap lie in lanes of their own, one under the other.
+A bar shows the axis of its tensor that is cut, to scale. Where two axes are cut, as experts and rows are, the second runs down
+the bar. Slices that overlap get separate lanes, one below the other.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from labkit.checkpoints.headers import Shape
-from labkit.load.trace.coverage import Box, Finding, covered
-from labkit.load.trace.records import Record, Span, Trace
+from labkit.load.trace.boxes import Box, Span, axis_name, covered, cut_axes
+from labkit.load.trace.coverage import Finding
+from labkit.load.trace.records import Record, Trace
 
 Kind = Literal["copy", "padding", "read", "missing", "twice", "cut off"]
 LAYER = re.compile(r"^(.*?)\.?(?<![^.])(\d+)\.")
@@ -26,12 +27,12 @@ class Slice:
 
     Attributes:
         kind: ``copy``: a record. ``padding``: filled by the load without a tensor. ``read``: a part of a checkpoint tensor that
-            some rank read. ``missing``, ``twice`` and ``cut off`` are faults, as `Finding` has them.
-        label: its checkpoint tensor, in short (``q_proj``), or the kind.
-        part: which part of the bar's tensor, one span per dimension.
-        record: what was copied; None for all kinds but ``copy``.
-        faults: what is wrong with it; of a copy, what is wrong with its checkpoint tensor.
-        lane: in which lane of the bar it lies, from 0.
+            some rank read. ``missing``, ``twice`` and ``cut off``: a fault, as in `Finding`.
+        label: the short name of its checkpoint tensor (``q_proj``), or the kind.
+        part: the part of the bar's tensor.
+        record: the copy; None for all kinds but ``copy``.
+        faults: its faults; for a copy, those of its checkpoint tensor.
+        lane: the lane of the bar that it is drawn in, from 0.
     """
 
     kind: Kind
@@ -44,19 +45,19 @@ class Slice:
 
 @dataclass(frozen=True)
 class Bar:
-    """A tensor on one rank.
-
-    Attributes:
-        tp_rank: the rank; None for a checkpoint tensor, which all ranks read.
-        slices: in the order of their places.
-    """
+    """A tensor on one rank (None for a checkpoint tensor, which all ranks read); the slices are sorted by lane and place."""
 
     tp_rank: int | None
     slices: tuple[Slice, ...]
 
     @property
+    def name(self) -> str:
+        """The label at the left of the bar."""
+        return "all ranks" if self.tp_rank is None else f"rank {self.tp_rank}"
+
+    @property
     def lanes(self) -> int:
-        """How many lanes its slices need, at least one."""
+        """The number of lanes, at least one."""
         return 1 + max((piece.lane for piece in self.slices), default=0)
 
 
@@ -66,11 +67,11 @@ class Figure:
 
     Attributes:
         what: a parameter, or a checkpoint tensor of which a part was read by no rank.
-        name: the tensor's.
-        shape: on one rank.
+        name: the tensor's name.
+        shape: its shape on one rank.
         axes: the axis that runs along the bars and, where two are cut, the one that runs down; none for a scalar.
         bars: rank after rank.
-        repacked: what vLLM makes of it after the load, or None.
+        repacked: how vLLM changes it after the load, or None.
         head_size: D, where vLLM's attention has one.
     """
 
@@ -84,80 +85,70 @@ class Figure:
 
     @property
     def length(self) -> int:
-        """How many rows or columns a bar is long; 1 for a scalar, and for a tensor that has none."""
+        """The length of a bar in rows or columns; 1 for a scalar, and for a tensor that has none."""
         return (self.shape[self.axes[0]] if self.axes else 1) or 1
 
     @property
     def unit(self) -> str:
-        """What is counted along the bars: ``rows``, ``columns``, ``axis 2``."""
-        return unit(self.axes[0] if self.axes else 0)
+        """The unit along the bars: ``rows``, ``columns``, ``axis 2``."""
+        return axis_name(self.axes[0] if self.axes else 0)
 
     def along(self, piece: Slice) -> Span:
-        """Where the slice lies along the bar, in rows or columns."""
+        """The slice's place along the bar, in rows or columns."""
         return piece.part[self.axes[0]] if self.axes else (0, 1)
 
     def down(self, piece: Slice) -> tuple[float, float]:
-        """Where the slice lies in its lane, from 0 at the top to 1."""
+        """The slice's place in its lane, from 0 at the top to 1."""
         if len(self.axes) < 2:
             return 0.0, 1.0
         start, stop = piece.part[self.axes[1]]
         return start / self.shape[self.axes[1]], stop / self.shape[self.axes[1]]
 
+    @property
+    def tones(self) -> Mapping[str, int]:
+        """A number for the tone and pattern of each copy's label, the same on every rank."""
+        labels = dict.fromkeys(piece.label for bar in self.bars for piece in bar.slices if piece.kind == "copy")
+        return {label: number for number, label in enumerate(labels)}
+
 
 @dataclass(frozen=True)
-class Part:
-    """A part of the model that is shown at a time: a layer, the embeddings, or the norm and the head."""
+class Section:
+    """A section of the model that is shown at a time: a layer, the embeddings, or the norm and the head."""
 
     title: str
     figures: tuple[Figure, ...]
 
 
-def parts(trace: Trace, findings: Sequence[Finding]) -> tuple[Part, ...]:
-    """The whole trace: every record is one slice, and every finding that concerns a part of a tensor is one more.
+def sections(trace: Trace, findings: Sequence[Finding]) -> tuple[Section, ...]:
+    """Lays out the trace: a slice for every record, and one more for every finding that concerns a part of a tensor.
 
     Args:
-        findings: of this trace, or of a larger one that it is part of; those about other tensors are left out.
+        findings: of this trace, or of a larger one that contains it; those about other tensors are left out.
     """
-    figures = [*_parameters(trace, findings), *_cut_off(trace, findings)]
+    figures = [*_parameter_figures(trace, findings), *_cut_off_figures(trace, findings)]
     prefixes = {match[1] for figure in figures if (match := LAYER.match(figure.name))}
-    named: dict[str, list[Figure]] = defaultdict(list)
+    by_title: dict[str, list[Figure]] = defaultdict(list)
     for figure in figures:
-        named[_part_title(figure.name, len(prefixes))].append(figure)
-    return tuple(Part(title, tuple(found)) for title, found in named.items())
+        by_title[_section_title(figure.name, len(prefixes))].append(figure)
+    return tuple(Section(title, tuple(found)) for title, found in by_title.items())
 
 
-def unit(axis: int) -> str:
-    """What is counted along an axis."""
-    return ("rows", "columns")[axis] if axis < 2 else f"axis {axis}"
+def short_name(tensor: str) -> str:
+    """A tensor's name without its layer and its last part: ``q_proj``; an expert keeps its number, ``5.w1``."""
+    parts = LAYER.sub("", tensor, count=1).split(".")
+    module = parts[:-1] if len(parts) > 1 else parts
+    return ".".join(module[-2:]) if len(module) > 1 and module[-2].isdigit() else module[-1]
 
 
-def short(tensor: str) -> str:
-    """A tensor's name without its layer and its last word: ``q_proj``; an expert keeps its number, ``5.w1``."""
-    words = LAYER.sub("", tensor, count=1).split(".")
-    named = words[:-1] if len(words) > 1 else words
-    return ".".join(named[-2:]) if len(named) > 1 and named[-2].isdigit() else named[-1]
-
-
-def tones(figure: Figure) -> Mapping[str, int]:
-    """A number for each label of a figure's copies, the same on every rank: its tone and pattern."""
-    labels = dict.fromkeys(piece.label for bar in figure.bars for piece in bar.slices if piece.kind == "copy")
-    return {label: number for number, label in enumerate(labels)}
-
-
-def cut_axes(part: Box, shape: Shape) -> set[int]:
-    """The axes along which a part is less than the whole."""
-    return {axis for axis, (span, size) in enumerate(zip(part, shape, strict=True)) if span != (0, size)}
-
-
-def _parameters(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
+def _parameter_figures(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
     ranks = sorted({record.tp_rank for record in trace.records} | {fill.tp_rank for fill in trace.fills}) or [0]
     faults: dict[str, list[Finding]] = defaultdict(list)
+    slices: dict[tuple[str, int], list[Slice]] = defaultdict(list)
     for finding in findings:
         if finding.fault in ("cut off", "rounded"):
             faults[finding.name].append(finding)
-    slices: dict[tuple[str, int], list[Slice]] = defaultdict(list)
     for record in trace.records:
-        piece = Slice("copy", short(record.tensor), record.destination, record, tuple(faults[record.tensor]))
+        piece = Slice("copy", short_name(record.tensor), record.destination, record, tuple(faults[record.tensor]))
         slices[record.parameter, record.tp_rank].append(piece)
     for fill in trace.fills:
         slices[fill.parameter, fill.tp_rank].append(Slice("padding", "padding", fill.destination))
@@ -167,14 +158,13 @@ def _parameters(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
             slices[finding.name, finding.tp_rank].append(piece)
     figures = []
     for name, shape in trace.parameter_shapes.items():
-        mine = {rank: slices[name, rank] for rank in ranks}
-        axes = _axes(shape, [piece for pieces in mine.values() for piece in pieces])
-        bars = tuple(Bar(rank, _in_lanes(pieces, axes)) for rank, pieces in mine.items())
+        axes = _axes(shape, [piece for rank in ranks for piece in slices[name, rank]])
+        bars = tuple(Bar(rank, _in_lanes(slices[name, rank], axes)) for rank in ranks)
         figures.append(Figure("parameter", name, shape, axes, bars, trace.repacked.get(name), trace.head_size))
     return figures
 
 
-def _cut_off(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
+def _cut_off_figures(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
     lost: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         if finding.fault == "cut off" and finding.name in trace.checkpoint_shapes:
@@ -191,7 +181,7 @@ def _cut_off(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
 
 
 def _axes(shape: Shape, pieces: Iterable[Slice]) -> tuple[int, ...]:
-    """The axes, two at most, along which the slices are cut; of a tensor that arrived whole, the one that the ranks have cut."""
+    """The axes, two at most, along which the slices are cut; where none is cut, the axis along which the ranks read."""
     cut, read = set(), set()
     for piece in pieces:
         cut |= cut_axes(piece.part, shape)
@@ -201,7 +191,7 @@ def _axes(shape: Shape, pieces: Iterable[Slice]) -> tuple[int, ...]:
 
 
 def _in_lanes(pieces: Iterable[Slice], axes: tuple[int, ...]) -> tuple[Slice, ...]:
-    """Each slice in the first lane where it overlaps no other; faults of overlap come last, under what overlaps."""
+    """Puts each slice in the first lane where it overlaps no other; ``twice`` comes last, below the slices that overlap."""
     lanes: list[list[Slice]] = []
     for piece in sorted(pieces, key=lambda piece: piece.kind == "twice"):
         free = (number for number, lane in enumerate(lanes) if not any(_overlap(piece, other, axes) for other in lane))
@@ -215,7 +205,7 @@ def _overlap(one: Slice, other: Slice, axes: tuple[int, ...]) -> bool:
     return all(max(one.part[axis][0], other.part[axis][0]) < min(one.part[axis][1], other.part[axis][1]) for axis in axes)
 
 
-def _part_title(name: str, stacks: int) -> str:
+def _section_title(name: str, stacks: int) -> str:
     if match := LAYER.match(name):
         return f"layer {match[2]}" if stacks == 1 else f"{match[1]} {match[2]}".strip()
     return "embeddings" if "embed" in name else "norm and head"

@@ -1,4 +1,4 @@
-"""The real vLLM class of a model, built in this one process as rank r of n: the way of the engine up to the load."""
+"""Builds the real vLLM class of a model in this one process as rank r of n, in the way the engine does before it loads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import transformers
 import vllm
-from pydantic import ValidationError
 from torch import nn
 from vllm import ModelRegistry, envs
 from vllm.config import ModelConfig, VllmConfig, set_current_vllm_config
@@ -33,6 +32,7 @@ from vllm.plugins import DEFAULT_PLUGINS_GROUP
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from labkit.checkpoints.known_models import Model
+from labkit.load.library_output import describe_error
 from labkit.system.errors import UserError
 
 DTYPES = {
@@ -40,14 +40,17 @@ DTYPES = {
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8},
     **{"I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
 }
-"""The element types of checkpoint tensors, as safetensors calls them."""
+"""The element types of checkpoint tensors, by safetensors' names."""
 
-COMPUTED_IN = ("BF16", "F16", "F32")
-"""Those of them that vLLM computes in."""
+COMPUTE_DTYPES = ("BF16", "F16", "F32")
+"""The element types that vLLM computes in."""
+
+NEEDS_GPU = re.compile(r"\b(cuda|gpu|nvidia|rocm|hip|triton)\b", re.IGNORECASE)
+"""Words in the error message of a class that cannot be built without a GPU."""
 
 
-def place(model: Model, device: str | None) -> tuple[torch.device, str]:
-    """The device for the parameters, and how the trace names it."""
+def choose_device(model: Model, device: str | None) -> tuple[torch.device, str]:
+    """The device for the parameters, and its name in the trace."""
     if device == "meta" or not model.files:
         if device not in (None, "meta"):
             raise UserError(f"{model.name} has no weights to put on {device}; give a directory that has safetensors files")
@@ -57,40 +60,34 @@ def place(model: Model, device: str | None) -> tuple[torch.device, str]:
     except RuntimeError:
         target = torch.device("meta")
     if target.type not in ("cpu", "cuda"):
-        raise UserError(f"{device} is no device for parameters here; give cpu, cuda, or meta for shapes alone")
+        raise UserError(f"{device} is not a device for parameters; give cpu, cuda, or meta for shapes alone")
     if target.type == "cpu":
         return target, str(target)
     if not torch.cuda.is_available():
-        raise UserError("there is no CUDA device that this torch can use; leave the device out to trace on the CPU")
+        raise UserError("torch finds no CUDA device here; leave out --device to trace on the CPU")
     target = torch.device("cuda", target.index or 0)
     return target, f"{target} ({torch.cuda.get_device_name(target)})"
 
 
 def parameter_dtype(model: Model) -> torch.dtype:
-    """The element type of the parameters: that of most bytes of the checkpoint; if it is quantized, of most that is not."""
+    """The element type of the parameters: of COMPUTE_DTYPES, the one with the most bytes in the checkpoint."""
     if not model.files:
         return torch.bfloat16
-    held = {name: 0 for name in COMPUTED_IN}
+    sizes = dict.fromkeys(COMPUTE_DTYPES, 0)
     for name, tensor in model.stored.items():
         if tensor.dtype not in DTYPES:
             raise UserError(f"{name} is stored as {tensor.dtype}, which this torch does not have; known are {', '.join(DTYPES)}")
-        if tensor.dtype in held:
-            held[tensor.dtype] += tensor.bytes[1] - tensor.bytes[0]
-    return DTYPES[max(held, key=lambda name: held[name])]
-
-
-NEEDS_GPU = re.compile(r"\b(cuda|gpu|nvidia|rocm|hip|triton)\b", re.IGNORECASE)
-"""Words in what is said where a class cannot be built without one."""
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += tensor.bytes[1] - tensor.bytes[0]
+    return DTYPES[max(sizes, key=lambda name: sizes[name])]
 
 
 @contextmanager
 def group_of_one() -> Iterator[None]:
-    """vLLM's process groups, with this process as their only member; gone afterwards, so that they can be made again.
+    """Initializes vLLM's process groups with this process as their only member, and destroys them at the end.
 
-    Inside of it, it is there already: whoever loads several times makes it once, for ending it takes a tenth of a second.
-
-    Raises:
-        UserError: vLLM's build does not fit the machine.
+    Does nothing inside another ``group_of_one``; use one around several loads, because destroying the groups takes a tenth of a
+    second. Raises UserError where vLLM's build does not fit the machine.
     """
     if torch.distributed.is_initialized():
         yield
@@ -110,25 +107,24 @@ def group_of_one() -> Iterator[None]:
 
 @contextmanager
 def as_rank(rank: int, size: int) -> Iterator[None]:
-    """Lets layers that are built here take themselves for rank ``rank`` of ``size``.
+    """Sets the rank and the size of the tensor-parallel group that layers read.
 
-    Most ask the group once, when they are built, and keep the answer; Mamba's ask again while they load. Neither building nor
-    loading communicates.
+    Most layers read them once, when they are built; Mamba's read them again while they load. Neither step communicates.
     """
     group = get_tp_group()
-    mine = group.rank_in_group, group.world_size
+    before = group.rank_in_group, group.world_size
     group.rank_in_group, group.world_size = rank, size
     try:
         yield
     finally:
-        group.rank_in_group, group.world_size = mine
+        group.rank_in_group, group.world_size = before
 
 
 def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, ModelConfig]:
-    """The real class with uninitialised parameters on ``device``, as the engine builds it, and the config it was built from.
+    """Builds the real class with uninitialized parameters on ``device``; returns it with the config it was built from.
 
     Raises:
-        UserError: vLLM does not know the architecture, cannot import its class, or refuses the config; in vLLM's words.
+        UserError: vLLM does not know the architecture, cannot import its class, or refuses the config; with vLLM's message.
     """
     found = _class_for(model)
     try:
@@ -143,111 +139,16 @@ def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Mo
         whole = VllmConfig(model_config=config)
         with set_current_vllm_config(whole), set_default_torch_dtype(dtype), device:
             built = initialize_model(whole, model_class=found)
-            return (_all_on_meta(built) if device.type == "meta" else built), config
+            return (_moved_to_meta(built) if device.type == "meta" else built), config
     except Exception as error:
-        said = said_by(error)
-        if current_platform.is_cpu() and NEEDS_GPU.search(said):
-            said += "; it needs a GPU to be built, so try on a machine that has one"
-        raise UserError(f"vLLM {vllm.__version__} refused the config in {model.directory}: {said}") from error
+        message = describe_error(error)
+        if current_platform.is_cpu() and NEEDS_GPU.search(message):
+            message += "; it needs a GPU to be built, so try on a machine that has one"
+        raise UserError(f"vLLM {vllm.__version__} refused the config in {model.directory}: {message}") from error
 
 
-def _class_for(model: Model) -> type[nn.Module] | None:
-    """The class that will load the model, registered as itself; None where vLLM wraps the class that transformers has.
-
-    In place of its path: else vLLM inspects the class in a second process, and imports everything there again.
-    """
-    architecture = model.architecture
-    if model.arch:
-        found = _named_class(model.arch)
-    else:
-        registered = ModelRegistry.models.get(architecture)
-        if registered is None:
-            if hasattr(transformers, architecture) or (model.trust_remote_code and "auto_map" in model.config):
-                return None
-            raise UserError(_unknown(model))
-        try:
-            found = registered.load_model_cls()
-        except Exception as error:
-            raise UserError(
-                f"vLLM {vllm.__version__} cannot import its class for {architecture} here: {said_by(error)}; "
-                "try where its packages are installed, and a GPU is if it needs one"
-            ) from error
-    try:
-        ModelRegistry.register_model(architecture, found)
-    except Exception as error:
-        raise UserError(f"vLLM {vllm.__version__} cannot register {found.__qualname__}: {said_by(error)}") from error
-    return found
-
-
-def class_name(model: Model) -> str:
-    """The class that loads the model, in full."""
-    registered = ModelRegistry.models.get(model.architecture)
-    if registered is None:
-        return "vLLM's Transformers backend"
-    found = getattr(registered, "model_cls", None)
-    if found is None:
-        return f"{registered.module_name}.{registered.class_name}"
-    return f"{found.__module__}.{found.__qualname__}"
-
-
-def _named_class(name: str) -> type[nn.Module]:
-    """The class ``module:Class``; the module is looked for in the working directory too, as Python does for a script."""
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise UserError(f"{name!r} names no class; say it as MODULE:CLASS, for instance my_package.my_model:MyForCausalLM")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise UserError(
-            f"{name} cannot be imported: {said_by(error)}; Python looks for it in {Path.cwd()} and in what is installed"
-        ) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"{name} is no class of torch's nn.Module, and vLLM builds nothing else; name the model's class")
-    return found
-
-
-def _unknown(model: Model) -> str:
-    """Why vLLM has no class for an architecture, and the next thing to try."""
-    architecture = model.architecture
-    said = f"vLLM {vllm.__version__} knows no architecture {architecture}"
-    if version := _PREVIOUSLY_SUPPORTED_MODELS.get(architecture):
-        return f"{said}; the last version that did was {version}"
-    if plugin := _OOT_SUPPORTED_MODELS.get(architecture):
-        return f"{said} any more; the plugin for it is at {plugin}"
-    if "auto_map" in model.config:
-        return (
-            f"{said}, and config.json asks to run code that lies beside it ({', '.join(sorted(model.config['auto_map']))}), "
-            "which is never done unless --trust-remote-code says so"
-        )
-    near = difflib.get_close_matches(architecture, ModelRegistry.models, n=3)
-    known = f"the nearest it knows: {', '.join(near)}" if near else f"it knows {len(ModelRegistry.models)} others"
-    return f"{said}; {known}"
-
-
-def load_plugins() -> list[str]:
-    """Runs the plugins of vLLM that are installed here, as its engine does; a sentence for each that fails.
-
-    vLLM itself only logs a plugin that cannot be imported, and then knows none of its architectures.
-    """
-    failed = []
-    for plugin in entry_points(group=DEFAULT_PLUGINS_GROUP):
-        if envs.VLLM_PLUGINS is not None and plugin.name not in envs.VLLM_PLUGINS:
-            continue
-        try:
-            plugin.load()()
-        except Exception as error:
-            failed.append(
-                f"the plugin {plugin.name} ({plugin.value}) failed: {said_by(error)}; "
-                "what it would have registered is not known to vLLM, which only logs this"
-            )
-    return failed
-
-
-def _all_on_meta(built: nn.Module) -> nn.Module:
-    """Parameters that the class itself has put elsewhere, as vLLM's Transformers backend does, as shapes like the others."""
+def _moved_to_meta(built: nn.Module) -> nn.Module:
+    """Moves parameters to meta that the class put elsewhere, as vLLM's Transformers backend does."""
     moved: dict[int, nn.Parameter] = {}
     for module in built.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -259,8 +160,94 @@ def _all_on_meta(built: nn.Module) -> nn.Module:
     return built
 
 
-def said_by(error: Exception) -> str:
-    """What vLLM said, without the list of all parameters that it may append, and without pydantic's frame around it."""
-    said = "; ".join(fault["msg"] for fault in error.errors()) if isinstance(error, ValidationError) else str(error)
-    said = said.split(" The available parameters")[0].strip().rstrip(".")
-    return f"{type(error).__name__}: {said}" if said else f"{type(error).__name__} without a message"
+def _class_for(model: Model) -> type[nn.Module] | None:
+    """The class that will load the model; None where vLLM wraps the class of transformers.
+
+    Registers the class itself in place of its import path: with a path, vLLM inspects the class in a second process, which
+    imports everything again.
+    """
+    architecture = model.architecture
+    if model.arch:
+        found = _named_class(model.arch)
+    else:
+        registered = ModelRegistry.models.get(architecture)
+        if registered is None:
+            if hasattr(transformers, architecture) or (model.trust_remote_code and "auto_map" in model.config):
+                return None
+            raise UserError(_unknown_architecture(model))
+        try:
+            found = registered.load_model_cls()
+        except Exception as error:
+            raise UserError(
+                f"vLLM {vllm.__version__} cannot import its class for {architecture} here: {describe_error(error)}; "
+                "try where its packages are installed, on a machine with a GPU if it needs one"
+            ) from error
+    try:
+        ModelRegistry.register_model(architecture, found)
+    except Exception as error:
+        raise UserError(f"vLLM {vllm.__version__} cannot register {found.__qualname__}: {describe_error(error)}") from error
+    return found
+
+
+def class_name(model: Model) -> str:
+    """The full name of the class that loads the model."""
+    registered = ModelRegistry.models.get(model.architecture)
+    if registered is None:
+        return "vLLM's Transformers backend"
+    found = getattr(registered, "model_cls", None)
+    if found is None:
+        return f"{registered.module_name}.{registered.class_name}"
+    return f"{found.__module__}.{found.__qualname__}"
+
+
+def _named_class(name: str) -> type[nn.Module]:
+    """Imports the class ``module:Class``; searches the working directory first, as Python does for a script."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise UserError(f"{name!r} names no class; say it as MODULE:CLASS, for instance my_package.my_model:MyForCausalLM")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot be imported: {describe_error(error)}; Python searches {Path.cwd()} and the installed packages"
+        ) from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"{name} is not a subclass of torch's nn.Module, and vLLM builds nothing else; name the model's class")
+    return found
+
+
+def _unknown_architecture(model: Model) -> str:
+    """The error for an architecture that vLLM has no class for, with what to try."""
+    architecture = model.architecture
+    unknown = f"vLLM {vllm.__version__} knows no architecture {architecture}"
+    if version := _PREVIOUSLY_SUPPORTED_MODELS.get(architecture):
+        return f"{unknown}; the last version that did was {version}"
+    if plugin := _OOT_SUPPORTED_MODELS.get(architecture):
+        return f"{unknown} any more; the plugin for it is at {plugin}"
+    if "auto_map" in model.config:
+        return (
+            f"{unknown}, and config.json names code in the checkpoint's folder ({', '.join(sorted(model.config['auto_map']))}), "
+            "which is not run without --trust-remote-code"
+        )
+    near = difflib.get_close_matches(architecture, ModelRegistry.models, n=3)
+    known = f"the nearest it knows: {', '.join(near)}" if near else f"it knows {len(ModelRegistry.models)} others"
+    return f"{unknown}; {known}"
+
+
+def load_plugins() -> list[str]:
+    """Runs the installed plugins of vLLM, as its engine does; returns a sentence for each that fails."""
+    failed = []
+    for plugin in entry_points(group=DEFAULT_PLUGINS_GROUP):
+        if envs.VLLM_PLUGINS is not None and plugin.name not in envs.VLLM_PLUGINS:
+            continue
+        try:
+            plugin.load()()
+        except Exception as error:
+            failed.append(
+                f"the plugin {plugin.name} ({plugin.value}) failed: {describe_error(error)}; "
+                "vLLM only logs this, and does not know the architectures that the plugin registers"
+            )
+    return failed

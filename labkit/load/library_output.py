@@ -1,0 +1,68 @@
+"""Silences and shortens what vLLM and the libraries under it print and raise. Imports neither torch nor vLLM."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from labkit.system.errors import UserError
+
+NOISY_LOGGERS = ("vllm", "transformers", "torch._library.triton", "torch.distributed")
+"""Loggers whose warnings a reader of the result could not act on."""
+
+
+def require_vllm(command: str) -> None:
+    """Raises UserError, with the ``./lab`` command that installs vLLM, where it is not installed in this environment."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            f"vLLM is not installed in this environment; run ./lab {command}, which installs the pinned version first"
+        )
+
+
+@contextmanager
+def silence_logs() -> Iterator[None]:
+    """Silences warnings and, below errors, the noisy loggers; keeps vLLM from reporting its use and from asking the hub.
+
+    Enter it once for the imports and again for the work: while they are imported, the libraries set up their loggers anew.
+    """
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    levels = {name: logging.getLogger(name).level for name in NOISY_LOGGERS}
+    try:
+        for name in NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def silence_stderr() -> Iterator[None]:
+    """Silences every logger below critical, and whatever is written to file descriptor 2, from C++ too."""
+    logging.disable(logging.ERROR)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # its file descriptor is needed
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        logging.disable(logging.NOTSET)
+
+
+def describe_error(error: BaseException) -> str:
+    """Formats an exception as ``Type: message`` on one line, without vLLM's list of all parameters and pydantic's frame."""
+    faults = getattr(error, "errors", None)  # pydantic's ValidationError
+    message = "; ".join(fault["msg"] for fault in faults()) if callable(faults) else str(error)
+    message = " ".join(message.split(" The available parameters")[0].split()).rstrip(".")
+    return f"{type(error).__name__}: {message}" if message else f"{type(error).__name__} without a message"

@@ -1,0 +1,186 @@
+"""Boxes: rectangular parts of tensors, their arithmetic, and the box that a view of a tensor covers.
+
+    base (4, 6), strides (6, 1)              a view with offset 8, strides (6, 1) and shape (2, 3)
+    offset 8 = row 1 * 6 + column 2          covers rows 1:3, columns 2:5
+
+A reshaped or transposed view covers a box too, if its elements are those of one. torch is imported for its types alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from labkit.checkpoints.headers import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Span = tuple[int, int]
+"""Half-open: [start, stop)."""
+
+Box = tuple[Span, ...]
+"""A rectangular part of a tensor, one span per dimension."""
+
+
+def whole(shape: Shape) -> Box:
+    """The box of all of a tensor of this shape."""
+    return tuple((0, size) for size in shape)
+
+
+def cut_axes(box: Box, shape: Shape) -> set[int]:
+    """The axes along which a box is less than the whole tensor."""
+    return {axis for axis, (span, size) in enumerate(zip(box, shape, strict=True)) if span != (0, size)}
+
+
+def axis_name(axis: int) -> str:
+    """``rows``, ``columns``, then ``axis 2`` and so on."""
+    return ("rows", "columns")[axis] if axis < 2 else f"axis {axis}"
+
+
+def describe_box(box: Box, shape: Shape) -> str:
+    """Formats a box of a tensor of this shape: ``rows 512:1024``, or ``columns 0:7168`` where only the columns are cut."""
+    axes = sorted(cut_axes(box, shape)) or range(min(1, len(shape)))
+    return ", ".join(f"{axis_name(axis)} {box[axis][0]}:{box[axis][1]}" for axis in axes) or "the value"
+
+
+def common(one: Box, other: Box) -> Box | None:
+    """The intersection of two boxes; None where it is empty."""
+    both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
+    return both if all(start < stop for start, stop in both) else None
+
+
+def covered(boxes: Iterable[Box]) -> tuple[list[Box], list[Box]]:
+    """What the boxes cover at least once, and what they cover more than once; each as boxes that do not overlap."""
+    once: list[Box] = []
+    twice: list[Box] = []
+    for box in boxes:
+        for both in [common(box, other) for other in once]:
+            twice += without(both, twice) if both is not None else []
+        once += without(box, once)
+    return _merged(once), _merged(twice)
+
+
+def without(box: Box, others: Iterable[Box]) -> list[Box]:
+    """A box minus other boxes, as boxes that do not overlap; neighbours are merged."""
+    left = [box] if all(start < stop for start, stop in box) else []
+    for other in others:
+        left = [piece for each in left for piece in _minus(each, other)]
+    return _merged(left)
+
+
+def _minus(box: Box, other: Box) -> list[Box]:
+    """Cuts off, axis by axis, what is before and behind the other box, and goes on with what is between."""
+    both = common(box, other)
+    if both is None:
+        return [box]
+    pieces, rest = [], list(box)
+    for axis, ((start, stop), (first, last)) in enumerate(zip(box, both, strict=True)):
+        for side in ((start, first), (last, stop)):
+            if side[0] < side[1]:
+                pieces.append((*rest[:axis], side, *rest[axis + 1 :]))
+        rest[axis] = (first, last)
+    return pieces
+
+
+def _merged(boxes: Iterable[Box]) -> list[Box]:
+    """The same part in fewer boxes: two that are equal in all axes but one, and adjacent along that one, become one."""
+    merged = list(boxes)
+    for axis in range(len(merged[0]) if merged else 0):
+        spans_beside: dict[Box, list[Span]] = defaultdict(list)
+        for box in sorted(merged):
+            spans = spans_beside[*box[:axis], *box[axis + 1 :]]
+            if spans and spans[-1][1] == box[axis][0]:
+                spans[-1] = (spans[-1][0], box[axis][1])
+            else:
+                spans.append(box[axis])
+        merged = [(*rest[:axis], span, *rest[axis:]) for rest, spans in spans_beside.items() for span in spans]
+    return merged
+
+
+# --- views ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two views with the same elements in the same order, each with the box that it covers in its own base."""
+
+    one: Tensor
+    one_box: Box
+    two: Tensor
+    two_box: Box
+
+
+def box_of(view: Tensor, base: Tensor) -> Box | None:
+    """The box of ``base`` that a view of it covers; None where the view covers no box.
+
+    Args:
+        view: shares its storage with ``base``; it may be narrowed, transposed, reshaped, or several of these.
+        base: dense: its elements fill a stretch of its storage without a gap, in any order of axes.
+    """
+    if not view.numel():
+        return ((0, 0),) * base.dim()
+    offset = int(view.storage_offset()) - int(base.storage_offset())
+    spans = [(0, 1)] * base.dim()
+    # The axes from the slowest to the fastest; the stride of an axis of size 1 means nothing.
+    axes = sorted((axis for axis, size in enumerate(base.shape) if size > 1), key=base.stride, reverse=True)
+    for axis in axes:
+        start, offset = divmod(offset, base.stride(axis))
+        spans[axis] = (start, start + 1)
+    places = {base.stride(axis): place for place, axis in enumerate(axes)}
+    for stride, length in _runs(view):
+        place = places.get(stride)
+        while length > 1:
+            if place is None or place < 0:
+                return None
+            axis = axes[place]
+            start, size = spans[axis][0], base.shape[axis]
+            if start + length <= size:
+                spans[axis], length = (start, start + length), 1
+            elif start == 0 and length % size == 0:
+                spans[axis], length, place = (0, size), length // size, place - 1
+            else:
+                return None
+    return tuple(spans)
+
+
+def _runs(view: Tensor) -> list[tuple[int, int]]:
+    """The view's axes as (stride, length), from the slowest to the fastest; axes that continue each other are merged."""
+    runs: list[tuple[int, int]] = []
+    for stride, size in sorted(zip(view.stride(), view.shape, strict=True), reverse=True):
+        if size > 1:
+            runs.append((stride, size))
+        if len(runs) > 1 and runs[-2][0] == runs[-1][0] * runs[-1][1]:
+            (_, outer), (inner_stride, inner) = runs[-2:]
+            runs[-2:] = [(inner_stride, outer * inner)]
+    return runs
+
+
+def box_pairs(one: Tensor, one_base: Tensor, two: Tensor, two_base: Tensor) -> Iterator[Pair]:
+    """Two views of one shape, cut into pieces that cover a box in both bases; uncut where the views do so already."""
+    one_box, two_box = box_of(one, one_base), box_of(two, two_base)
+    if one_box is not None and two_box is not None:
+        yield Pair(one, one_box, two, two_box)
+        return
+    yield from (pair for mine, theirs in split(one, two) for pair in box_pairs(mine, one_base, theirs, two_base))
+
+
+def split(one: Tensor, two: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two views of one shape, cut into slices along the outermost axis that has more than one."""
+    axis = next(axis for axis, size in enumerate(one.shape) if size > 1)
+    return zip(one.unbind(axis), two.unbind(axis), strict=True)
+
+
+def reshaped(view: Tensor, box: Box) -> Tensor | None:
+    """The view with one axis for each axis of a box, without a copy; None where its strides do not allow that."""
+    try:
+        return view.view([stop - start for start, stop in box])
+    except RuntimeError:
+        return None
+
+
+def inside(tensor: Tensor, box: Box, within: Box) -> Tensor:
+    """The view of ``tensor`` for ``box``, where the whole of ``tensor`` is the box ``within``."""
+    return tensor[tuple(slice(start - origin, stop - origin) for (start, stop), (origin, _) in zip(box, within, strict=True))]

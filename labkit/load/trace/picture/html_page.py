@@ -1,0 +1,96 @@
+"""Draws the HTML page: one file that loads no other, with a bar for every parameter and a panel that explains each slice.
+
+``page_data`` computes all that is shown, and is tested; page.js only lays it out, in page.html, with page.css. All text reaches
+the page as JSON and is set as text, never as markup: the names come from unknown files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from labkit.load.trace.boxes import describe_box
+from labkit.load.trace.coverage import Finding
+from labkit.load.trace.picture import captions
+from labkit.load.trace.picture.layout import Bar, Figure, Slice, sections
+from labkit.load.trace.records import Trace
+from labkit.pictures.drawing import printable
+
+HERE = Path(__file__).resolve().parent
+
+
+def draw_html(trace: Trace, findings: Sequence[Finding]) -> str:
+    """Draws a trace as the text of an HTML file that loads no other file.
+
+    Args:
+        findings: the faults of the load, from `labkit.load.trace.coverage.find_faults`.
+    """
+    # Inside a script element nothing in the JSON may end the element or open a comment.
+    data = json.dumps(page_data(trace, findings), separators=(",", ":"))
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    return page.format(
+        title=escape(printable(captions.page_title(trace))),
+        caption=escape(printable(captions.trace_caption(trace))),
+        legend=escape(captions.LEGEND),
+        css=(HERE / "page.css").read_text(encoding="utf-8"),
+        js=(HERE / "page.js").read_text(encoding="utf-8"),
+        data=data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
+    )
+
+
+def page_data(trace: Trace, findings: Sequence[Finding]) -> dict[str, Any]:
+    """All that page.js shows: every record once, and the place of each slice in rows or columns.
+
+    A slice refers to records, findings and texts by number. The layers of a model share their texts, so each is stored once.
+    """
+    texts: dict[str, int] = {}
+    records = {id(record): number for number, record in enumerate(trace.records)}
+    finding_numbers = {finding: number for number, finding in enumerate(findings)}
+
+    def number_of(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
+    def slice_data(figure: Figure, bar: Bar, piece: Slice, tone: int) -> dict[str, Any]:
+        start, stop = figure.along(piece)
+        data: dict[str, Any] = {"kind": piece.kind, "tone": tone, "start": start, "stop": stop}
+        if len(figure.axes) == 2:
+            data["down"] = figure.down(piece)
+        if piece.lane:
+            data["lane"] = piece.lane
+        if piece.faults:
+            data["faults"] = [finding_numbers[finding] for finding in piece.faults]
+        if record := piece.record:
+            data["record"] = records[id(record)]
+            data["source"] = number_of(describe_box(record.source, record.shape))
+        data["destination"] = number_of(describe_box(piece.part, figure.shape))
+        data["labels"] = [number_of(label) for label in captions.slice_labels(figure, piece)]
+        data["sentences"] = [number_of(sentence) for sentence in captions.slice_sentences(figure, bar, piece)]
+        return data
+
+    def figure_data(figure: Figure) -> dict[str, Any]:
+        tones = figure.tones
+        bars = [
+            {
+                "rank": bar.tp_rank,
+                "name": bar.name,
+                "lanes": bar.lanes,
+                "slices": [slice_data(figure, bar, piece, tones.get(piece.label, 0)) for piece in bar.slices],
+            }
+            for bar in figure.bars
+        ]
+        caption = captions.figure_caption(figure)
+        return {"name": figure.name, "shape": str(figure.shape), "caption": caption, "length": figure.length, "bars": bars}
+
+    shown = [
+        {"title": section.title, "figures": [figure_data(figure) for figure in section.figures]}
+        for section in sections(trace, findings)
+    ]
+    return {
+        "records": [record.as_dict() for record in trace.records],
+        "texts": list(texts),
+        "sections": shown,
+        "findings": [str(finding) for finding in findings],
+    }

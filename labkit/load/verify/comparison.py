@@ -1,0 +1,209 @@
+"""Compares vLLM's model with transformers' on the same prompts: first the logits, then module by module.
+
+The traced load determines which part of which module to compare; no names are guessed.
+
+    checkpoint tensor   model.layers.0.self_attn.k_proj.weight   rows 0:64         transformers: output of k_proj, columns 0:64
+    parameter           model.layers.0.self_attn.qkv_proj.weight rows 128:192      vLLM: output of qkv_proj, columns 128:192
+
+A module's input is compared before its output: where the input differs already, the fault is between this module and the one
+before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from labkit.checkpoints.known_models import Model
+from labkit.load.trace.boxes import Span
+from labkit.load.trace.records import Record, Trace
+from labkit.load.verify.model_runs import MAX_PROMPT, Activations, run_transformers, run_vllm
+from labkit.load.verify.report import Comparison, FirstDifference
+from labkit.system.errors import UserError
+
+PROMPTS = 2
+"""The number of prompts, each of MAX_PROMPT random token ids."""
+
+ROUNDING = 1e-3
+"""The largest difference that is rounding, as a share of the standard deviation of transformers' values.
+
+The two libraries add in different orders in every layer, so it is more than two runs of one engine differ by
+(labkit/checkpoints/logits.py). docs/verified-architectures.md records the largest share of a correct architecture.
+"""
+
+
+@dataclass(frozen=True)
+class SharedOutput:
+    """Columns of a module's output in vLLM's model (``mine``) that a module of transformers' model (``theirs``) computes too."""
+
+    mine: str
+    theirs: str
+    columns: Span
+    their_columns: Span
+
+    def of(self, mine: Activations, theirs: Activations) -> tuple[Tensor, Tensor]:
+        """The values of both, each (T, columns)."""
+        return mine.outputs[self.mine][:, slice(*self.columns)], theirs.outputs[self.theirs][:, slice(*self.their_columns)]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The checkpoint that transformers ran, the prompts' token ids, and the activations of each prompt."""
+
+    name: str
+    prompts: list[list[int]]
+    activations: list[Activations]
+
+
+def run_reference(model: Model, against: Path | None, progress: Callable[[str], None]) -> Reference:
+    """Runs transformers on the model or on the checkpoint ``against``.
+
+    Call it before vLLM builds a model: vLLM's wrapper of transformers' classes changes what transformers builds afterwards.
+    Raises UserError with the reason where transformers cannot run it.
+    """
+    import transformers
+
+    vocabulary = model.config.get("vocab_size") or (model.config.get("text_config") or {}).get("vocab_size")
+    if not isinstance(vocabulary, int) or vocabulary < 1:
+        raise UserError("config.json has no vocab_size, so no prompts can be made")
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(0, vocabulary, (MAX_PROMPT,), generator=generator).tolist() for _ in range(PROMPTS)]
+    progress(f"running transformers {transformers.__version__}")
+    activations = run_transformers(against or model.directory, prompts, model.trust_remote_code)
+    return Reference(model.name if against is None else str(against), prompts, activations)
+
+
+def compare(model: Model, trace: Trace | None, reference: Reference, progress: Callable[[str], None]) -> Comparison:
+    """Runs vLLM on the reference's prompts, and compares; raises UserError with the reason where vLLM cannot serve the model.
+
+    Args:
+        trace: the load at TP 1; None where there is none.
+    """
+    import transformers
+
+    if trace is None:
+        raise UserError("there is no load at TP 1")
+    progress("running vLLM")
+    mine, theirs = run_vllm(model, reference.prompts), reference.activations
+    largest, spread = _logit_difference(mine, theirs)
+    shared = _shared_outputs(trace, mine[0], theirs[0])
+    first = None
+    if not largest <= ROUNDING * spread:
+        places = (_first_difference(shared, one, two) for one, two in zip(mine, theirs, strict=True))
+        first = next((place for place in places if place), None)
+        if first and first.what == "input" and (rows := _rows_into(trace, first.before)):
+            # The values agree and what follows does not: a row may fill another shard than its own.
+            first = replace(first, looks_like=f"the rows that filled {first.before}: {', '.join(rows)}")
+    return Comparison(reference.name, transformers.__version__, largest, spread, ROUNDING * spread, len(shared), first)
+
+
+def _logit_difference(mine: list[Activations], theirs: list[Activations]) -> tuple[float, float]:
+    """The largest difference of a log-probability, NaN if one is, and the standard deviation of transformers'."""
+    size = min(each.logits.shape[-1] for each in (*mine, *theirs))
+    one, two = (torch.cat([each.logits[:, :size].log_softmax(-1) for each in runs]) for runs in (mine, theirs))
+    return float((one - two).abs().max()), float(two.std())
+
+
+def _shared_outputs(trace: Trace, mine: Activations, theirs: Activations) -> list[SharedOutput]:
+    """The outputs that both models compute with the same weights, in the order in which vLLM ran its modules."""
+    found: dict[SharedOutput, None] = {}
+    for record in trace.records:
+        name, other = record.parameter.rpartition(".")[0], _their_module(record.tensor, theirs)
+        if not record.parameter.endswith(".weight") or other is None or name not in mine.outputs:
+            continue
+        columns = _columns(record, mine.outputs[name].shape[-1], theirs.outputs[other].shape[-1])
+        if columns:
+            found[SharedOutput(name, other, *columns)] = None
+    order = {name: place for place, name in reversed(list(enumerate(mine.order)))}
+    return sorted(found, key=lambda shared: (order[shared.mine], shared.columns))
+
+
+def _rows_into(trace: Trace, module: str | None) -> list[str]:
+    """The mapping rows that filled a fused parameter."""
+    rows = {str(r.mapping): None for r in trace.records if r.parameter == f"{module}.weight" and r.mapping}
+    return list(rows) if len(rows) > 1 else []
+
+
+def _their_module(tensor: str, theirs: Activations) -> str | None:
+    """The module of transformers' that has this tensor. The name in the checkpoint may lack a prefix such as ``model.``."""
+    module = tensor.rpartition(".")[0]
+    if module in theirs.outputs:
+        return module
+    ends = [name for name in theirs.outputs if name.endswith(f".{module}")]
+    return ends[0] if len(ends) == 1 else None
+
+
+def _columns(record: Record, width: int, their_width: int) -> tuple[Span, Span] | None:
+    """The columns of both outputs that a record's weights compute; None where its axes are not those of the outputs.
+
+    A norm and an embedding (its rows are the vocabulary) have as many output columns as weight columns. A linear layer has as
+    many as weight rows, or as tensor columns where the checkpoint has the matrix transposed.
+    """
+    rows, last = record.parameter_shape[0], record.parameter_shape[-1]
+    if len(record.destination) == 1 or (width == their_width == last == record.shape[-1] and rows != width):
+        return (0, width), (0, their_width)
+    if len(record.destination) != 2 or rows < width:
+        return None
+    start, stop = record.destination[0]
+    there = next((span for span in record.source if span[1] - span[0] == stop - start), (0, 0))
+    if record.shape[0] != their_width == record.shape[1]:
+        there = record.source[1]
+    fits = stop <= width and there[1] <= their_width and there[1] - there[0] == stop - start
+    return ((start, stop), there) if fits else None
+
+
+def _first_difference(outputs: list[SharedOutput], mine: Activations, theirs: Activations) -> FirstDifference | None:
+    """The first module whose input or output differs.
+
+    A difference in the output of a module without an input (an embedding) counts only if the next input differs too: one of the
+    two models may scale the embedding later.
+    """
+    before: str | None = None
+    embedding: FirstDifference | None = None
+    for shared in outputs:
+        if shared.mine not in mine.outputs or shared.theirs not in theirs.outputs:
+            continue
+        one, two = mine.inputs.get(shared.mine), theirs.inputs.get(shared.theirs)
+        if one is not None and two is not None and one.shape == two.shape:
+            if not _agree(one, two):
+                return embedding or _difference(shared, "input", before, one, two)
+            embedding = None
+        one, two = shared.of(mine, theirs)
+        if one.shape == two.shape and not _agree(one, two):
+            looks_like = _recognized(one, shared, outputs, theirs)
+            difference = replace(_difference(shared, "output", before, one, two), looks_like=looks_like)
+            if shared.mine in mine.inputs:
+                return embedding or difference
+            embedding = embedding or difference
+        before = shared.mine
+    return embedding
+
+
+def _difference(
+    shared: SharedOutput, what: Literal["output", "input"], before: str | None, one: Tensor, two: Tensor
+) -> FirstDifference:
+    return FirstDifference(shared.mine, shared.theirs, what, before, float((one - two).abs().max()), float(two.std()))
+
+
+def _agree(one: Tensor, two: Tensor) -> bool:
+    return bool((one - two).abs().max() <= ROUNDING * max(float(two.std()), 1e-12))
+
+
+def _recognized(values: Tensor, shared: SharedOutput, outputs: list[SharedOutput], theirs: Activations) -> str | None:
+    """A description of wrong values: those of another part of the same module, the right ones in another order, or zeros."""
+    siblings = {other.theirs: other for other in outputs if other.mine == shared.mine and other.theirs != shared.theirs}
+    for name, other in siblings.items():
+        expected = theirs.outputs[name][:, slice(*other.their_columns)]
+        if expected.shape == values.shape and _agree(values, expected):
+            return f"these are the values that transformers computes in {name}: the two tensors were swapped"
+    expected = theirs.outputs[shared.theirs][:, slice(*shared.their_columns)]
+    nearest = torch.cdist(values.T, expected.T).argmin(1)
+    if len(set(nearest.tolist())) == len(nearest) and _agree(values, expected[:, nearest]):
+        moved = int((nearest != torch.arange(len(nearest))).sum())
+        return f"the right values in another order: {moved} of {len(nearest)} rows of the weight are in the wrong place"
+    return None if values.any() else "all values are zero"
