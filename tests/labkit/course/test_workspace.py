@@ -122,7 +122,7 @@ def test_no_command_crashes_on_a_missing_or_binary_starter(
         ran = lab(*command)
         assert "bug of this project" not in ran.stdout, command
     assert "starter.py" in ran.stdout
-    assert "100 of 100" in lab("check", "03").stdout
+    assert "100 of 100" in lab("check", "03", "--solution").stdout
     assert lab("reset", "03").returncode == 0
     assert starter.exists()
 
