@@ -1,4 +1,4 @@
-"""Which file the tests grade: LAB_IMPL is ``solution`` (the default), ``starter`` or the path of a .py file."""
+"""Fixtures and options of the labs. LAB_IMPL selects the file under test: ``solution`` (the default), ``starter`` or a path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from labkit.system.labs import Lab, chosen_implementation, load_implementation
 
 
 def graded_file(folder: object) -> str:
-    """How the report names the file that is graded."""
+    """The graded file, as the report header prints it."""
     return (
         f"{folder}/{chosen_implementation()}.py"
         if chosen_implementation() in ("solution", "starter")
@@ -33,14 +33,14 @@ def pytest_report_header() -> list[str]:
     against = (
         "the real vLLM, live" if importlib.util.find_spec("vllm") else "traces recorded earlier (vLLM is not installed here)"
     )
-    return [f"grading: {graded_file('labs/*')}  (LAB_IMPL={chosen_implementation()})", f"lab 02 is held against: {against}"]
+    return [f"grading: {graded_file('labs/*')}  (LAB_IMPL={chosen_implementation()})", f"lab 02 is compared with: {against}"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = (report for found in terminalreporter.stats.values() for report in found)
     held = {value for report in reports for key, value in getattr(report, "user_properties", []) if key == "against"}
     for value in sorted(held):
-        terminalreporter.write_line(f"lab 02 was held against {value}")
+        terminalreporter.write_line(f"lab 02 was compared with {value}")
 
 
 @pytest.fixture(scope="module")

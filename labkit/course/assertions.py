@@ -10,9 +10,11 @@ A plain ``assert`` would show how Python compared the two; these show which rows
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -67,7 +69,7 @@ def expect_refused(*numbers: object, meaning: str, error: type[Exception] = Valu
         AssertionError: with what was raised instead, if anything, and ``meaning``.
     """
     __tracebackhide__ = True
-    expected = f"a {error.__name__}" + (f" that has {' and '.join(map(str, numbers))} in it" if numbers else "")
+    expected = f"a {error.__name__}" + (f" with {' and '.join(map(str, numbers))} in its message" if numbers else "")
     try:
         yield
     except NotImplementedError:
@@ -79,6 +81,69 @@ def expect_refused(*numbers: object, meaning: str, error: type[Exception] = Valu
             raise AssertionError(_message(expected, _truncate(got), meaning)) from raised
     else:
         raise AssertionError(_message(expected, "no error", meaning))
+
+
+@contextmanager
+def unchanged(meaning: str, **inputs: object) -> Iterator[None]:
+    """Asserts that the block changes none of ``inputs``, also if it raises an error.
+
+    Args:
+        meaning: the consequence of the change, in one sentence.
+        inputs: values by the name that the failure prints: tensors, plain values, dicts, lists or tuples of them, and the keys of
+            a dict whose values may change.
+
+    Raises:
+        pytest.fail.Exception: with the name of the input, the first difference and ``meaning``. It is no ``Exception``, so
+            :func:`expect_refused` around it does not mistake it for the learner's error.
+    """
+    __tracebackhide__ = True
+    before = {
+        name: leaf.detach().clone() if isinstance(leaf, Tensor) else deepcopy(leaf) for name, leaf in _leaves(inputs).items()
+    }
+    try:
+        yield
+    except NotImplementedError:
+        raise
+    except Exception:
+        _expect_same(_leaves(inputs), before, meaning)
+        raise
+    _expect_same(_leaves(inputs), before, meaning)
+
+
+def _leaves(value: object, name: str = "") -> dict[str, object]:
+    """The tensors, plain values and lists of plain values in dicts, lists and tuples, by a name like ``config['head_dim']``."""
+    if isinstance(value, Mapping):
+        items = [(f"{name}[{key!r}]" if name else key, each) for key, each in value.items()]
+    elif isinstance(value, list | tuple) and any(isinstance(each, Tensor | Mapping | list | tuple) for each in value):
+        items = [(f"{name}[{index}]", each) for index, each in enumerate(value)]
+    elif isinstance(value, KeysView):
+        items = [(f"{name}[{key!r}]", "a value") for key in value]
+    else:
+        return {name: value}
+    return {path: leaf for inner, each in items for path, leaf in _leaves(each, inner).items()}
+
+
+def _expect_same(now: dict[str, object], before: dict[str, object], meaning: str) -> None:
+    __tracebackhide__ = True
+    for name in before | now:
+        if name not in now:
+            change = "it is removed"
+        elif name not in before:
+            change = f"it is added, as {_describe(now[name])}"
+        else:
+            change = _change(before[name], now[name])
+        if change:
+            pytest.fail(_message(f"the call does not change {name}", change, meaning))
+
+
+def _change(before: object, now: object) -> str:
+    """The difference between two values, in words; empty if they are equal."""
+    if isinstance(before, Tensor) and isinstance(now, Tensor):
+        if (before.shape, before.dtype) != (now.shape, now.dtype):
+            return f"{before.dtype} of shape {tuple(before.shape)} became {now.dtype} of shape {tuple(now.shape)}"
+        count = int((~torch.isclose(before, now, rtol=0, atol=0, equal_nan=True)).sum())
+        return f"{count} of {now.numel()} elements have another value" if count else ""
+    return "" if before == now else f"{_describe(before)} became {_describe(now)}"
 
 
 def _message(expected: str, got: str, meaning: str) -> str:

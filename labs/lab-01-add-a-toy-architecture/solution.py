@@ -1,4 +1,4 @@
-"""Lab 01, solution: a bigram model and one with attention, added to an engine that has never heard of them."""
+"""Lab 01, solution: a bigram model and a model with attention, added to an engine that does not know them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from mini_vllm.loading.loader import load_weights
 from mini_vllm.loading.mapping import StackedRow
 
 ARCHITECTURE = "BigramForCausalLM"
-"""What config.json's "architectures" calls this model."""
+"""The name of this model in "architectures" of config.json."""
 
 
 class BigramModel:
-    """Logits from a table, by the last token alone."""
+    """Looks up the logits of the next token in a table, by the last token."""
 
     def __init__(self, table: Tensor) -> None:
-        """Keeps the table.
+        """Stores the table.
 
         Args:
-            table: floating point of shape (V, V); row t holds the logits of the token after t.
+            table: floating point, shape (V, V); row t holds the logits of the token after t.
         """
         self.table = table
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits of the next token, for every token of the step.
+        """Returns the logits of the next token, for every token of the step.
 
         Args:
-            tokens: int64 of shape (T,).
-            positions: int64 of shape (T,), not needed: a contract may give more than a model takes.
+            tokens: int64, shape (T,).
+            positions: int64, shape (T,); not used by a bigram.
 
         Returns:
-            (T, V): row i answers tokens[i].
+            Logits, shape (T, V): row i is the row of the table for tokens[i].
         """
         return self.table[tokens]
 
@@ -50,20 +50,20 @@ class BigramModel:
         """Builds the model from the tensor called ``table``.
 
         Raises:
-            ValueError: the table is not (V, V) for config.json's vocab_size.
+            ValueError: if the table is not (V, V), where V is vocab_size of config.json.
         """
         table, wanted = checkpoint["table"], (config["vocab_size"], config["vocab_size"])
         if table.shape != wanted:
-            raise ValueError(f"the checkpoint's table is {tuple(table.shape)} and config.json's vocab_size asks for {wanted}")
+            raise ValueError(f"the checkpoint's table is {tuple(table.shape)}, but config.json's vocab_size requires {wanted}")
         return cls(table)
 
 
 TINY_ARCHITECTURE = "TinyAttentionForCausalLM"
-"""What config.json's "architectures" calls the second model."""
+"""The name of the second model in "architectures" of config.json."""
 
 
 class TinyAttentionModel(nn.Module):
-    """One layer of attention and one of feed-forward, each behind a norm and around a residual: a Llama in small."""
+    """A Llama with one layer: attention and feed-forward, each with a norm before and a residual around it."""
 
     stacked_params_mapping: ClassVar[tuple[StackedRow, ...]] = (
         ("qkv_proj", "q_proj", "q"),
@@ -74,11 +74,11 @@ class TinyAttentionModel(nn.Module):
     )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Makes the layers; their weights are filled later.
+        """Makes the layers. Their weights are loaded later.
 
         Args:
-            config: config.json: vocab_size V, hidden_size H, head_dim D, num_attention_heads N, num_key_value_heads K,
-                intermediate_size, rms_norm_eps, rope_theta, max_position_embeddings.
+            config: the contents of config.json: vocab_size V, hidden_size H, head_dim D, num_attention_heads N,
+                num_key_value_heads K, intermediate_size, rms_norm_eps, rope_theta, max_position_embeddings.
         """
         super().__init__()
         hidden, eps, self.head_dim = config["hidden_size"], config["rms_norm_eps"], config["head_dim"]
@@ -97,14 +97,14 @@ class TinyAttentionModel(nn.Module):
         self.lm_head = ParallelLMHead(config["vocab_size"], hidden)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits of the next token, for the rows that are asked for.
+        """Returns the logits of the next token, for the rows that the engine samples from.
 
         Args:
-            tokens: int64 of shape (T,).
-            positions: int64 of shape (T,): by how much queries and keys are turned.
+            tokens: int64, shape (T,).
+            positions: int64, shape (T,): the position of each token, for the rotary embedding.
 
         Returns:
-            (R, V).
+            Logits, shape (R, V).
         """
         hidden = self.embed_tokens(tokens)
         qkv = self.qkv_proj(self.input_layernorm(hidden)).view(len(tokens), -1, self.head_dim)
@@ -118,10 +118,10 @@ class TinyAttentionModel(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], checkpoint: Checkpoint) -> TinyAttentionModel:
-        """Builds and fills the model.
+        """Builds the model and loads its weights.
 
         Raises:
-            LoadError: the checkpoint does not fit it; the message has everything that is wrong.
+            LoadError: if the checkpoint does not fit the model. The message lists all faults.
         """
         model = cls(config)
         load_weights(model, checkpoint, cls.stacked_params_mapping)
@@ -129,6 +129,6 @@ class TinyAttentionModel(nn.Module):
 
 
 def register() -> None:
-    """Tells the engine who builds the two models."""
+    """Registers the factories of the two models with the engine."""
     register_model(ARCHITECTURE, BigramModel.from_checkpoint)
     register_model(TINY_ARCHITECTURE, TinyAttentionModel.from_checkpoint)

@@ -1,6 +1,6 @@
-"""Lab 01, your work: add a bigram model to an engine that has never heard of it.
+"""Lab 01, your work: add a bigram model to an engine that does not know it.
 
-A bigram model has one table. Row t holds the logits of whatever follows token t:
+A bigram model has one table. Row t holds the logits of the tokens that can follow token t:
 
                       next token
                      0    1    2    3
@@ -8,10 +8,10 @@ A bigram model has one table. Row t holds the logits of whatever follows token t
         token  1  [ 1.5  0.0  0.3  0.1 ]   after 1 comes 0
                2  [ ...                ]
 
-Replace each `raise NotImplementedError` and run `./lab check 01 --impl starter`.
+Replace each `raise NotImplementedError` and run `./lab check 01`.
 T is the number of tokens in a step, V the vocabulary.
 
-The second class, TinyAttentionModel, is the part "Going further" of the README: leave it for when the rest passes.
+The second class, TinyAttentionModel, belongs to "Going further" in the README. Write it when the other tasks pass.
 """
 
 from __future__ import annotations
@@ -32,56 +32,56 @@ from mini_vllm.loading.loader import load_weights
 from mini_vllm.loading.mapping import StackedRow
 
 ARCHITECTURE = "BigramForCausalLM"
-"""What config.json's "architectures" calls this model."""
+"""The name of this model in "architectures" of config.json."""
 
 
 class BigramModel:
-    """Logits from a table, by the last token alone."""
+    """Looks up the logits of the next token in a table, by the last token."""
 
     def __init__(self, table: Tensor) -> None:
-        """Keeps the table.
+        """Stores the table.
 
         Args:
-            table: floating point of shape (V, V); row t holds the logits of the token after t.
+            table: floating point, shape (V, V); row t holds the logits of the token after t.
         """
-        raise NotImplementedError("task forward: keep the table")
+        raise NotImplementedError("task forward: store the table")
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits of the next token, for every token of the step.
+        """Returns the logits of the next token, for every token of the step. Changes neither argument.
 
         Args:
-            tokens: int64 of shape (T,): every token scheduled in this step, of every request, end to end.
-            positions: int64 of shape (T,): where each token stands in its own request. The engine gives them to every
-                model; this one does not need them.
+            tokens: int64, shape (T,): all tokens of this step, of all requests, one request after the other.
+            positions: int64, shape (T,): the position of each token in its request. The engine passes positions to every
+                model; this model does not need them.
 
         Returns:
-            The table's dtype, of shape (T, V): row i answers tokens[i].
+            Logits in the dtype of the table, shape (T, V): row i is the row of the table for tokens[i].
         """
-        raise NotImplementedError("task forward: answer every token with its row of the table")
+        raise NotImplementedError("task forward: return the row of the table for every token")
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], checkpoint: Mapping[str, Tensor]) -> BigramModel:
-        """Builds the model from what is on disk.
+        """Builds the model from a checkpoint. Changes neither argument: a checkpoint tensor is mapped memory.
 
         Args:
-            config: config.json; ``config["vocab_size"]`` is V.
+            config: the contents of config.json; ``config["vocab_size"]`` is V.
             checkpoint: tensors by name; the table is called ``table``.
 
         Returns:
-            A model that answers from the checkpoint's table.
+            A model with the table of the checkpoint.
 
         Raises:
-            ValueError: the table is not (V, V); the message has both shapes.
+            ValueError: if the table is not (V, V). The message has both shapes.
         """
         raise NotImplementedError("task checkpoint: build the model from the tensor called 'table'")
 
 
 TINY_ARCHITECTURE = "TinyAttentionForCausalLM"
-"""What config.json's "architectures" calls the second model."""
+"""The name of the second model in "architectures" of config.json."""
 
 
 class TinyAttentionModel(nn.Module):
-    """One layer of attention and one of feed-forward, each behind a norm and around a residual: a Llama in small.
+    """A Llama with one layer: attention and feed-forward, each with a norm before and a residual around it.
 
         hidden = embed_tokens(tokens)                                           (T, H)
         hidden = hidden + o_proj(attention(qkv_proj(input_layernorm(hidden))))
@@ -89,50 +89,50 @@ class TinyAttentionModel(nn.Module):
         logits = lm_head(norm(hidden))                                          (R, V)
 
     The checkpoint's tensors are called embed_tokens, input_layernorm, q_proj, k_proj, v_proj, o_proj,
-    post_attention_layernorm, gate_proj, up_proj, down_proj, norm and lm_head, each with ".weight" behind. Where your
-    attribute has a tensor's name, they find each other.
+    post_attention_layernorm, gate_proj, up_proj, down_proj, norm and lm_head, each followed by ".weight". The engine loads
+    a tensor into the attribute with the same name.
     """
 
     stacked_params_mapping: ClassVar[tuple[StackedRow, ...]] = ()
-    """Rows for the tensors that do not: (your fused layer, the checkpoint's module, shard). ("qkv_proj", "q_proj", "q") is
-    the first of five; the shards are "q", "k", "v", and 0 and 1 for gate and up."""
+    """Five rows, one for each tensor that is part of a fused layer: (fused layer, module in the checkpoint, part of the layer).
+    The first row is ("qkv_proj", "q_proj", "q"). The parts are "q", "k", "v", and 0 and 1 for gate and up."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Makes the layers; their weights are filled later.
+        """Makes the layers. Their weights are loaded later.
 
         Args:
-            config: config.json: vocab_size V, hidden_size H, head_dim D, num_attention_heads N, num_key_value_heads K,
-                intermediate_size, rms_norm_eps, rope_theta, max_position_embeddings.
+            config: the contents of config.json: vocab_size V, hidden_size H, head_dim D, num_attention_heads N,
+                num_key_value_heads K, intermediate_size, rms_norm_eps, rope_theta, max_position_embeddings.
         """
         raise NotImplementedError("task attention: make the layers, each with the sizes of the whole model")
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits of the next token, for the rows that are asked for.
+        """Returns the logits of the next token, for the rows that the engine samples from. Changes neither argument.
 
         Args:
-            tokens: int64 of shape (T,).
-            positions: int64 of shape (T,): by how much queries and keys are turned.
+            tokens: int64, shape (T,).
+            positions: int64, shape (T,): the position of each token, for the rotary embedding.
 
         Returns:
-            (R, V), which is what ParallelLMHead makes of (T, H).
+            Logits, shape (R, V): ParallelLMHead computes them from hidden states of shape (T, H).
         """
-        # qkv_proj makes (T, heads * D). How many of its heads are queries, and how many keys? Ask the layer and not
-        # config.json: qkv_proj.num_heads, qkv_proj.num_kv_heads. apply_rotary and Attention take (T, heads, D).
-        raise NotImplementedError("task attention: the four lines of the class's docstring")
+        # qkv_proj returns (T, heads * D). Take the number of query heads and kv heads from the layer, not from config.json:
+        # qkv_proj.num_heads and qkv_proj.num_kv_heads. apply_rotary and Attention take (T, heads, D).
+        raise NotImplementedError("task attention: compute the four lines in the docstring of the class")
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], checkpoint: Checkpoint) -> TinyAttentionModel:
-        """Builds and fills the model.
+        """Builds the model and loads its weights. Changes neither argument.
 
         Raises:
-            LoadError: the checkpoint does not fit it; ``load_weights`` raises it with everything that is wrong.
+            LoadError: if the checkpoint does not fit the model. ``load_weights`` raises it with a list of all faults.
         """
         raise NotImplementedError("task attention: make the model, call load_weights with the mapping rows, return the model")
 
 
 def register() -> None:
-    """Tells the engine who builds an ARCHITECTURE; see ``register_model`` in mini_vllm/models/registry.py.
+    """Registers the factory of ARCHITECTURE with the engine; see ``register_model`` in mini_vllm/models/registry.py.
 
-    For the part "Going further", a TINY_ARCHITECTURE too.
+    For "Going further", register the factory of TINY_ARCHITECTURE too.
     """
     raise NotImplementedError("task checkpoint: register BigramModel.from_checkpoint under ARCHITECTURE")

@@ -1,4 +1,4 @@
-"""Lab 01, the spec: a model the engine has never heard of is served right, and the engine has touched nothing but forward."""
+"""Tests of lab 01: the engine serves a new model correctly, and it uses no attribute of the model but forward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from labkit.course.assertions import expect, expect_refused, expect_tensor
+from labkit.course.assertions import expect, expect_refused, expect_tensor, unchanged
 from mini_vllm import LLM, LLMEngine, SamplingParams, register_model
 from mini_vllm.config import EngineConfig
 from mini_vllm.forward_context import ForwardContext, KVCache, set_forward_context
@@ -31,11 +31,11 @@ from mini_vllm.loading.loader import LoadError
 ROOT = Path(__file__).resolve().parents[2]
 
 BIGRAM, TINY_ATTENTION = "BigramForCausalLM", "TinyAttentionForCausalLM"
-"""What config.json calls the two models: a checkpoint is there before the code that serves it."""
+"""The names of the two models in config.json."""
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 
-# After 0 comes 3, after 3 comes 1, then 4, 2, 0 and round again; each winner is told from the others by a clear margin.
+# After 0 comes 3, after 3 comes 1, then 4, 2, 0 and 3 again. In each row the highest logit is far above the others.
 TABLE = torch.tensor(
     [
         [0.1, 0.2, 0.0, 2.0, 0.3],
@@ -52,7 +52,7 @@ def random_table(vocab_size: int, seed: int = 0) -> Tensor:
 
 
 def write_checkpoint(folder: Path, table: Tensor, architecture: str, vocab_size: int | None = None) -> Path:
-    """A Hugging Face directory: config.json and safetensors, no tokenizer."""
+    """Writes a Hugging Face directory with config.json and safetensors, without a tokenizer."""
     config = {"architectures": [architecture], "vocab_size": vocab_size or table.shape[0], "max_position_embeddings": 64}
     (folder / "config.json").write_text(json.dumps(config))
     save_file({"table": table}, folder / "model.safetensors")
@@ -67,45 +67,70 @@ def tokens_of(llm: LLM, prompts: list[dict[str, list[int]]], params: SamplingPar
     return [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
 
 
+MAPPED = "a checkpoint tensor is mapped memory that other ranks read too: copy it before you change it"
+
+
+def from_checkpoint(model_class: Any, config: dict[str, Any], checkpoint: Any) -> Any:
+    """The learner's model, built from a dict of tensors or a Checkpoint. Building it must leave both inputs unchanged."""
+    with unchanged(MAPPED, checkpoint=checkpoint), unchanged("the caller uses its config again", config=config):
+        return model_class.from_checkpoint(config, checkpoint)
+
+
+def forward(model: Any, tokens: Tensor, positions: Tensor) -> Any:
+    """The learner's logits. The call must leave the step's tokens and positions unchanged."""
+    with unchanged("the engine uses the tensors of the step again: work on a copy", tokens=tokens, positions=positions):
+        return model.forward(tokens, positions)
+
+
 # --- task forward ------------------------------------------------------------------------------------------------------
 
 
 def test_logits_are_rows_of_the_table(lab: ModuleType) -> None:
-    logits = lab.BigramModel(TABLE.clone()).forward(torch.tensor([3, 0]), torch.tensor([0, 1]))
-    expect_tensor(logits, TABLE[[3, 0]], "(T, V) logits, two tokens and a vocabulary of 5: row i answers tokens[i], here 3 and 0")
+    logits = forward(lab.BigramModel(TABLE.clone()), torch.tensor([3, 0]), torch.tensor([0, 1]))
+    expect_tensor(
+        logits, TABLE[[3, 0]], "logits of shape (T, V) = (2, 5): row i is the row of the table for tokens[i], here 3 and 0"
+    )
 
 
 def test_positions_are_ignored(lab: ModuleType) -> None:
     model, tokens = lab.BigramModel(TABLE.clone()), torch.tensor([1, 4, 1])
     for positions in ([0, 1, 2], [60, 3, 17]):
-        logits = model.forward(tokens, torch.tensor(positions))
-        expect_tensor(logits, TABLE[tokens], f"tokens 1, 4, 1 at positions {positions}: a bigram's answer is the same anywhere")
+        logits = forward(model, tokens, torch.tensor(positions))
+        expect_tensor(
+            logits, TABLE[tokens], f"tokens 1, 4, 1 at positions {positions}: the logits of a bigram do not depend on positions"
+        )
 
 
 def test_every_token_of_a_mixed_batch_has_its_own_row(lab: ModuleType) -> None:
-    # One step may hold a chunk of request a, a decode of b and the start of c, end to end; neighbours must not mix.
+    # One step can hold a chunk of request a, a decode of b and the start of c. Their rows must not depend on each other.
     tokens = torch.tensor([2, 2, 4, 0, 1, 3])
-    together = lab.BigramModel(TABLE.clone()).forward(tokens, torch.tensor([5, 6, 7, 9, 0, 1]))
+    together = forward(lab.BigramModel(TABLE.clone()), tokens, torch.tensor([5, 6, 7, 9, 0, 1]))
     for row, (token, logits) in enumerate(zip(tokens.tolist(), together, strict=False)):
         expect_tensor(
-            logits, TABLE[token], f"row {row} of the step is token {token}: answered by itself, whoever stands beside it"
+            logits,
+            TABLE[token],
+            f"row {row} of the step is token {token}: its logits do not depend on the other tokens of the step",
         )
-    expect_tensor(together, TABLE[tokens], "a row for each of the step's 6 tokens, or a request gets another's answer")
+    expect_tensor(together, TABLE[tokens], "one row for each of the 6 tokens, or a request gets the logits of another request")
 
 
 def test_nothing_is_kept_between_calls(lab: ModuleType) -> None:
     table, positions = TABLE.clone(), torch.arange(3)
     model = lab.BigramModel(table)
     for tokens in ([0, 1, 2], [4, 4, 4], [0, 1, 2]):
-        logits = model.forward(torch.tensor(tokens), positions)
-        expect_tensor(logits, TABLE[tokens], f"tokens {tokens}: what was asked before, maybe by somebody else, changes nothing")
-    expect_tensor(table, TABLE, "serving changes no weight: the table of the last request is that of the first")
+        logits = forward(model, torch.tensor(tokens), positions)
+        expect_tensor(
+            logits, TABLE[tokens], f"tokens {tokens}: the logits do not depend on earlier calls, which may be of other requests"
+        )
+    expect_tensor(table, TABLE, "forward must not change the weights: every later request reads the same table")
 
 
 def test_a_row_has_the_tables_dtype(lab: ModuleType) -> None:
     for dtype in (torch.float64, torch.bfloat16):
-        logits = lab.BigramModel(TABLE.to(dtype)).forward(torch.tensor([2]), torch.tensor([0]))
-        expect_tensor(logits, TABLE[[2]].to(dtype), "logits in the table's dtype: what is rounded here, the sampler cannot mend")
+        logits = forward(lab.BigramModel(TABLE.to(dtype)), torch.tensor([2]), torch.tensor([0]))
+        expect_tensor(
+            logits, TABLE[[2]].to(dtype), "logits have the dtype of the table: rounding them here changes the sampled tokens"
+        )
 
 
 # --- task checkpoint ---------------------------------------------------------------------------------------------------
@@ -117,7 +142,7 @@ def test_a_checkpoint_that_names_the_architecture_is_served(lab: ModuleType, tmp
     expect(
         tokens_of(llm, prompts_of([0])),
         [[3, 1, 4, 2, 0, 3]],
-        "LLM(directory) answers from the table in that directory's checkpoint",
+        "LLM(directory) uses the table in the checkpoint of that directory",
     )
     other = tmp_path / "other"
     other.mkdir()
@@ -125,18 +150,24 @@ def test_a_checkpoint_that_names_the_architecture_is_served(lab: ModuleType, tmp
     expect(
         tokens_of(moved, prompts_of([0]))[0][0],
         4,
-        "after 0 comes 4 in another directory's table: a second model is not the first",
+        "in the table of the second directory, 4 comes after 0: the second model must use its own table",
     )
+
+
+def test_building_a_model_leaves_the_checkpoint_unchanged(lab: ModuleType) -> None:
+    model = from_checkpoint(lab.BigramModel, {"vocab_size": 5}, {"table": TABLE.clone()})
+    logits = forward(model, torch.tensor([3, 0]), torch.tensor([0, 1]))
+    expect_tensor(logits, TABLE[[3, 0]], "the model uses the table of the checkpoint")
 
 
 def test_a_table_that_does_not_fit_the_config_is_loud(lab: ModuleType) -> None:
     for vocab_size, columns, meaning in [
-        (9, 5, "a vocabulary of 9 and a table of 5: token 7 would end the engine for everybody in the step"),
-        (5, 4, "a vocabulary of 5 and 4 columns: token 4 would never be said"),
-        (3, 5, "a vocabulary of 3 and a table of 5: cut to fit, it is another model"),
+        (9, 5, "vocab_size 9 with 5 rows: token 7 would raise an IndexError in the step of every other request"),
+        (5, 4, "vocab_size 5 with 4 columns: token 4 would never be generated"),
+        (3, 5, "vocab_size 3 with 5 rows: if the table is cut to fit, it is another model"),
     ]:
         with expect_refused(vocab_size, columns, meaning=meaning):
-            lab.BigramModel.from_checkpoint({"vocab_size": vocab_size}, {"table": TABLE[:, :columns]})
+            from_checkpoint(lab.BigramModel, {"vocab_size": vocab_size}, {"table": TABLE[:, :columns]})
 
 
 # --- task generate -----------------------------------------------------------------------------------------------------
@@ -148,14 +179,14 @@ def test_greedy_generation_is_the_chain_worked_out_by_hand(lab: ModuleType, tmp_
     prompts = prompts_of([0], [4, 4, 0], [1], [0, 3, 2])
     chains = [
         [3, 1, 4, 2, 0, 3],  # 0 -> 3 -> 1 -> 4 -> 2 -> 0 -> 3
-        [3, 1, 4, 2, 0, 3],  # only the last token of a prompt counts, and it is 0 again
+        [3, 1, 4, 2, 0, 3],  # only the last token of a prompt counts; here it is 0 again
         [4, 2, 0, 3, 1, 4],
         [0, 3, 1, 4, 2, 0],
     ]
     expect(
         tokens_of(llm, prompts),
         chains,
-        "four requests in one batch: each follows the table from the last token of its own prompt",
+        "four requests in one batch: each chain starts from the last token of its own prompt",
     )
 
 
@@ -163,9 +194,9 @@ def test_greedy_generation_is_the_chain_worked_out_by_hand(lab: ModuleType, tmp_
 
 
 class Tripwire:
-    """Stands before a model, writes down every name that is touched, and fails on all but ``forward``.
+    """Wraps a model, records the name of every attribute that is read, and fails for any name but ``forward``.
 
-    It documents the architecture and cannot go stale: when the engine reaches for more, this test says for what.
+    If the engine ever reads another attribute of the model, this test fails with the name of that attribute.
     """
 
     def __init__(self, model: Any, touched: set[str]) -> None:
@@ -176,12 +207,12 @@ class Tripwire:
         object.__getattribute__(self, "touched").add(name)
         if name != "forward":
             raise AssertionError(
-                f"expected: model.forward alone\ngot: model.{name}\nthe engine may touch forward and nothing else"
+                f"expected: only model.forward\ngot: model.{name}\nthe engine may read no other attribute of a model"
             )
         return object.__getattribute__(self, "model").forward
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AssertionError(f"the engine wrote model.{name}; a model's state is its own")
+        raise AssertionError(f"the engine assigned model.{name}; it must not change a model")
 
     def __call__(self, *args: object) -> Any:
         raise AssertionError("the engine called model(...); the contract is model.forward(...)")
@@ -193,8 +224,8 @@ def test_the_engine_touches_forward_and_nothing_else(lab: ModuleType, tmp_path: 
     llm = LLM(write_checkpoint(tmp_path, TABLE, "TripwiredBigram"), max_num_batched_tokens=4, block_size=2)
     outputs = tokens_of(llm, prompts_of([0], [4, 4, 0, 1, 1, 2], [1]))
     chains = [[3, 1, 4, 2, 0, 3], [0, 3, 1, 4, 2, 0], [4, 2, 0, 3, 1, 4]]
-    expect(outputs, chains, "the same chains when a prompt of 6 comes in chunks of at most 4 tokens, beside decodes of others")
-    expect(touched, {"forward"}, "this is the whole width of the contract between an engine and a model")
+    expect(outputs, chains, "the same chains when a prompt of 6 tokens runs in chunks of at most 4, in one step with decodes")
+    expect(touched, {"forward"}, "the contract between the engine and a model is this one method")
 
 
 # --- task invariants ---------------------------------------------------------------------------------------------------
@@ -204,11 +235,11 @@ prompt = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12)
 sampling = st.sampled_from([GREEDY, SamplingParams(max_tokens=9, seed=3), SamplingParams(max_tokens=4, seed=8, temperature=2)])
 arrivals = st.lists(st.tuples(st.integers(0, 6), prompt, sampling), min_size=1, max_size=6)
 LONGEST = 12 + 9
-"""The most tokens a request above can have."""
+"""The largest number of tokens that a request can have."""
 
 
 def serve(model: Any, requests: list[tuple[int, list[int], SamplingParams]], **sizes: int) -> tuple[list[list[int]], int]:
-    """Each request's tokens when it arrives before the step it names, and how often anyone was preempted."""
+    """The tokens of each request and the number of preemptions. A request is added before the step that it names."""
     engine = LLMEngine(model, EngineConfig(max_model_len=LONGEST, **sizes))
     outputs: dict[str, list[int]] = {}
     step = 0
@@ -230,7 +261,7 @@ def serve(model: Any, requests: list[tuple[int, list[int], SamplingParams]], **s
     deadline=None,
     derandomize=True,
     database=None,
-    verbosity=Verbosity.quiet,  # the message below has all that was drawn
+    verbosity=Verbosity.quiet,  # the message below shows the example
     phases=(Phase.generate, Phase.shrink),
 )
 @given(
@@ -248,8 +279,8 @@ def test_engine_invariants_hold_for_the_new_model(
     expect(
         together,
         alone,
-        f"{len(requests)} requests' tokens, {seats} at a time, in chunks of up to {budget} tokens and {num_blocks} blocks of "
-        f"{block_size}: each must say what it says alone, or an answer depends on who else is served",
+        f"tokens of {len(requests)} requests, {seats} at a time, in chunks of up to {budget} tokens, with {num_blocks} blocks of "
+        f"{block_size} tokens: each request must generate the tokens that it generates alone",
     )
 
 
@@ -259,24 +290,26 @@ def test_tokens_survive_preemption(lab: ModuleType) -> None:
     requests = [(0, [token] * 4, params) for token in range(4)]
     roomy, calm = serve(model, requests, block_size=2, num_blocks=64)
     cramped, preemptions = serve(model, requests, block_size=2, num_blocks=11)
-    expect(calm, 0, "preemptions with 64 blocks of 2 tokens, which is room for all")
+    expect(calm, 0, "preemptions with 64 blocks of 2 tokens, which are enough for all requests")
     expect(
-        "preempted" if preemptions else "not once",
+        "preempted" if preemptions else "never preempted",
         "preempted",
-        "with 11 blocks of 2 tokens and four requests of up to 13, somebody has to give blocks up",
+        "11 blocks of 2 tokens are too few for four requests of up to 13 tokens, so the engine has to preempt one",
     )
     expect(
-        cramped, roomy, "a request that lost its blocks and started over says the same: forward keeps nothing of its first try"
+        cramped,
+        roomy,
+        "a preempted request starts over and generates the same tokens: forward must keep no state of the first run",
     )
 
 
 # --- task attention ----------------------------------------------------------------------------------------------------
 
 TINY: dict[str, Any] = {
-    "vocab_size": 67,  # padded to 128, so that of two ranks the first has 64 tokens and the second 3
+    "vocab_size": 67,  # padded to 128: of two ranks, the first has 64 tokens and the second has 3
     "hidden_size": 32,
     "head_dim": 8,
-    "num_attention_heads": 6,  # other than H / D, and three to a kv head
+    "num_attention_heads": 6,  # not H / D; three query heads for each kv head
     "num_key_value_heads": 2,
     "intermediate_size": 48,
     "rms_norm_eps": 1e-5,
@@ -299,14 +332,14 @@ SHAPES = {
 }
 PROMPTS = [[3, 14, 15, 9, 26, 53, 58, 9, 7, 9, 32], [66], [5, 4, 3, 2, 1], [3, 14, 15, 9, 26, 53, 58, 9, 7, 9, 33]]
 BLOCK_SIZE = 4
-"""One for all, since attention's loop is compiled for each."""
+"""The same in all tests, because the attention loop is compiled for each block size."""
 
 Weights = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Products as small as these are slower on several threads, by far where others work on the same machine."""
+    """Matrix products this small are slower on several threads, especially on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -328,7 +361,7 @@ def write_tiny(folder: Path, weights: Weights, architecture: str) -> Path:
 
 
 def plain_logits(weights: Weights, tokens: list[int]) -> Tensor:
-    """The whole model over one sequence in plain torch, one head after the other: (L,) to (L, V)."""
+    """The logits of the whole model for one sequence in plain torch, one head after the other: (L,) to (L, V)."""
     length, dim = len(tokens), TINY["head_dim"]
     group = TINY["num_attention_heads"] // TINY["num_key_value_heads"]
 
@@ -357,17 +390,21 @@ def plain_logits(weights: Weights, tokens: list[int]) -> Tensor:
 
 
 def plain_tokens(weights: Weights, prompt: list[int], max_tokens: int = 8) -> list[int]:
-    """What the plain model says greedily; each winner must win clearly, so that no rounding decides."""
+    """Greedy tokens of the plain model. The best logit must be clearly above the second, so that rounding does not decide."""
     tokens = list(prompt)
     for _ in range(max_tokens):
         best, second = plain_logits(weights, tokens)[-1].topk(2).values.tolist()
-        expect(best - second > 1e-3, True, "the test's own weights leave two tokens level; give random_weights another seed")
+        expect(
+            best - second > 1e-3,
+            True,
+            "the weights of this test give two tokens nearly the same logit; use another seed in random_weights",
+        )
         tokens.append(int(plain_logits(weights, tokens)[-1].argmax()))
     return tokens[len(prompt) :]
 
 
 def logits_of(model: Any, tokens: list[int]) -> Tensor:
-    """A model's logits for every token of one request: (L,) to (L, V)."""
+    """The learner's logits for every token of one request: (L,) to (L, V)."""
     length, blocks = len(tokens), -(-len(tokens) // BLOCK_SIZE)
     context = ForwardContext(
         kv_cache=KVCache(blocks, BLOCK_SIZE),
@@ -378,11 +415,11 @@ def logits_of(model: Any, tokens: list[int]) -> Tensor:
         logits_indices=torch.arange(length),
     )
     with set_forward_context(context):
-        return model.forward(torch.tensor(tokens), torch.arange(length))
+        return forward(model, torch.tensor(tokens), torch.arange(length))
 
 
 def serve_tiny(lab: ModuleType, folder: Path, **options: Any) -> tuple[LLM, Any]:
-    """An engine for the checkpoint, and the model that it was built around."""
+    """An engine for the checkpoint, and its model."""
     built = []
 
     def factory(config: Any, checkpoint: Any) -> Any:
@@ -399,11 +436,11 @@ EIGHT = SamplingParams(temperature=0, max_tokens=8)
 def test_attention_computes_what_plain_torch_computes(lab: ModuleType, tmp_path: Path) -> None:
     weights = random_weights()
     folder = write_tiny(tmp_path, weights, "WatchedTinyAttention")
-    model = lab.TinyAttentionModel.from_checkpoint(TINY, Checkpoint(folder))
+    model = from_checkpoint(lab.TinyAttentionModel, TINY, Checkpoint(folder))
     for prompt in PROMPTS:
         found, expected = logits_of(model, prompt), plain_logits(weights, prompt)
         meaning = (
-            f"(R, V), a row of logits for each token of {prompt}: norm, rope, heads or residual is not where plain_logits has it"
+            f"logits of shape (R, V) for the tokens {prompt}: compare your norms, rope, heads and residuals with plain_logits"
         )
         expect_tensor(found, expected, meaning, within=1e-4)
 
@@ -416,7 +453,7 @@ def test_attention_is_served_in_chunks_blocks_and_company(lab: ModuleType, tmp_p
     expect(
         tokens_of(llm, prompts_of(*PROMPTS), EIGHT),
         [plain_tokens(weights, prompt) for prompt in PROMPTS],
-        "prompts in pieces of at most 6 tokens, beside decodes of others, two with one beginning, say what they say alone",
+        "prompts run in chunks of at most 6 tokens, in one step with decodes; the tokens must be those of each prompt alone",
     )
 
 
@@ -426,9 +463,9 @@ def test_attention_takes_every_tensor_of_the_checkpoint_or_none(lab: ModuleType,
     weights["up_proj"] = torch.zeros(64, 32)
     weights["v_proj.bias"] = torch.zeros(16)
     checkpoint = Checkpoint(write_tiny(tmp_path, weights, "WatchedTinyAttention"))
-    all_at_once = "no k_proj, an up_proj too tall, a bias too many: load_weights of mini_vllm/loading/loader.py says all three"
+    all_at_once = "k_proj is missing, up_proj has too many rows, a bias is unknown: load_weights of the engine reports all three"
     with expect_refused("partly covered", "truncated", "unexpected", error=LoadError, meaning=all_at_once):
-        lab.TinyAttentionModel.from_checkpoint(TINY, checkpoint)
+        from_checkpoint(lab.TinyAttentionModel, TINY, checkpoint)
 
 
 # --- task free ---------------------------------------------------------------------------------------------------------
@@ -437,24 +474,26 @@ ABOUT_THEM = r"(?i)\b(tp|tp_\w+|\w*ranks?|world_size|distributed|all_reduce|all_
 
 
 def test_the_model_has_no_line_about_them(lab: ModuleType, tmp_path: Path) -> None:
-    """Whatever the file defines counts, so that nothing can hide in a helper."""
+    """Reads every class and function that the file defines, helpers included."""
     lab.TinyAttentionModel.from_checkpoint(TINY, Checkpoint(write_tiny(tmp_path, random_weights(), "WatchedTinyAttention")))
     text = Path(str(lab.__file__)).read_text(encoding="utf-8")
     own = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
     lines = [line for node in own for line in (ast.get_source_segment(text, node) or "").splitlines()]
     about = [line.strip() for line in lines if re.search(ABOUT_THEM, line)]
     expect(
-        "class TinyAttentionModel" in "\n".join(lines), True, "TinyAttentionModel is defined in your file, so that it can be read"
+        "class TinyAttentionModel" in "\n".join(lines),
+        True,
+        "define TinyAttentionModel in your file, so that the test can read it",
     )
     expect(
         set(about),
         set(),
-        "the layers do ranks, int8 and adapters: a model that does them too does them twice; take these lines out",
+        "the layers already handle ranks, int8 and adapters: remove these lines from the model",
     )
 
 
 def test_int8_is_the_model_with_rounded_weights(lab: ModuleType, tmp_path: Path) -> None:
-    """127 steps to the largest weight of a row; nothing else may differ, and nothing may be left as it was."""
+    """A row is rounded to 127 steps of its largest weight. All linear weights must be rounded, and nothing else may differ."""
     weights = random_weights()
     rounded = dict(weights)
     for name in set(SHAPES) - {"embed_tokens", "input_layernorm", "post_attention_layernorm", "norm"}:
@@ -463,27 +502,29 @@ def test_int8_is_the_model_with_rounded_weights(lab: ModuleType, tmp_path: Path)
     llm, model = serve_tiny(lab, write_tiny(tmp_path, weights, "WatchedTinyAttention"), quantization="int8")
 
     linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, LinearBase)}
-    whole = "a weight outside mini_vllm/layers/linear.py is one that int8 cannot round, nor a rank cut, nor an adapter find"
+    whole = "int8, tensor parallelism and LoRA only work for weights in the layers of mini_vllm/layers/linear.py"
     expect(
         len(linear),
         5,
-        f"linear layers, of q, k and v, of o, of gate and up, of down, and lm_head; yours are {list(linear)}: {whole}",
+        f"linear layers: qkv_proj, o_proj, gate_up_proj, down_proj and lm_head; yours are {list(linear)}: {whole}",
     )
     for name, layer in linear.items():
         expect("no kernel" if layer.kernel is None else "int8 kernel", "int8 kernel", f"{name} must be multiplied in int8 too")
-        expect(layer.weight.numel(), 0, f"weights that {name} still holds beside its int8 ones: nothing would be saved")
+        expect(layer.weight.numel(), 0, f"float weights that {name} keeps beside its int8 weights: they would save no memory")
     found = logits_of(model, PROMPTS[0])
     expect_tensor(
-        found, plain_logits(rounded, PROMPTS[0]), "logits of the model with rounded weights, and nothing else", within=1e-3
+        found, plain_logits(rounded, PROMPTS[0]), "the logits must be those of the model with rounded weights", within=1e-3
     )
     apart = float((found - plain_logits(weights, PROMPTS[0])).abs().max())
-    expect(apart > 1e-3, True, "rounding must be seen in the logits, or nothing was rounded")
+    expect(apart > 1e-3, True, "the logits must differ from those without rounding, or nothing was rounded")
     said = [plain_tokens(rounded, prompt) for prompt in PROMPTS]
-    expect(tokens_of(llm, prompts_of(*PROMPTS), EIGHT), said, "served in int8, it says what rounded weights say")
+    expect(
+        tokens_of(llm, prompts_of(*PROMPTS), EIGHT), said, "tokens served in int8 must be those of the model with rounded weights"
+    )
 
 
 def write_adapter(folder: Path, weights: Weights, modules: tuple[str, ...], seed: int) -> Weights:
-    """A directory as peft writes it, of rank 4; returns the weights that it makes of the model's."""
+    """Writes an adapter of rank 4 as peft does. Returns the model's weights with the adapter merged."""
     generator = torch.Generator().manual_seed(seed)
     r, alpha = 4, 8
     tensors, merged = {}, dict(weights)
@@ -518,8 +559,12 @@ def test_adapters_say_what_merged_weights_say(lab: ModuleType, tmp_path: Path) -
         outputs = llm.generate(prompts_of(prompt, prompt, prompt), EIGHT, lora_request=requests)
         expected = [plain_tokens(merged, prompt) for merged in (some, weights, others)]
         said = [output.outputs[0].token_ids for output in outputs]
-        expect(said, expected, f"{prompt} asked of one adapter, of none and of another in one batch: each as with weights merged")
-        expect(expected[0] != expected[1] != expected[2], True, "the adapters of this test change what is said")
+        expect(
+            said,
+            expected,
+            f"{prompt} with one adapter, with none and with another in one batch: the tokens are those of merged weights",
+        )
+        expect(expected[0] != expected[1] != expected[2], True, "the adapters of this test change the generated tokens")
 
 
 SERVE = """
@@ -544,7 +589,7 @@ def test_two_ranks_say_what_one_says(lab: ModuleType, tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "model", weights, TINY_ATTENTION)
     alone = tokens_of(LLM(folder, block_size=BLOCK_SIZE), prompts_of(*PROMPTS), EIGHT)
     (tmp_path / "serve.py").write_text(SERVE)
-    # torchrun would tell the ranks this machine's name, which without a network leads nowhere.
+    # Without --local-addr, torchrun gives the ranks the host name, which may not resolve without a network.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     command += [tmp_path / "serve.py", lab.__file__, folder, answers, json.dumps(prompts_of(*PROMPTS))]
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -553,18 +598,18 @@ def test_two_ranks_say_what_one_says(lab: ModuleType, tmp_path: Path) -> None:
         try:
             ranks.wait(timeout=60)
         except subprocess.TimeoutExpired:
-            ranks.terminate()  # torchrun then ends the ranks that it has started
+            ranks.terminate()  # torchrun then ends its ranks
             ranks.wait()
-            pytest.fail("two ranks did not come to an end in 60 seconds: does one wait for a sum that the other never joins?")
+            pytest.fail("two ranks did not end in 60 seconds: perhaps one waits in an all_reduce that the other never calls")
         output.seek(max(output.tell() - 100_000, 0))
         said = output.read()
     errors = [line for line in said.splitlines() if re.search(r"^\[rank\d\]: \w[\w.]*(Error|Exception): ", line)]
     expect(
-        "two ranks ended well" if ranks.returncode == 0 else errors[0] if errors else said[-240:],
-        "two ranks ended well",
-        "each rank's layers have their share of heads, rows and columns; forward takes the counts from them, not from the config",
+        "two ranks ended without an error" if ranks.returncode == 0 else errors[0] if errors else said[-240:],
+        "two ranks ended without an error",
+        "the layers of a rank have only a share of the heads: take head counts from the layers, not from config.json",
     )
     together = json.loads(answers.read_text())
-    meaning = "two ranks must say what one says; is a product not summed over the ranks, as RowParallelLinear does it?"
+    meaning = "two ranks must generate the tokens of one; use RowParallelLinear, which sums its products over the ranks"
     expect(together, alone, meaning)
-    expect(together, [plain_tokens(weights, prompt) for prompt in PROMPTS], "and what plain torch says")
+    expect(together, [plain_tokens(weights, prompt) for prompt in PROMPTS], "the tokens must be those of plain torch")

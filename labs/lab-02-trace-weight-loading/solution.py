@@ -1,6 +1,6 @@
-"""Lab 02, solved: where every tensor of a Llama goes, a model known by its shapes, and what a load lost.
+"""Lab 02, solution: predict how vLLM loads a Llama, compute the sizes of a model from its shapes, and find the faults of a load.
 
-The real vLLM's load, traced, is a list of records. One of them, from Llama-3-8B on rank 1 of 2:
+The trace of a load by vLLM is a list of records. One record, from Llama-3-8B on rank 1 of 2:
 
     {"tensor": "model.layers.0.self_attn.k_proj.weight", "shape": [1024, 4096],
      "mapping": {"from": ".k_proj", "to": ".qkv_proj", "shard": "k"},
@@ -24,11 +24,11 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class HeadSplit:
-    """One way to cut the rows of q_proj and k_proj into heads.
+    """A way to split the rows of q_proj and k_proj into heads.
 
     Attributes:
         num_heads: N, query heads.
-        num_kv_heads: K, key and value heads; N is a multiple of it.
+        num_kv_heads: K, key and value heads; N is a multiple of K.
         head_dim: D, rows per head.
     """
 
@@ -39,16 +39,16 @@ class HeadSplit:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the shapes of a checkpoint give away.
+    """The sizes of a model, as far as the shapes of its checkpoint show them.
 
     Attributes:
         num_layers: decoder layers.
         hidden_size: H.
         intermediate_size: I, rows of gate_proj and of up_proj.
         vocab_size: V.
-        tied: there is no lm_head: the embedding serves for it.
-        splits: every way to cut the heads that fits, likeliest first.
-        unknown: what the shapes cannot tell, in words, a sentence for each.
+        tied: whether there is no lm_head; the embedding is then used in its place.
+        splits: every split into heads that fits the shapes, the likeliest first.
+        unknown: what the shapes cannot tell, one sentence for each.
     """
 
     num_layers: int
@@ -62,14 +62,14 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a load.
+    """A fault of a load.
 
     Attributes:
-        fault: ``missing``: rows of a parameter that nothing was written to. ``twice``: rows of a parameter that were written more
-            than once. ``cut off``: part of a checkpoint tensor that no rank read.
-        name: the parameter; for ``cut off`` the checkpoint tensor.
-        part: which part of it, one span for each dimension.
-        tp_rank: the rank it happened on; None for ``cut off``, which concerns all of them together.
+        fault: ``missing``: a part of a parameter that was never written. ``twice``: a part of a parameter that was written more
+            than once. ``cut off``: a part of a checkpoint tensor that no rank read.
+        name: the parameter; for ``cut off``, the checkpoint tensor.
+        part: the part of it, one span for each dimension.
+        tp_rank: the rank of the parameter; None for ``cut off``, which is about all ranks together.
     """
 
     fault: Literal["missing", "twice", "cut off"]
@@ -85,17 +85,17 @@ STACKED: dict[str, tuple[str, str | int]] = {
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
-"""vLLM's mapping rows, without their dots: checkpoint module -> (fused module, shard)."""
+"""The mapping rows of vLLM, without the dots: checkpoint module -> (fused module, shard)."""
 
 SHARDS: dict[str, tuple[str | int, ...]] = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": (0, 1)}
-"""The shards of a fused parameter from its first row down."""
+"""The shards of a fused parameter, in the order of their rows."""
 
 VOCAB_PADDING = 64
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """How a tensor is cut: along which axis, how long the parameter is there, and what is written and read of it."""
+    """The cut of a tensor: the axis, the size of the parameter on that axis, and the spans that are written and read."""
 
     axis: int
     length: int
@@ -104,10 +104,10 @@ class _Cut:
 
 
 def trace_row(name: str, config: Mapping[str, Any], tp_size: int = 1, tp_rank: int = 0) -> dict[str, Any]:
-    """The record that vLLM's load of one checkpoint tensor will leave, worked out from config.json alone.
+    """Predicts the record of vLLM's load of one checkpoint tensor, from config.json alone.
 
     Raises:
-        ValueError: a checkpoint of this config has no tensor of that name.
+        ValueError: if a checkpoint of this config has no tensor of that name.
     """
     shape = _checkpoint_shape(name, config)
     module = name.split(".")[-2]
@@ -131,7 +131,7 @@ def trace_row(name: str, config: Mapping[str, Any], tp_size: int = 1, tp_rank: i
 
 
 def _cut(module: str, shape: Shape, config: Mapping[str, Any], tp_size: int, tp_rank: int) -> _Cut:
-    """Rows of a fused parameter, columns of a row-parallel one, rows of the padded vocabulary, or all of a norm."""
+    """Returns the cut: rows of a fused parameter or of the padded vocabulary, columns of a row-parallel one, or all of a norm."""
     if module in STACKED:
         return _fused_cut(module, config, tp_size, tp_rank)
     if module in ("o_proj", "down_proj"):
@@ -145,7 +145,7 @@ def _cut(module: str, shape: Shape, config: Mapping[str, Any], tp_size: int, tp_
 
 
 def _fused_cut(module: str, config: Mapping[str, Any], tp_size: int, tp_rank: int) -> _Cut:
-    """A shard begins where the shards before it end; its block of the checkpoint tensor is the rank's, or its kv head's."""
+    """Returns the cut of a shard. It begins where the shards before it end, and reads the block of its rank or of its kv head."""
     fused, shard = STACKED[module]
     heads, kv_heads, head_dim = _heads(config)
     rows: dict[str | int, int] = {"q": heads // tp_size * head_dim}
@@ -154,7 +154,7 @@ def _fused_cut(module: str, config: Mapping[str, Any], tp_size: int, tp_rank: in
 
     shards = SHARDS[fused]
     offset = sum(rows[before] for before in shards[: shards.index(shard)])
-    # Beyond the kv heads, tp_size // K neighbouring ranks read the same one.
+    # If there are more ranks than kv heads, tp_size // K consecutive ranks read the same kv head.
     block = tp_rank // max(1, tp_size // kv_heads) if shard in ("k", "v") else tp_rank
     return _Cut(
         axis=0,
@@ -165,13 +165,13 @@ def _fused_cut(module: str, config: Mapping[str, Any], tp_size: int, tp_rank: in
 
 
 def _heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Query heads, kv heads and head size, with what config.json may leave out."""
+    """Returns query heads, kv heads and head size, with defaults for keys that config.json does not have."""
     heads: int = config["num_attention_heads"]
     return heads, config.get("num_key_value_heads") or heads, config.get("head_dim") or config["hidden_size"] // heads
 
 
 def _checkpoint_shape(name: str, config: Mapping[str, Any]) -> Shape:
-    """The tensor's shape on disk; refuses names that a checkpoint of this config does not have."""
+    """Returns the shape of a tensor on disk; raises ValueError if a checkpoint of this config has no such tensor."""
     hidden, intermediate, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads, kv_heads, head_dim = _heads(config)
     shapes: dict[str, Shape] = {"model.embed_tokens": (vocabulary, hidden), "model.norm": (hidden,)}
@@ -197,7 +197,7 @@ def _checkpoint_shape(name: str, config: Mapping[str, Any]) -> Shape:
 
 
 def fingerprint(shapes: Mapping[str, Shape]) -> Fingerprint:
-    """Knows a Llama by the shapes of its checkpoint tensors; see the starter for what ``unknown`` must say."""
+    """Computes the sizes of a Llama from the shapes of its checkpoint tensors; the starter specifies ``unknown``."""
     vocabulary, hidden = shapes["model.embed_tokens.weight"]
     query_rows = shapes["model.layers.0.self_attn.q_proj.weight"][0]
     kv_rows = shapes["model.layers.0.self_attn.k_proj.weight"][0]
@@ -232,7 +232,7 @@ def fingerprint(shapes: Mapping[str, Shape]) -> Fingerprint:
 def diagnose(
     rows: Sequence[Mapping[str, Any]], checkpoint_shapes: Mapping[str, Shape], parameter_shapes: Mapping[str, Shape]
 ) -> list[Finding]:
-    """Finds what a recorded load left unwritten, wrote twice, or cut off: counts how often each part was written and read."""
+    """Finds what a recorded load left unwritten, wrote twice or cut off: counts how often each part was written and read."""
     ranks = sorted({row["tp_rank"] for row in rows}) or [0]
     tp_size = rows[0]["tp_size"] if rows else 1
     findings = []
@@ -252,7 +252,7 @@ def diagnose(
 
 
 def _without_padding(name: str, shape: Shape, checkpoint_shapes: Mapping[str, Shape], rank: int) -> Shape:
-    """The part of a parameter that the checkpoint owes this rank: of the vocabulary, the rows that exist."""
+    """Returns the shape of a parameter without padding: of the vocabulary, only the rows that exist in the checkpoint."""
     if name not in ("model.embed_tokens.weight", "lm_head.weight") or name not in checkpoint_shapes:
         return shape
     left = checkpoint_shapes[name][0] - rank * shape[0]
@@ -260,10 +260,10 @@ def _without_padding(name: str, shape: Shape, checkpoint_shapes: Mapping[str, Sh
 
 
 def _parts(shape: Shape, spans: Iterable[Sequence[Sequence[int]]], wanted: Callable[[int], bool]) -> list[tuple[Span, ...]]:
-    """The parts of a tensor that are covered a ``wanted`` number of times; neighbours joined.
+    """Returns the parts of a tensor that are covered a ``wanted`` number of times, with neighbouring parts joined.
 
-    The edges of all spans cut each axis into pieces. Inside a cell of that grid every element is covered equally often, so it is
-    enough to ask cell by cell: the cost depends on the number of records, not on the size of the tensor.
+    The edges of all spans cut each axis into pieces, which form a grid. All elements of a cell are covered equally often, so one
+    count for each cell is enough. The cost depends on the number of records, not on the size of the tensor.
     """
     covering = list(spans)
     cells: list[tuple[Span, ...]] = [()]
@@ -284,7 +284,7 @@ def _parts(shape: Shape, spans: Iterable[Sequence[Sequence[int]]], wanted: Calla
 
 
 def _joined(parts: list[tuple[Span, ...]], axis: int) -> list[tuple[Span, ...]]:
-    """Makes one of any two parts that touch along ``axis`` and agree in every other."""
+    """Joins any two parts that are neighbours along ``axis`` and equal along every other axis."""
 
     def others(part: tuple[Span, ...]) -> tuple[Span, ...]:
         return part[:axis] + part[axis + 1 :]

@@ -1,6 +1,6 @@
-"""Lab 02, your work: say where every tensor of a Llama goes before vLLM does, know a model by its shapes, find what a load lost.
+"""Lab 02, your work: predict how vLLM loads a Llama, compute the sizes of a model from its shapes, and find the faults of a load.
 
-The real vLLM's load, traced, is a list of records. One of them, from Llama-3-8B on rank 1 of 2:
+The trace of a load by vLLM is a list of records. One record, from Llama-3-8B on rank 1 of 2:
 
     {"tensor": "model.layers.0.self_attn.k_proj.weight", "shape": [1024, 4096],
      "mapping": {"from": ".k_proj", "to": ".qkv_proj", "shard": "k"},
@@ -8,7 +8,7 @@ The real vLLM's load, traced, is a list of records. One of them, from Llama-3-8B
      "destination": [[2048, 2560], [0, 4096]], "source": [[512, 1024], [0, 4096]], "tp_rank": 1, "tp_size": 2}
 
 Spans are half-open, [start, stop), one for each dimension. Replace each `raise NotImplementedError` and run
-`./lab check 02 --impl starter`.
+`./lab check 02`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class HeadSplit:
-    """One way to cut the rows of q_proj and k_proj into heads (given; nothing to do here).
+    """A way to split the rows of q_proj and k_proj into heads (given; nothing to do here).
 
     Attributes:
         num_heads: N, query heads.
-        num_kv_heads: K, key and value heads; N is a multiple of it.
+        num_kv_heads: K, key and value heads; N is a multiple of K.
         head_dim: D, rows per head.
     """
 
@@ -38,16 +38,16 @@ class HeadSplit:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the shapes of a checkpoint give away (given; nothing to do here).
+    """The sizes of a model, as far as the shapes of its checkpoint show them (given; nothing to do here).
 
     Attributes:
         num_layers: decoder layers.
         hidden_size: H.
         intermediate_size: I, rows of gate_proj and of up_proj.
         vocab_size: V.
-        tied: there is no lm_head: the embedding serves for it.
-        splits: every way to cut the heads that fits, likeliest first.
-        unknown: what the shapes cannot tell, in words, a sentence for each.
+        tied: whether there is no lm_head; the embedding is then used in its place.
+        splits: every split into heads that fits the shapes, the likeliest first.
+        unknown: what the shapes cannot tell, one sentence for each.
     """
 
     num_layers: int
@@ -61,14 +61,14 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a load (given; nothing to do here).
+    """A fault of a load (given; nothing to do here).
 
     Attributes:
-        fault: ``missing``: rows of a parameter that nothing was written to. ``twice``: rows of a parameter that were written more
-            than once. ``cut off``: part of a checkpoint tensor that no rank read.
-        name: the parameter; for ``cut off`` the checkpoint tensor.
-        part: which part of it, one span for each dimension.
-        tp_rank: the rank it happened on; None for ``cut off``, which concerns all of them together.
+        fault: ``missing``: a part of a parameter that was never written. ``twice``: a part of a parameter that was written more
+            than once. ``cut off``: a part of a checkpoint tensor that no rank read.
+        name: the parameter; for ``cut off``, the checkpoint tensor.
+        part: the part of it, one span for each dimension.
+        tp_rank: the rank of the parameter; None for ``cut off``, which is about all ranks together.
     """
 
     fault: Literal["missing", "twice", "cut off"]
@@ -78,56 +78,56 @@ class Finding:
 
 
 def trace_row(name: str, config: Mapping[str, Any], tp_size: int = 1, tp_rank: int = 0) -> dict[str, Any]:
-    """The record that vLLM's load of one checkpoint tensor will leave, worked out from config.json alone.
+    """Predicts the record of vLLM's load of one checkpoint tensor, from config.json alone. Must not change ``config``.
 
     Args:
         name: a checkpoint tensor of a Llama: ``model.embed_tokens.weight``, ``model.layers.3.mlp.up_proj.weight``,
             ``model.norm.weight``, ``lm_head.weight`` and so on.
-        config: what config.json says. ``head_dim`` and ``num_key_value_heads`` may be absent or None: the head size is then
-            ``hidden_size // num_attention_heads``, and there are as many kv heads as query heads.
-        tp_size: how many ranks share the model. Query heads, intermediate size and padded vocabulary divide by it.
+        config: the contents of config.json. If ``head_dim`` is absent or None, it is ``hidden_size // num_attention_heads``.
+            If ``num_key_value_heads`` is absent or None, there are as many kv heads as query heads.
+        tp_size: the number of ranks. It divides the query heads, the intermediate size and the padded vocabulary.
         tp_rank: the rank that loads, from 0.
 
     Returns:
-        A record with the nine keys shown at the top of this file, shapes and spans as lists. In short:
+        A record with the nine keys shown at the top of this file, with shapes and spans as lists:
 
-        * q, k, v share ``qkv_proj``, gate and up share ``gate_up_proj``, cut along rows; ``mapping`` says so. With more ranks
-          than kv heads, ``tp_size // K`` ranks in a row hold the same kv head.
-        * o_proj and down_proj are cut along columns; norms are not cut; for all of these ``mapping`` is None.
-        * embed_tokens and lm_head have their V rows rounded up to a multiple of 64, then cut along rows; a rank reads the rows
-          that exist, and may have padding below them.
+        * q, k and v are fused into ``qkv_proj``, and gate and up into ``gate_up_proj``. They are cut along rows, and have a
+          ``mapping``. If there are more ranks than kv heads, ``tp_size // K`` consecutive ranks hold the same kv head.
+        * o_proj and down_proj are cut along columns, and norms are not cut. Their ``mapping`` is None.
+        * The V rows of embed_tokens and lm_head are rounded up to a multiple of 64, then cut along rows. A rank reads only rows
+          that exist; the rows below them are padding. Their ``mapping`` is None.
 
     Raises:
-        ValueError: a checkpoint of this config has no tensor of that name (a layer too many, the lm_head of a tied model,
-            a word that is no Llama's); the message has the name.
+        ValueError: if a checkpoint of this config has no tensor of that name (for example a layer too many, or the lm_head of a
+            tied model). The message has the name.
     """
-    raise NotImplementedError("tasks row and ranks: which parameter, which rows of it, which rows of the tensor?")
+    raise NotImplementedError("tasks row and ranks: compute the parameter, the rows written and the rows read")
 
 
 def fingerprint(shapes: Mapping[str, Shape]) -> Fingerprint:
-    """Knows a Llama by the shapes of its checkpoint tensors.
+    """Computes the sizes of a Llama from the shapes of its checkpoint tensors. Must not change ``shapes``.
 
     Args:
-        shapes: checkpoint tensor -> shape, as a safetensors header has it.
+        shapes: checkpoint tensor -> shape, as in the header of a safetensors file.
 
     Returns:
-        What the shapes say, and what they do not.
+        The sizes, and what the shapes cannot tell.
 
-        ``splits``: only the products N*D and K*D show, so it holds every (N, K, D) with these products in which D is even (rope
-        turns pairs) and N is a multiple of K. Likeliest first: by convention D is 64 up to a hidden size of 2048, and 128
-        above. The nearer D is to that by ratio, the earlier it comes; of two equally near, the larger first.
+        ``splits``: shapes show only the products N*D and K*D. List every (N, K, D) with these products in which D is even (rope
+        rotates pairs) and N is a multiple of K. The likeliest comes first: by convention D is 64 up to a hidden size of 2048,
+        and 128 above. Sort by how near D is to that size by ratio; of two equally near, the larger comes first.
 
-        ``unknown``: at least one sentence each that names ``rope_theta``, ``rms_norm_eps``, ``k_proj`` and ``v_proj`` (swapped,
-        they fit as well), ``head_dim`` when more than one split fits, and ``tie_word_embeddings`` when there is an lm_head (a
-        tied model is sometimes saved with a copy).
+        ``unknown``: at least one sentence each with ``rope_theta``; with ``rms_norm_eps``; with ``k_proj`` and ``v_proj``, which
+        may be swapped; with ``head_dim`` if more than one split fits; with ``tie_word_embeddings`` if there is an lm_head,
+        because a tied model is sometimes saved with a copy.
     """
-    raise NotImplementedError("task fingerprint: which shape shows which size, and which size shows in none?")
+    raise NotImplementedError("task fingerprint: read each size from a shape, and list what no shape shows")
 
 
 def diagnose(
     rows: Sequence[Mapping[str, Any]], checkpoint_shapes: Mapping[str, Shape], parameter_shapes: Mapping[str, Shape]
 ) -> list[Finding]:
-    """Finds what a recorded load left unwritten, wrote twice, or cut off.
+    """Finds what a recorded load left unwritten, wrote twice or cut off. Must not change its arguments.
 
     Args:
         rows: records of one rank, or of several ranks of the same load, in any order.
@@ -135,12 +135,12 @@ def diagnose(
         parameter_shapes: every parameter of the model; the same on every rank.
 
     Returns:
-        The findings in any order; an empty list for a load with nothing wrong. Neighbouring parts with the same fault are one
+        The findings in any order; an empty list if the load has no fault. Neighbouring parts with the same fault are one
         finding. Without any record, everything is missing on rank 0 of 1.
 
-        * ``missing`` and ``twice`` are told for each rank that is among the rows. Padding is not missing: of the V rows of
-          embed_tokens (or lm_head) in the checkpoint, rank r holds those from r*P on in its P rows; what lies below is padding.
-        * ``cut off`` is told only when every rank is among the rows: what one rank leaves, another may read. One thing that
-          nobody reads is not cut off: ``rotary_emb.inv_freq``, which old checkpoints store and vLLM computes.
+        * ``missing`` and ``twice`` are reported for each rank in the records. Padding is not missing: if a rank has P rows of
+          embed_tokens (or lm_head), rank r holds the rows from r*P on that exist in the checkpoint, and the rest is padding.
+        * ``cut off`` is reported only if the records have every rank, because another rank may read what one rank does not.
+          Exception: ``rotary_emb.inv_freq`` is not cut off. Old checkpoints store it, but vLLM computes it.
     """
     raise NotImplementedError("task diagnose: count how often each part was written, and how often it was read")

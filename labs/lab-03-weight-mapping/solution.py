@@ -1,7 +1,7 @@
-"""Lab 03, solution: from the tensors of a checkpoint to the fused parameters of a serving engine.
+"""Lab 03, solution: load the tensors of a checkpoint into the fused parameters of a serving engine.
 
-A checkpoint stores q_proj, k_proj and v_proj apart. An engine multiplies once, so it stacks them. With grouped-query
-attention k and v are shorter than q. Llama-3-8B has 32 query heads, 8 kv heads, 128 rows per head:
+A checkpoint stores q_proj, k_proj and v_proj separately. An engine stacks them and multiplies once. With grouped-query
+attention, k and v have fewer rows than q. Llama-3-8B has 32 query heads, 8 kv heads and 128 rows per head:
 
     qkv_proj.weight, one rank        row 0              4096     5120     6144
                                          |------ q ------|-- k --|-- v --|
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 ShardId = str | int
-"""What vLLM calls the parts of a fused parameter: "q", "k", "v", 0 (gate) and 1 (up)."""
+"""vLLM's ids for the parts of a fused parameter: "q", "k", "v", 0 (gate) and 1 (up)."""
 
 STACKED_PARAMS_MAPPING: tuple[tuple[str, str, ShardId], ...] = (
     # (fused module, checkpoint module, shard id)
@@ -34,12 +34,12 @@ STACKED_PARAMS_MAPPING: tuple[tuple[str, str, ShardId], ...] = (
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What config.json says of a model's sizes.
+    """The sizes of a model in config.json.
 
     Attributes:
         hidden_size: H, the input of every projection here.
         num_heads: N, query heads in the whole model.
-        num_kv_heads: K, key and value heads in the whole model; N is a multiple of it.
+        num_kv_heads: K, key and value heads in the whole model; N is a multiple of K.
         head_dim: D, rows per head.
         intermediate_size: I, rows of gate_proj and of up_proj.
     """
@@ -52,10 +52,10 @@ class ModelShape:
 
 
 def translate(name: str) -> tuple[str, ShardId | None]:
-    """The parameter a checkpoint tensor belongs to, and which shard of it the tensor is.
+    """Returns the parameter that a checkpoint tensor belongs to, and the shard of the parameter.
 
     Returns:
-        (parameter name, shard id); ``(name, None)`` when no mapping row matches the module that owns the tensor.
+        (parameter name, shard id), or ``(name, None)`` if no mapping row matches the module that owns the tensor.
     """
     owner, _, kind = name.rpartition(".")
     path, dot, module = owner.rpartition(".")
@@ -66,13 +66,13 @@ def translate(name: str) -> tuple[str, ShardId | None]:
 
 
 def shard_slices(shard_id: ShardId, shape: ModelShape, tp_rank: int = 0, tp_size: int = 1) -> tuple[slice, slice]:
-    """Which rows of a rank's fused parameter a shard fills, and which rows of the checkpoint tensor they come from.
+    """Returns the rows of a rank's fused parameter that a shard fills, and the rows of the checkpoint tensor to copy.
 
     Returns:
         (destination, source).
 
     Raises:
-        ValueError: the heads or the intermediate size cannot be shared evenly.
+        ValueError: if the heads or the intermediate size cannot be divided by the ranks.
     """
     if shard_id in (0, 1):
         rows = share(shape.intermediate_size, tp_size, f"{shape.intermediate_size} rows of gate_proj")
@@ -90,25 +90,25 @@ def shard_slices(shard_id: ShardId, shape: ModelShape, tp_rank: int = 0, tp_size
 
 
 def share(total: int, tp_size: int, what: str) -> int:
-    """``total / tp_size``, refused when it does not come out even; ``what`` says which of the model's numbers is to blame."""
+    """Returns ``total / tp_size``; raises ValueError if it is not a whole number. ``what`` names the number in the message."""
     if total % tp_size:
-        raise ValueError(f"{what} cannot be shared evenly by {tp_size} ranks; choose another tp_size")
+        raise ValueError(f"{what} cannot be divided by {tp_size} ranks; choose another tp_size")
     return total // tp_size
 
 
 def block(index: int, rows: int) -> slice:
-    """The ``index``-th of equal blocks of ``rows`` rows."""
+    """Returns the slice of block ``index``, where each block has ``rows`` rows."""
     return slice(index * rows, (index + 1) * rows)
 
 
 def checkpoint_rows(shard_id: ShardId, shape: ModelShape) -> int:
-    """How tall the whole checkpoint tensor of a shard must be."""
+    """Returns the number of rows of the whole checkpoint tensor of a shard."""
     kv_rows = shape.num_kv_heads * shape.head_dim
     return {"q": shape.num_heads * shape.head_dim, "k": kv_rows, "v": kv_rows}.get(str(shard_id), shape.intermediate_size)
 
 
 def fused_rows(shard_id: ShardId, shape: ModelShape, tp_rank: int, tp_size: int) -> int:
-    """How tall a rank's fused parameter is: where its last shard ends."""
+    """Returns the number of rows of a rank's fused parameter: the end of its last shard."""
     return shard_slices(1 if shard_id in (0, 1) else "v", shape, tp_rank, tp_size)[0].stop
 
 
@@ -118,7 +118,7 @@ def load_shard(
     """Copies this rank's part of one checkpoint tensor into its parameter, in place.
 
     Raises:
-        ValueError: a shape is not the one that the config asks for; not a byte was copied.
+        ValueError: if a shape is not the one that the config requires; nothing is copied then.
     """
     if shard_id is None:
         param.data.copy_(loaded[unfused_source(param, loaded, tp_rank, tp_size)])
@@ -128,23 +128,23 @@ def load_shard(
     wanted = (checkpoint_rows(shard_id, shape), *inputs)
     if loaded.shape != wanted:
         raise ValueError(
-            f"shard {shard_id!r} of the checkpoint is {tuple(loaded.shape)} and the config asks for {wanted}; compare the "
+            f"shard {shard_id!r} of the checkpoint is {tuple(loaded.shape)}, but the config requires {wanted}; compare the "
             f"checkpoint with config.json's num_key_value_heads {shape.num_kv_heads}, head_dim {shape.head_dim} and "
             f"intermediate_size {shape.intermediate_size}"
         )
     wanted = (fused_rows(shard_id, shape, tp_rank, tp_size), *inputs)
     if param.shape != wanted:
-        raise ValueError(f"the fused parameter is {tuple(param.shape)} and rank {tp_rank} of {tp_size} needs {wanted}")
+        raise ValueError(f"the fused parameter is {tuple(param.shape)}, but rank {tp_rank} of {tp_size} needs {wanted}")
     param.data[destination].copy_(loaded[source])
 
 
 def unfused_source(param: Tensor, loaded: Tensor, tp_rank: int, tp_size: int) -> tuple[slice, ...]:
-    """This rank's part of a tensor that is not fused: its block of every dimension in which the parameter is smaller."""
+    """Returns this rank's part of an unfused tensor: its block of every dimension in which the parameter is smaller."""
     sizes = list(zip(param.shape, loaded.shape, strict=False))
     if loaded.dim() != param.dim() or any(big not in (own, own * tp_size) for own, big in sizes):
         raise ValueError(
             f"the checkpoint tensor is {tuple(loaded.shape)} and the parameter of rank {tp_rank} of {tp_size} is "
-            f"{tuple(param.shape)}; each dimension must be the same, or {tp_size} times the parameter's"
+            f"{tuple(param.shape)}; each dimension must be that of the parameter, or {tp_size} times it"
         )
     return tuple(block(tp_rank if big != own else 0, own) for own, big in sizes)
 
@@ -156,22 +156,22 @@ def load_weights(
     tp_rank: int = 0,
     tp_size: int = 1,
 ) -> set[str]:
-    """Loads a whole checkpoint, strictly: every shard of every parameter exactly once.
+    """Loads a whole checkpoint. Every shard of every parameter must be loaded exactly once.
 
     Returns:
-        The names of the parameters that were filled: all of them.
+        The names of all parameters.
 
     Raises:
-        ValueError: naming what is unknown, what came twice and what never came, and which of the three it is.
+        ValueError: if tensors are unknown or come twice, or shards are missing; the message names them all.
     """
     expected = [(name, shard_id) for name in params for shard_id in shards_of(name)]
     missing, problems = set(expected), []
     for name, loaded in weights:
         target = parameter, shard_id = translate(name)
         if target not in expected:
-            problems.append(f"{name} has no parameter {parameter} to go to")
+            problems.append(f"{name} is unknown: the model has no parameter {parameter}")
         elif target not in missing:
-            problems.append(f"{name} came twice")
+            problems.append(f"{name} comes twice")
         else:
             load_shard(params[parameter], loaded, shard_id, shape, tp_rank, tp_size)
             missing.remove(target)
@@ -184,6 +184,6 @@ def load_weights(
 
 
 def shards_of(parameter: str) -> tuple[ShardId | None, ...]:
-    """The shards that fill a parameter, by the mapping rows; (None,) when it is not fused."""
+    """Returns the shards that fill a parameter, by the mapping rows; (None,) if it is not fused."""
     module = parameter.rpartition(".")[0].rpartition(".")[2]
     return tuple(shard_id for fused, _, shard_id in STACKED_PARAMS_MAPPING if fused == module) or (None,)

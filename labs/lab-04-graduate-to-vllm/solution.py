@@ -1,4 +1,4 @@
-"""Lab 04, solution: lab 01's two models as a plugin of the real vLLM."""
+"""Lab 04, solution: the two models of lab 01 as a plugin of the real vLLM."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from vllm.model_executor.models.interfaces import IsAttentionFree
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 
 ARCHITECTURE = "BigramForCausalLM"
-"""What config.json's "architectures" calls this model."""
+"""The name of this model in "architectures" of config.json."""
 
 
 class BigramConfig(PretrainedConfig):
-    """config.json of a bigram model, as an object: every key of the file is an attribute."""
+    """The config.json of a bigram model. Every key of the file is an attribute."""
 
     model_type = "bigram"
 
 
 class BigramForCausalLM(nn.Module, IsAttentionFree):
-    """Logits from a table, by the last token alone. Nothing to attend to, so no KV cache: ``IsAttentionFree`` says it."""
+    """Looks up the logits of the next token in a table, by the last token. It has no attention, so it needs no KV cache."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        """Makes the table; its values are filled later.
+        """Makes the table. Its values are loaded later.
 
         Args:
-            vllm_config: everything vLLM was told; ``model_config.hf_config`` is config.json.
+            vllm_config: all settings of vLLM; ``model_config.hf_config`` is config.json.
             prefix: the name of this module in a larger one.
         """
         super().__init__()
@@ -44,7 +44,7 @@ class BigramForCausalLM(nn.Module, IsAttentionFree):
         self.table = nn.Parameter(torch.empty(vocab_size, vocab_size), requires_grad=False)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """(T,) to (T, V): a bigram's embedding of a token is its row."""
+        """Returns the embedding of each token, which is its row of the table: (T,) to (T, V)."""
         return self.table[input_ids]
 
     def forward(
@@ -54,33 +54,33 @@ class BigramForCausalLM(nn.Module, IsAttentionFree):
         intermediate_tensors: object = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states, one row for each token: (T,) to (T, V)."""
+        """Returns hidden states, one row for each token: (T,) to (T, V)."""
         return self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """(R, V) to (R, V): the rows that are sampled from, which are logits already."""
+        """Returns its argument: the rows that vLLM samples from are logits already, (R, V)."""
         return hidden_states
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Fills the parameters; returns the names of those it has filled."""
+        """Loads the parameters, and returns the names of the filled parameters."""
         return AutoWeightsLoader(self).load_weights(weights)
 
 
 TINY_ARCHITECTURE = "TinyAttentionForCausalLM"
-"""What config.json's "architectures" calls the second model."""
+"""The name of the second model in "architectures" of config.json."""
 
 
 class TinyAttentionConfig(PretrainedConfig):
-    """config.json of the second model."""
+    """The config.json of the second model."""
 
     model_type = "tiny_attention"
 
 
 class TinyAttentionForCausalLM(nn.Module):
-    """One layer of attention and one of feed-forward, each behind a norm and around a residual: a Llama in small."""
+    """A Llama with one layer: attention and feed-forward, each with a norm before and a residual around it."""
 
     hf_to_vllm_mapper = WeightsMapper(
-        orig_to_new_stacked={  # in this order: what a row has made, the next row sees
+        orig_to_new_stacked={  # the order matters: each row is applied to the result of the rows before it
             "v_proj": ("qkv_proj", "v"),
             "k_proj": ("qkv_proj", "k"),
             "q_proj": ("qkv_proj", "q"),
@@ -90,7 +90,7 @@ class TinyAttentionForCausalLM(nn.Module):
     )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        """Makes the layers; their weights are filled later."""
+        """Makes the layers. Their weights are loaded later."""
         super().__init__()
         config = vllm_config.model_config.hf_config
         hidden, eps, head_dim = config.hidden_size, config.rms_norm_eps, config.head_dim
@@ -121,7 +121,7 @@ class TinyAttentionForCausalLM(nn.Module):
         self.logits_processor = LogitsProcessor(config.vocab_size)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """(T,) to (T, H)."""
+        """Returns the embedding of each token: (T,) to (T, H)."""
         return self.embed_tokens(input_ids)
 
     def forward(
@@ -131,7 +131,7 @@ class TinyAttentionForCausalLM(nn.Module):
         intermediate_tensors: object = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states, one row for each token: (T,) to (T, H)."""
+        """Returns hidden states, one row for each token: (T,) to (T, H)."""
         hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         qkv, _ = self.qkv_proj(self.input_layernorm(hidden))
         num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
@@ -144,16 +144,16 @@ class TinyAttentionForCausalLM(nn.Module):
         return self.norm(hidden + fed)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """(R, H) to (R, V), on the first rank; None on the others."""
+        """Returns logits: (R, H) to (R, V) on the first rank, None on the others."""
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Fills the parameters, by the mapping rows; returns the names of those it has filled."""
+        """Loads the parameters with the mapping rows, and returns the names of the filled parameters."""
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
 
 def register() -> None:
-    """Tells transformers how to read the two kinds of config.json, and vLLM who builds the two models."""
+    """Registers the two config classes with transformers and the two models with vLLM."""
     AutoConfig.register(BigramConfig.model_type, BigramConfig)
     AutoConfig.register(TinyAttentionConfig.model_type, TinyAttentionConfig)
     ModelRegistry.register_model(ARCHITECTURE, f"{__name__}:BigramForCausalLM")
@@ -161,5 +161,5 @@ def register() -> None:
 
 
 def entry_points() -> dict[str, dict[str, str]]:
-    """What [project.entry-points] of pyproject.toml says."""
+    """Returns [project.entry-points] of pyproject.toml."""
     return {"vllm.general_plugins": {"graduate": "graduate:register"}}

@@ -1,4 +1,4 @@
-"""Mutants that nobody wrote: mutmut's operators (another number, operator, argument, condition) on the labs' solutions."""
+"""Generates mutants of the labs' solutions with the operators of mutmut: another number, operator, argument or condition."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NOTHING_IGNORED = IgnoredCode(no_mutate_lines=set(), ignore_node_lines=set(), ig
 
 @dataclass(frozen=True)
 class Generated:
-    """One change of a solution.
+    """A generated mutant: one change of a solution.
 
     Attributes:
-        before: the lines that were changed, without their indentation.
-        after: what they are now.
-        source: the whole implementation.
+        before: the changed lines before the change, without indentation.
+        after: the same lines after the change.
+        source: the source of the whole implementation.
     """
 
     before: str
@@ -34,12 +34,12 @@ class Generated:
 
     @property
     def name(self) -> str:
-        """The same as long as the changed lines are."""
+        """A hash of the changed lines."""
         return hashlib.sha256(f"{self.before}\0{self.after}\0".encode()).hexdigest()[:10]
 
 
 def generated(lab: Lab) -> list[Generated]:
-    """Every mutant that mutmut makes of the lab's solution, in the order of its lines; of two alike the first."""
+    """Returns every mutant of the lab's solution, in the order of its lines. Of equal mutants, returns the first."""
     code = (lab.folder / "solution.py").read_text(encoding="utf-8")
     begins = [0, *accumulate(map(len, code.splitlines(keepends=True)))]
     visitor = MutationVisitor(mutation_operators, NOTHING_IGNORED)
@@ -48,7 +48,7 @@ def generated(lab: Lab) -> list[Generated]:
     places = wrapper.resolve(WhitespaceInclusivePositionProvider)
     mutants: dict[str, Generated] = {}
     for mutation in visitor.mutations:
-        # In the text and not in the tree, which would be written out anew for each mutant, 30 times as slowly.
+        # Replace in the text: writing the whole tree for each mutant is 30 times slower.
         place = places[mutation.original_node]
         first, last = (begins[at.line - 1] + at.column for at in (place.start, place.end))
         source = code[:first] + wrapper.module.code_for_node(mutation.mutated_node) + code[last:]

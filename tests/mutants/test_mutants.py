@@ -1,6 +1,6 @@
-"""Each wrong implementation fails, for the reason that killed.txt holds; each right one passes.
+"""Tests that each wrong implementation fails with the message in killed.txt, and that each right one passes.
 
-MINI_VLLM_LABS_WRITE_GOLDEN=1 .venv/bin/python -m pytest tests/mutants/test_mutants.py      writes killed.txt and the table
+To write killed.txt and the table: MINI_VLLM_LABS_WRITE_GOLDEN=1 .venv/bin/python -m pytest tests/mutants/test_mutants.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from labkit.system.labs import Lab, all_labs
 LABS = [lab for lab in all_labs() if Path(__file__).with_name(f"lab-{lab.number}").is_dir()]
 WRITE = os.environ.get("MINI_VLLM_LABS_WRITE_GOLDEN") == "1"
 AT_LEAST = {"01": 20, "03": 30, "02": 25}
-"""Wrong implementations of each lab."""
+"""The least number of wrong implementations of each lab."""
 
 each_lab = pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.number)
 Graded = dict[Path, Verdict]
@@ -27,7 +27,7 @@ Graded = dict[Path, Verdict]
 
 @pytest.fixture(scope="session")
 def graded() -> Callable[[Lab], Graded]:
-    """The verdict on every mutant of a lab, wrong and right; asked for by several tests, taken once."""
+    """Grades every mutant of a lab, wrong and right, once for all tests."""
     known: dict[str, Graded] = {}
 
     def grade(lab: Lab) -> Graded:
@@ -41,10 +41,10 @@ def graded() -> Callable[[Lab], Graded]:
 
 
 def killed_text(wrong: Graded) -> str:
-    """What killed.txt holds: for each mutant what it believes, where it fails, and what a learner then reads."""
+    """Returns the text of killed.txt: the misconception of each mutant, the test that fails, and its message."""
     entries = []
     for file, verdict in wrong.items():
-        # The folder of a test, and the last digits of a product, are another machine's on another machine.
+        # The folder of a test and the last digits of a product differ between machines.
         stable = re.sub(r"/\S*/(?=test_)", "", verdict.message)
         stable = re.sub(r"-?\d+\.\d{3,}(e-\d+)?", lambda number: f"{float(number[0]):.2f}", stable)
         message = "".join(f"    {line}\n" for line in stable.splitlines())
@@ -53,17 +53,17 @@ def killed_text(wrong: Graded) -> str:
 
 
 def table(lab: Lab) -> str:
-    """The README's table of one lab, out of its killed.txt."""
+    """Returns the README's table of one lab, from its killed.txt."""
     killed = re.findall(
         r"^(\w+): (.*)\n  fails (\w+),", (HERE / f"lab-{lab.number}" / "killed.txt").read_text(encoding="utf-8"), re.M
     )
     heading = f"Lab {lab.number}: {len(killed)} wrong implementations, all of them killed.\n\n"
     rows = "".join(f"| {name} | {belief} | {task} |\n" for name, belief, task in killed)
-    return f"{heading}| mutant | what it believes | task that it fails |\n|---|---|---|\n{rows}"
+    return f"{heading}| mutant | misconception | task that fails |\n|---|---|---|\n{rows}"
 
 
 def golden(file: Path, text: str) -> str:
-    """What a file holds that this text was written to; written anew, if that was asked for."""
+    """Returns the contents of a golden file. Writes ``text`` to it first if WRITE is set."""
     if WRITE:
         file.write_text(text, encoding="utf-8")
     return file.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Verdicts on many implementations of a lab, fast: torch and the tests are imported once, and each file is graded in a fork.
+"""Grades many implementations of a lab fast: imports torch and the tests once, and grades each file in a fork.
 
-A fork grades as ``./lab check`` does, by the lab's own test_lab.py through pytest, but stops at the first test that fails.
+A fork runs the lab's test_lab.py with pytest, like ``./lab check``, but stops at the first test that fails.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from labkit.system.labs import ROOT, Lab, find_lab
 
 PYTEST = ["-q", "-x", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "-m", "not gpu"]
 CPU_SECONDS = 60
-"""What a file may compute before it is called endless: not a time on the clock, so that a busy machine kills no mutant."""
+"""CPU time after which a file counts as endless. CPU time and not wall time, so that a busy machine kills no mutant."""
 WORKERS = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a file fared.
+    """The result of grading one file.
 
     Attributes:
-        test: the first test that it failed, in the order of the lab's tasks; empty when it passed them all.
-        task: that test's task.
-        message: what a learner reads.
-        endless: whether it was ended because it went on computing.
+        test: the first test that failed, in the order of the lab's tasks; empty if all passed.
+        task: the task of that test.
+        message: the failure message that a learner reads.
+        endless: whether the file was ended at the limit of CPU time.
     """
 
     test: str = ""
@@ -48,7 +48,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the file is right, as far as the lab's tests can tell."""
+        """Whether the file passed all tests."""
         return not self.test
 
 
@@ -56,13 +56,13 @@ def verdicts(lab: Lab, sources: dict[str, str], quickest_first: bool = False) ->
     """Grades whole implementations.
 
     Args:
-        lab: whose tests decide.
+        lab: the lab whose tests are run.
         sources: name -> source of a whole implementation.
-        quickest_first: runs the tests that the solution passes soonest first, where it does not matter which test kills a file.
+        quickest_first: runs the quickest tests first; use it if it does not matter which test kills a file.
 
     Raises:
-        subprocess.CalledProcessError: the lab's tests cannot be collected, or its own solution does not pass them; what was
-            said of it is on the terminal.
+        subprocess.CalledProcessError: if the lab's tests cannot be collected, or its solution does not pass them. The reason is
+            printed to the terminal.
     """
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         for name, source in sources.items():
@@ -70,14 +70,14 @@ def verdicts(lab: Lab, sources: dict[str, str], quickest_first: bool = False) ->
             file.parent.mkdir(parents=True)
             file.write_text(source, encoding="utf-8")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        # Whoever waits for the template lets it write to the terminal: it says how far it is.
+        # The child process prints its progress to the terminal.
         command = [sys.executable, __file__, lab.number, folder, *(["--quickest-first"] if quickest_first else [])]
         subprocess.run(command, env=environment, cwd=ROOT, check=True)
         return {name: Verdict(**json.loads(Path(folder, name, "verdict.json").read_text())) for name in sources}
 
 
 class FirstFailure:
-    """A pytest plugin that puts the tests in an order, keeps the first failure, and times them."""
+    """A pytest plugin that orders the tests, records the first failure, and measures the duration of each test."""
 
     def __init__(self, lab: Lab, order: Sequence[str]) -> None:
         self.tasks = {test: task.name for task in lab.tasks for test in task.tests}
@@ -98,7 +98,7 @@ class FirstFailure:
 
 
 def grade(lab: Lab, file: Path, order: Sequence[str]) -> None:
-    """In a fork: the verdict on one file, left beside it, and how long each test took."""
+    """Grades one file, in a fork. Writes verdict.json and seconds.json next to the file."""
     os.environ["LAB_IMPL"] = str(file)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     quiet = os.open(os.devnull, os.O_RDWR)
@@ -112,7 +112,7 @@ def grade(lab: Lab, file: Path, order: Sequence[str]) -> None:
 
 
 def fork(lab: Lab, file: Path, order: Sequence[str]) -> int:
-    """Starts a fork that grades one file; returns its process id."""
+    """Starts a fork that grades one file, and returns its process id."""
     if child := os.fork():
         return child
     status: Any = 1
@@ -124,31 +124,29 @@ def fork(lab: Lab, file: Path, order: Sequence[str]) -> int:
 
 
 def quickest(lab: Lab, folder: Path, order: Sequence[str]) -> list[str]:
-    """The tests by how long the solution, which must pass them, takes over each."""
+    """Returns the tests, sorted by their duration with the solution."""
     file = folder / "solution.py"
     file.write_text((lab.folder / "solution.py").read_text(encoding="utf-8"), encoding="utf-8")
     os.waitpid(fork(lab, file, order), 0)
     if Verdict(**json.loads(file.with_name("verdict.json").read_text())) != Verdict():
-        raise SystemExit(
-            f"the solution of lab {lab.number} does not pass its tests, which would kill all; ./lab check {lab.number}"
-        )
+        raise SystemExit(f"the solution of lab {lab.number} does not pass its tests; run ./lab check {lab.number} --solution")
     seconds = json.loads(file.with_name("seconds.json").read_text())
     return sorted(order, key=lambda test: seconds.get(test, 0))
 
 
 def template(lab: Lab, folder: Path, quickest_first: bool) -> None:
-    """Imports what every fork needs, then forks for each file, as many at a time as there are processors.
+    """Imports the modules that every fork needs, then forks for each file, one fork per processor at a time.
 
-    Nothing is computed before a fork: OpenMP's threads do not survive it, and numba refuses to go on.
+    Nothing is computed before a fork, because the threads of OpenMP and numba do not survive one.
     """
-    sys.modules["vllm"] = None  # type: ignore[assignment]  # not installed here: lab 02's recordings are as good and 20 times faster
+    sys.modules["vllm"] = None  # type: ignore[assignment]  # hides vLLM: lab 02's recordings are 20 times faster
     with Path(os.devnull).open("w") as quiet:
         terminal, sys.stdout = sys.stdout, quiet
         collected = pytest.main([*PYTEST, "--collect-only", str(lab.tests)])
         sys.stdout = terminal
     if collected != 0:
         raise SystemExit(f"{lab.tests} cannot be collected; run pytest on it")
-    gc.freeze()  # a fork's collections, of which pytest makes several, pass over all that is here already
+    gc.freeze()  # garbage collections in a fork then skip all existing objects
     order = [test for task in lab.tasks for test in task.tests]
     if quickest_first:
         order = quickest(lab, folder, order)
@@ -165,7 +163,7 @@ def template(lab: Lab, folder: Path, quickest_first: bool) -> None:
         if not verdict.exists():
             ended = os.waitstatus_to_exitcode(status)
             endless = ended == -signal.SIGXCPU
-            how = "went on and on" if endless else f"ended with status {ended}"
+            how = "reached the limit of CPU time" if endless else f"ended with status {ended}"
             verdict.write_text(json.dumps(asdict(Verdict("none", "none", f"{how} before there was a verdict", endless))))
         if sys.stderr.isatty():
             print(f"\rlab {lab.number}: {done} of {total} files graded", end="" if done < total else "\n", file=sys.stderr)

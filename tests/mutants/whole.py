@@ -1,7 +1,7 @@
-"""A mutant's file has only what it gets wrong; here it becomes a whole implementation, as a learner's file is.
+"""Makes a whole implementation from a mutant's file, which has only the wrong definitions.
 
 tests/mutants/lab-03/rounded_down.py          def share(...): a wrong one
-+ labs/lab-03-weight-mapping/solution.py      all that is right
++ labs/lab-03-weight-mapping/solution.py      all right definitions
 = a file                                      with the wrong share(), and the right one as right_share()
 """
 
@@ -17,18 +17,19 @@ HERE = Path(__file__).parent
 
 
 def mutants_of(lab: Lab, kind: str = ".") -> list[Path]:
-    """The lab's wrong implementations, or with ``kind`` "right" the right ones that look different."""
+    """Returns the lab's wrong implementations, or its right ones if ``kind`` is "right"."""
     return sorted((HERE / f"lab-{lab.number}" / kind).glob("*.py"))
 
 
 def misconception(mutant: Path) -> str:
-    """The first line of a mutant's docstring: what somebody believes who writes this."""
+    """Returns the first line of a mutant's docstring, which says its misconception."""
     return (ast.get_docstring(ast.parse(mutant.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def whole(lab: Lab, mutant: Path) -> str:
-    """The source of an implementation: the lab's solution, in which the mutant's definitions take the place of those of the
-    same name. What they replace stays within reach as ``right_NAME``. A class takes the methods that the mutant gives it."""
+    """Returns the source of an implementation: the lab's solution with the definitions of the mutant in place of its own.
+
+    A replaced function is still defined, as ``right_NAME``. In a class, only the mutant's methods are replaced."""
     solution = ast.parse((lab.folder / "solution.py").read_text(encoding="utf-8"))
     changes = ast.parse(mutant.read_text(encoding="utf-8"))
     solution.body = _changed(solution.body, changes.body[1:])
@@ -36,7 +37,7 @@ def whole(lab: Lab, mutant: Path) -> str:
 
 
 def _changed(body: list[ast.stmt], changes: list[ast.stmt]) -> list[ast.stmt]:
-    """One module's or class's statements with the changes in their places; what is new comes before all definitions."""
+    """Applies changes to the statements of a module or class. New definitions come before all others."""
     new = {_name(change): change for change in changes}
     result: list[ast.stmt] = []
     for statement in body:
@@ -54,7 +55,7 @@ def _changed(body: list[ast.stmt], changes: list[ast.stmt]) -> list[ast.stmt]:
 
 
 def _name(statement: ast.stmt) -> str:
-    """What a statement defines; an import or an expression only itself."""
+    """Returns the name that a statement defines, or its source if it defines none."""
     match statement:
         case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
             return name

@@ -59,12 +59,12 @@ ROWS = {
 FACTS = [
     Fact("Requirements", "vLLM is 0.32.0", lambda: vllm.__version__ == "0.32.0"),
     Fact(
-        "One tensor's way, `k_proj` on rank 1 of 2",
+        "The path of one tensor: `k_proj` on rank 1 of 2",
         "Llama's mapping rows are LlamaModel.hf_to_vllm_mapper, five of them",
         lambda: llama.LlamaModel.hf_to_vllm_mapper.orig_to_new_stacked == ROWS,
     ),
     Fact(
-        "Two words for one table",
+        "Two forms of the mapping",
         "the rows are orig_to_new_stacked of a WeightsMapper, and llama.py has no stacked_params_mapping any more",
         lambda: (
             isinstance(llama.LlamaModel.hf_to_vllm_mapper, WeightsMapper)
@@ -72,7 +72,7 @@ FACTS = [
         ),
     ),
     Fact(
-        "Two words for one table",
+        "Two forms of the mapping",
         "most model files have orig_to_new_stacked, older ones stacked_params_mapping, minicpm.py among them",
         lambda: (
             model_files("orig_to_new_stacked") > model_files("stacked_params_mapping = [") > 0
@@ -80,13 +80,13 @@ FACTS = [
         ),
     ),
     Fact(
-        "Two words for one table",
+        "Two forms of the mapping",
         "without the leading dot, gate_proj ends as gate_gate_up_proj",
         lambda: without_dots().map_name("mlp.gate_proj.weight") == "mlp.gate_gate_up_proj.weight",
     ),
-    Fact("One tensor's way, `k_proj` on rank 1 of 2", "vocabularies are padded to 64", lambda: DEFAULT_VOCAB_PADDING_SIZE == 64),
+    Fact("The path of one tensor: `k_proj` on rank 1 of 2", "vocabularies are padded to 64", lambda: DEFAULT_VOCAB_PADDING_SIZE == 64),
     Fact(
-        "What vLLM 0.32.0 says of a bad checkpoint",
+        "How vLLM 0.32.0 handles a bad checkpoint",
         "track_weights_loading exempts what has process_weights_after_loading, and linear layers and embeddings have it",
         lambda: (
             "process_weights_after_loading" in inspect.getsource(DefaultModelLoader.track_weights_loading)
@@ -94,7 +94,7 @@ FACTS = [
         ),
     ),
     Fact(
-        "Loads, but talks garbage: an order of search",
+        "Loads, but generates nonsense: an order of search",
         "--load-format dummy never calls the model's load_weights",
         lambda: "model.load_weights" not in inspect.getsource(DummyModelLoader),
     ),

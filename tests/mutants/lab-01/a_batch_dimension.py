@@ -1,4 +1,4 @@
-"""The logits are (1, T, V), as in transformers."""
+"""The logits have shape (1, T, V), as in transformers."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""A table that does not fit is caught by an assert, which python -O takes out."""
+"""A wrong shape is refused by an assert, which python -O removes."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The model is made to be called (__call__), and forward is what it calls: the engine finds no forward."""
+"""The model has only __call__, so the engine finds no forward."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The first token of every step is taken for the beginning of a text: a prompt that comes in chunks is answered otherwise."""
+"""The first token of every step is treated as the start of a text, which is wrong for later chunks of a prompt."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The class itself is registered: it is called with config and checkpoint, which __init__ does not take."""
+"""The class itself is registered as factory, but __init__ does not take (config, checkpoint)."""
 
 
 def register():

@@ -1,4 +1,4 @@
-"""The table is read the wrong way round: column t, what comes before t, not row t, what comes after."""
+"""Column t of the table is returned, the logits before token t, not row t."""
 
 
 class BigramModel:

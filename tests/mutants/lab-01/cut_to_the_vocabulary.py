@@ -1,4 +1,4 @@
-"""A table that is too large is cut to the vocabulary, in silence."""
+"""A table that is too large is cut to the vocabulary without an error."""
 
 
 class BigramModel:

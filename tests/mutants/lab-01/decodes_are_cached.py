@@ -1,4 +1,4 @@
-"""A step of one token is taken for the continuation of the last one: its answer is looked up by the step before."""
+"""A step gets the logits of the tokens of the step before, if both steps have the same shape."""
 
 
 class BigramModel:

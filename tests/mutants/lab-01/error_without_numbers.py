@@ -1,4 +1,4 @@
-"""A table that does not fit is refused without a word about either size."""
+"""The error for a wrong shape has no numbers."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The last norm is loaded and not used."""
+"""The last norm is loaded but not used."""
 
 
 class TinyAttentionModel:

@@ -1,4 +1,4 @@
-"""The logits of the first step are kept and given again to every step of the same length."""
+"""The logits of the first step are returned again for every step of the same length."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""up_proj is mapped to the half that goes through silu."""
+"""up_proj is mapped to the half to which silu is applied."""
 
 
 class TinyAttentionModel:

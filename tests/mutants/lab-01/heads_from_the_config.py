@@ -1,4 +1,4 @@
-"""Head counts are taken from config.json: they are the whole model's, and a rank of two has half of them."""
+"""Head counts are taken from config.json, but a rank of two has half of them."""
 
 
 class TinyAttentionModel:

@@ -1,4 +1,4 @@
-"""What was seen before is kept and weighs on what comes after: the answer depends on who was served earlier."""
+"""Earlier logits are added to later ones, so the logits depend on earlier requests."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""One row is returned, as if a step held one request and only its end mattered."""
+"""Only the last row is returned, as if a step had one request."""
 
 
 class BigramModel:

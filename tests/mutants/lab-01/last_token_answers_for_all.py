@@ -1,4 +1,4 @@
-"""The step is taken for one request: every row is the last token's."""
+"""Every row is the row of the last token, as if a step had one request."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""Whatever fits is copied and the rest is passed over: load_state_dict(strict=False), in effect."""
+"""Tensors that fit are copied and the others are skipped, as by load_state_dict(strict=False)."""
 
 
 class TinyAttentionModel:

@@ -1,4 +1,4 @@
-"""Logits are returned in bfloat16, whatever the table's dtype."""
+"""Logits are returned in bfloat16, whatever the dtype of the table."""
 
 
 class BigramModel:

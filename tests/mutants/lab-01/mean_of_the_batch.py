@@ -1,4 +1,4 @@
-"""Logits are centred over the step: a request's answer depends on who stands beside it."""
+"""The bigram's logits are centred over the step, so they depend on other requests."""
 
 
 class BigramModel:

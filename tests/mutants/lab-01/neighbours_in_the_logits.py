@@ -1,4 +1,4 @@
-"""Logits are centred over the rows of the step: a request's answer depends on its neighbours in the batch."""
+"""The attention model's logits are centred over the step, so they depend on other requests."""
 
 
 class TinyAttentionModel:

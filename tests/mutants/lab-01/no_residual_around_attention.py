@@ -1,4 +1,4 @@
-"""The attention's output replaces the stream, where it should be added to it."""
+"""The output of attention replaces the hidden states; it should be added to them."""
 
 
 class TinyAttentionModel:

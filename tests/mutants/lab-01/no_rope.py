@@ -1,4 +1,4 @@
-"""Queries and keys are not turned: the model does not know where a token stands."""
+"""No rotary embedding is applied, so attention does not depend on positions."""
 
 
 class TinyAttentionModel:

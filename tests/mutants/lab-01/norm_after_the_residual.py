@@ -1,4 +1,4 @@
-"""The stream itself is normed, where only what goes into a layer should be."""
+"""The norm is applied to the residual too, not only to the input of a layer."""
 
 
 class TinyAttentionModel:

@@ -1,4 +1,4 @@
-"""The first model that was built is kept in the class, and every other directory gets it."""
+"""The first model is stored in the class and returned for every other directory."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The table's rows are compared with the vocabulary, and its columns are not."""
+"""The rows of the table are compared with the vocabulary, but its columns are not."""
 
 
 class BigramModel:

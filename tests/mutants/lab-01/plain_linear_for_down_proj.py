@@ -1,4 +1,4 @@
-"""down_proj is torch's own Linear: no rank cuts it, no int8 rounds it, no adapter finds it."""
+"""down_proj is a torch Linear: it is not cut, not rounded to int8, and gets no adapter."""
 
 
 class TinyAttentionModel:

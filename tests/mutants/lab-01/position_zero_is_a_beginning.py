@@ -1,4 +1,4 @@
-"""The token at position 0 gets no answer, since nothing comes before it."""
+"""The logits at position 0 are zero, because no token comes before it."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""Positions are counted from the beginning of the step: right for a prompt in one piece, wrong for a chunk and a decode."""
+"""Positions are counted from the start of the step, which is wrong for later chunks and decodes."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The factory is registered under the class's name, where config.json says the architecture's."""
+"""The factory is registered under the name of the class, not of the architecture in config.json."""
 
 
 def register():

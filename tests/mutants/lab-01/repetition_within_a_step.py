@@ -1,4 +1,4 @@
-"""Tokens that stand in the same step are made unlikely, as if the step were one request's history."""
+"""Logits of tokens in the same step are lowered, as if the step were the history of one request."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The row is chosen by where the token stands, not by what it is."""
+"""The row is selected by the position, not by the token."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""A bigram is taken for the pair that came before: each token is answered with the row of its left neighbour."""
+"""Each token gets the row of the token before it in the step."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The table is taken as it is: a vocabulary that the config does not have is found when a token is out of range."""
+"""The shape of the table is not compared with the config."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The position is added to the token: right for the first token of a request only."""
+"""The position is added to the token, which is right only at position 0."""
 
 
 class BigramModel:

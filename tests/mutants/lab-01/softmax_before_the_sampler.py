@@ -1,4 +1,4 @@
-"""forward returns probabilities: the sampler then turns them into probabilities once more, and all become alike."""
+"""forward returns probabilities, and the sampler applies softmax again."""
 
 
 class BigramModel:

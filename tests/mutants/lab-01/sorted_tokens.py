@@ -1,4 +1,4 @@
-"""The step's tokens are sorted, and each distinct one is looked up once: rows come back in another order."""
+"""The tokens of the step are sorted and looked up once each, so rows are in the wrong order."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The rows that are returned are made colder in place: the model forgets a little with every call."""
+"""The returned rows are scaled in place, so the table changes with every call."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""The table is made at random in the size of the config, and the checkpoint's is not read."""
+"""The table is random, with the size of the config; the checkpoint's is not read."""
 
 import torch
 

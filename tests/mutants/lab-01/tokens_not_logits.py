@@ -1,4 +1,4 @@
-"""forward returns the likeliest token, which is the sampler's business."""
+"""forward returns the most likely tokens, which is the task of the sampler."""
 
 
 class BigramModel:

@@ -1,4 +1,4 @@
-"""Values are turned by their position, as queries and keys are."""
+"""The rotary embedding is applied to values too."""
 
 
 class TinyAttentionModel:

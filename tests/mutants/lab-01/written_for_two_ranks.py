@@ -1,4 +1,4 @@
-"""The model asks how many ranks there are and divides by itself what the layers divide already."""
+"""The model has an attribute about ranks, which only the layers need."""
 
 
 class TinyAttentionModel:

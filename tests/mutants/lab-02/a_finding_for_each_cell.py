@@ -1,4 +1,4 @@
-"""Neighbouring parts with the same fault are told one by one."""
+"""Neighbouring parts with the same fault are reported separately."""
 
 
 def _joined(parts, axis):

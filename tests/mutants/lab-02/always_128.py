@@ -1,4 +1,4 @@
-"""Heads have 128 rows: the convention of the large models is taken for a law."""
+"""Heads always have 128 rows, as in most large models."""
 
 from dataclasses import replace
 

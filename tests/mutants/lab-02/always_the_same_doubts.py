@@ -1,4 +1,4 @@
-"""The same doubts are told of every checkpoint, whatever it shows."""
+"""`unknown` has the same sentences for every checkpoint."""
 
 from dataclasses import replace
 

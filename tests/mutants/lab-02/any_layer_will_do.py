@@ -1,4 +1,4 @@
-"""A layer's number is not compared with num_hidden_layers."""
+"""The number of a layer is not compared with num_hidden_layers."""
 
 
 def _checkpoint_shape(name, config):

@@ -1,4 +1,4 @@
-"""A kv head that two ranks read is called written twice."""
+"""A kv head that two ranks read is reported as written twice."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

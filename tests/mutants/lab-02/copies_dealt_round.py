@@ -1,4 +1,4 @@
-"""Copies of kv heads are dealt round the ranks, where neighbours share one."""
+"""Replicas of kv heads are distributed round-robin; consecutive ranks should share one."""
 
 
 def _fused_cut(module, config, tp_size, tp_rank):

@@ -1,4 +1,4 @@
-"""What is cut off is told although only some ranks were recorded."""
+"""cut off is reported even if only some ranks were recorded."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

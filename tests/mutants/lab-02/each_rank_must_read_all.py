@@ -1,4 +1,4 @@
-"""What one rank leaves is called cut off, though another reads it."""
+"""A part that one rank does not read is reported as cut off, even if another rank reads it."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

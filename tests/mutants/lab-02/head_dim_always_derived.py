@@ -1,4 +1,4 @@
-"""head_dim is hidden_size / heads, whatever config.json says."""
+"""head_dim is computed as hidden_size / heads, even if config.json has it."""
 
 
 def _heads(config):

@@ -1,4 +1,4 @@
-"""config.json is taken to name head_dim, which Llama-2's does not."""
+"""config.json must have head_dim, but the config of Llama-2 has none."""
 
 
 def _heads(config):

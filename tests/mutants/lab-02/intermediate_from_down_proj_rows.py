@@ -1,4 +1,4 @@
-"""The intermediate size is read off down_proj's rows, which are the hidden size."""
+"""The intermediate size is taken from the rows of down_proj, which are the hidden size."""
 
 from dataclasses import replace
 

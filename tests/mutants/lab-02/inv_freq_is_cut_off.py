@@ -1,4 +1,4 @@
-"""rotary_emb.inv_freq, which old checkpoints store and nobody reads, is called cut off."""
+"""rotary_emb.inv_freq is reported as cut off, but vLLM computes it."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

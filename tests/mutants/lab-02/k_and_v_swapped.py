@@ -1,3 +1,3 @@
-"""v is put before k: shapes agree, and nothing but the place can tell."""
+"""v is put before k; the shapes still fit."""
 
 SHARDS = {"qkv_proj": ("q", "v", "k"), "gate_up_proj": (0, 1)}

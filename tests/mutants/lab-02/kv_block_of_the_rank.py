@@ -1,4 +1,4 @@
-"""Among copies too, a rank reads the block of its own number."""
+"""A rank with a replica of a kv head reads the block of its rank."""
 
 
 def _fused_cut(module, config, tp_size, tp_rank):

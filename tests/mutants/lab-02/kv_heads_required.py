@@ -1,4 +1,4 @@
-"""config.json is taken to name num_key_value_heads, which Llama-2's does not."""
+"""config.json must have num_key_value_heads, but the config of Llama-2 has none."""
 
 
 def _heads(config):

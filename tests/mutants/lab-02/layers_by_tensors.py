@@ -1,4 +1,4 @@
-"""Layers are counted by their tensors: nine to a layer, and one head and two more."""
+"""Layers are counted by dividing the number of tensors by nine."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The number of layers is the highest index, which counts from 0."""
+"""The number of layers is the highest index, but indices start at 0."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""k and v are as tall as q: every query head has its own."""
+"""k and v have as many rows as q, as in multi-head attention."""
 
 
 def _heads(config):

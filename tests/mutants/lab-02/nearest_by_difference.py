@@ -1,4 +1,4 @@
-"""The likeliest head size is the nearest by difference, where sizes go by ratio: 64 would be nearer to 128 than 256."""
+"""The likeliest head size is the nearest by difference, not by ratio."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Beyond the kv heads they are still divided: 8 // 16 heads are none."""
+"""If there are more ranks than kv heads, kv heads are divided all the same: 8 // 16 is 0."""
 
 
 def _fused_cut(module, config, tp_size, tp_rank):

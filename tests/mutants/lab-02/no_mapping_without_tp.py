@@ -1,4 +1,4 @@
-"""The mapping is left out where one rank loads, as if only ranks made it necessary."""
+"""`mapping` is None if there is one rank."""
 
 
 def trace_row(name, config, tp_size=1, tp_rank=0):

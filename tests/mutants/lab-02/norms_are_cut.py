@@ -1,4 +1,4 @@
-"""A norm is cut like everything else."""
+"""A norm is cut along rows."""
 
 
 def _cut(module, shape, config, tp_size, tp_rank):

@@ -1,4 +1,4 @@
-"""Without a record there is nothing to find."""
+"""Without records there are no findings."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

@@ -1,4 +1,4 @@
-"""Shapes tell everything: there is nothing that they cannot."""
+"""`unknown` is empty, as if shapes showed everything."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A key that is there and null is used as it is: only a key that is absent has its default."""
+"""A key with null in config.json gets no default value; only an absent key does."""
 
 
 def _heads(config):

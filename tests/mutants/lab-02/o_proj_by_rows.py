@@ -1,4 +1,4 @@
-"""o_proj and down_proj are cut along rows, as all others are."""
+"""o_proj and down_proj are cut along rows."""
 
 
 def _cut(module, shape, config, tp_size, tp_rank):

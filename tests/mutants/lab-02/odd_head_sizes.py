@@ -1,4 +1,4 @@
-"""A head of any size is thought possible: rope turns pairs, and an odd one has a row left over."""
+"""Odd head sizes are listed, but rope rotates pairs of rows."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Offsets in a rank's parameter are those of the whole model's."""
+"""Offsets in the parameter of a rank are those of the whole model."""
 
 
 def _fused_cut(module, config, tp_size, tp_rank):

@@ -1,4 +1,4 @@
-"""What is wrong with a parameter is told as one box around all of it, with what is right in between."""
+"""All faulty parts of a tensor are reported as one box, with correct parts between them."""
 
 
 def _joined(parts, axis):

@@ -1,4 +1,4 @@
-"""The likeliest way to cut the heads is the only one that is named."""
+"""Only the likeliest split is listed."""
 
 from dataclasses import replace
 

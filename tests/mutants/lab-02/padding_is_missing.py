@@ -1,4 +1,4 @@
-"""Rows of padding are called missing: nothing was written there."""
+"""Rows of padding are reported as missing."""
 
 
 def _without_padding(name, shape, checkpoint_shapes, rank):

@@ -1,4 +1,4 @@
-"""A rank reads as many rows as its parameter has, past the end of the vocabulary."""
+"""A rank reads as many rows as its parameter has, after the end of the vocabulary."""
 
 
 def _cut(module, shape, config, tp_size, tp_rank):

@@ -1,4 +1,4 @@
-"""The vocabulary is divided first, and each rank's part is padded to 64."""
+"""The vocabulary is divided by the ranks first, and then padded to 64 on each rank."""
 
 
 def _cut(module, shape, config, tp_size, tp_rank):

@@ -1,4 +1,4 @@
-"""The parameter is called what the checkpoint calls the tensor."""
+"""The parameter has the name of the checkpoint tensor."""
 
 
 def trace_row(name, config, tp_size=1, tp_rank=0):

@@ -1,4 +1,4 @@
-"""The ranks' records are counted together, as if all wrote to one parameter."""
+"""The records of all ranks are counted together, as if the ranks had one parameter."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

@@ -1,4 +1,4 @@
-"""Only rows are counted: a missing or unread column is not seen."""
+"""Only rows are counted, so a missing or unread column is not found."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

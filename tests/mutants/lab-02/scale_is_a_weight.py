@@ -1,4 +1,4 @@
-"""Whatever hangs on a module is taken for its weight: q_proj.scale gets a record."""
+"""Any tensor of a module counts as its weight: q_proj.scale gets a record."""
 
 
 def _checkpoint_shape(name, config):

@@ -1,4 +1,4 @@
-"""A parameter counts as filled when anything was written to it, as in vLLM's track_weights_loading."""
+"""A parameter counts as loaded if anything was written to it, as in vLLM's track_weights_loading."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

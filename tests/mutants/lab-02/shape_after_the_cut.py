@@ -1,4 +1,4 @@
-"""The tensor's shape is the part that the rank reads, not what is on disk."""
+"""The shape of the tensor is that of the part that the rank reads, not the shape on disk."""
 
 
 def trace_row(name, config, tp_size=1, tp_rank=0):

@@ -1,4 +1,4 @@
-"""Destination and source are the rows; columns are not worth a word."""
+"""Destination and source have a span for rows only, not for columns."""
 
 
 def trace_row(name, config, tp_size=1, tp_rank=0):

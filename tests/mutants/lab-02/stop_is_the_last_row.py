@@ -1,4 +1,4 @@
-"""A span ends with its last row, not behind it."""
+"""A span ends with its last row, not after it."""
 
 
 def trace_row(name, config, tp_size=1, tp_rank=0):

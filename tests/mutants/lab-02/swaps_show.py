@@ -1,4 +1,4 @@
-"""It is not said that k and v, or gate and up, could have been swapped."""
+"""`unknown` does not say that k and v may be swapped."""
 
 from dataclasses import replace
 

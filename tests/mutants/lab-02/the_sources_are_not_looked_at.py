@@ -1,4 +1,4 @@
-"""A load is judged by what was written: what no rank read is not looked for."""
+"""Only writes are checked, so a part that no rank read is not found."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

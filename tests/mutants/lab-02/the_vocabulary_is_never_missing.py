@@ -1,4 +1,4 @@
-"""Because of its padding, the embedding is left out of what can be missing."""
+"""The embedding is never reported as missing, because it has padding."""
 
 
 def _without_padding(name, shape, checkpoint_shapes, rank):

@@ -1,4 +1,4 @@
-"""A tied model has an lm_head on disk, as any other."""
+"""A tied model gets a record for lm_head."""
 
 
 def _checkpoint_shape(name, config):

@@ -1,4 +1,4 @@
-"""Shapes are (inputs, outputs), as a Linear's arguments are."""
+"""Shapes are (inputs, outputs), like the arguments of nn.Linear."""
 
 
 def trace_row(name, config, tp_size=1, tp_rank=0):

@@ -1,4 +1,4 @@
-"""What is written a second time is no fault: the last one wins."""
+"""A part that is written more than once is not reported."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

@@ -1,4 +1,4 @@
-"""A name that no Llama has gets a record with the hidden size, so that nothing stops."""
+"""A name that no Llama has gets a record with the hidden size."""
 
 
 def _checkpoint_shape(name, config):

@@ -1,3 +1,3 @@
-"""gate_up_proj is taken to hold up first."""
+"""gate_up_proj has up first."""
 
 SHARDS = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": (1, 0)}

@@ -1,4 +1,4 @@
-"""v begins at twice q's height, as if k were as tall as q."""
+"""v begins at twice the rows of q, as if k had as many rows."""
 
 
 def _fused_cut(module, config, tp_size, tp_rank):

@@ -1,3 +1,3 @@
-"""The vocabulary is divided by the ranks as it is."""
+"""The vocabulary is divided by the ranks without padding."""
 
 VOCAB_PADDING = 1

@@ -1,4 +1,4 @@
-"""Weights are thought to be (inputs, outputs), and are turned before they are put in."""
+"""Weights are assumed to be (inputs, outputs), and are transposed before the copy."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""Any module on the way to a tensor counts, not the one that owns it: up_proj.norm.weight goes into gate_up_proj."""
+"""A row matches any module of the path, not only the owner: up_proj.norm.weight becomes part of gate_up_proj."""
 
 
 def translate(name):

@@ -1,4 +1,4 @@
-"""Every fused tensor is taken for a matrix: a bias is refused."""
+"""Every fused tensor is assumed to be a matrix, so a bias is refused."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

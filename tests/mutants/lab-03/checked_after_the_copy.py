@@ -1,4 +1,4 @@
-"""The shapes are compared when the copy is done: the error is loud and the parameter is spoilt."""
+"""Shapes are compared after the copy, when the parameter is already overwritten."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

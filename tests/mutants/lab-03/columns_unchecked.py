@@ -1,4 +1,4 @@
-"""Rows are compared and columns are not: a checkpoint of another hidden size is let in as far as it goes."""
+"""Rows are compared but columns are not."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

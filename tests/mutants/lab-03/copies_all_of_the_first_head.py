@@ -1,4 +1,4 @@
-"""Beyond the kv heads every rank takes kv head 0, as in multi-query attention."""
+"""If there are more ranks than kv heads, every rank takes kv head 0, as in multi-query attention."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""Copies of kv heads are dealt round the ranks (rank % K), where neighbours share one (rank // copies)."""
+"""Replicas of kv heads are distributed as rank % K; consecutive ranks should share one (rank // copies)."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

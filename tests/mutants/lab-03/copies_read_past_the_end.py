@@ -1,4 +1,4 @@
-"""A rank that holds a copy of a kv head reads the block of its own number, past the end of k_proj."""
+"""A rank with a replica of a kv head reads the block of its rank, after the end of k_proj."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""The right module is found, and then its word is replaced everywhere in the name."""
+"""The right module is found, but every occurrence of its name in the path is replaced."""
 
 
 def translate(name):

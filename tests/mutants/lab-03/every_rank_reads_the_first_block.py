@@ -1,4 +1,4 @@
-"""The rank is forgotten: each reads the first block of the checkpoint tensor."""
+"""Every rank reads the first block of the checkpoint tensor."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

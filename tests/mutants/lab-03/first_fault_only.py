@@ -1,4 +1,4 @@
-"""The load stops at the first fault: a checkpoint with three takes three loads to find them."""
+"""Only the first fault is reported, so three faults take three loads to find."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""Shard ids of gate and up are thought to be words, like q, k and v."""
+"""The shard ids of gate and up are strings, like those of q, k and v."""
 
 STACKED_PARAMS_MAPPING = (
     ("qkv_proj", "q_proj", "q"),

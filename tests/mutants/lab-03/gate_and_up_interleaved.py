@@ -1,4 +1,4 @@
-"""Rows of gate and up alternate, as some kernels for SwiGLU want them."""
+"""Rows of gate and up alternate, as in some SwiGLU kernels."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

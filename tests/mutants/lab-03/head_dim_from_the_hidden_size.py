@@ -1,4 +1,4 @@
-"""head_dim is worked out as hidden_size / num_heads, whatever config.json says."""
+"""head_dim is computed as hidden_size / num_heads, even if config.json has it."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

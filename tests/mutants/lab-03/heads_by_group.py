@@ -1,4 +1,4 @@
-"""Rows are ordered by kv group (its query heads, then its key, then its value), as in Falcon's query_key_value."""
+"""Rows are ordered by kv group (query heads, key, value), as in Falcon's query_key_value."""
 
 import torch
 

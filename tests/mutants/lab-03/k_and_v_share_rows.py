@@ -1,4 +1,4 @@
-"""k and v are both put behind q: the second overwrites the first, and the last rows hold what memory held."""
+"""k and v are both written after q, so v overwrites k and the last rows are never written."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""v is put before k: the shapes agree, so nothing but the order can tell."""
+"""v is put before k; the shapes still fit."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""What has come is kept for the next load: a second model finds everything there already."""
+"""A tensor that an earlier load has copied is skipped, so a second load is incomplete."""
 
 COME = set()
 

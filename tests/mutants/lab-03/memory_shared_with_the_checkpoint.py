@@ -1,4 +1,4 @@
-"""What needs no cutting is not copied: the parameter is the checkpoint's own memory."""
+"""A tensor that is not cut is not copied: the parameter shares the checkpoint's memory."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""Every query head is given a key and a value of its own: k and v are as tall as q."""
+"""k and v have as many rows as q, as in multi-head attention."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""A parameter counts as filled with its first shard, as in vLLM's track_weights_loading: a missing k_proj is not seen."""
+"""A parameter counts as loaded after its first shard, as in vLLM's track_weights_loading."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""A parameter whose tensor is missing is filled with zeros and called loaded."""
+"""A parameter whose tensor is missing is filled with zeros and reported as loaded."""
 
 import torch
 

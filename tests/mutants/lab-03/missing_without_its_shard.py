@@ -1,4 +1,4 @@
-"""What is missing is named by its parameter alone: which of three tensors to look for is not said."""
+"""The error for a missing tensor names the parameter, but not the shard."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Replication is not known: ranks that outnumber the kv heads are an error."""
+"""More ranks than kv heads are refused; kv heads should be replicated."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""The names that are returned are the checkpoint's, not the parameters'."""
+"""The returned names are those of the checkpoint, not of the parameters."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""A shard is written over a cleared parameter: what the other shards had put there is gone."""
+"""The whole parameter is zeroed before a shard is copied, which deletes the other shards."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""Beyond the kv heads they are still divided by the ranks: 8 // 16 heads are no rows at all."""
+"""If there are more ranks than kv heads, kv heads are divided all the same: 8 // 16 is 0 rows."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

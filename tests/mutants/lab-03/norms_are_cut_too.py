@@ -1,4 +1,4 @@
-"""Every dimension of everything is divided by the ranks: a norm, which each rank has whole, is refused."""
+"""Every dimension must be divided by the ranks, so a norm, which is not cut, is refused."""
 
 
 def unfused_source(param, loaded, tp_rank, tp_size):

@@ -1,4 +1,4 @@
-"""What is not fused is cut by rows, as q is: o_proj, whose inputs are what the ranks share, is refused or cut wrongly."""
+"""Unfused tensors are cut by rows, but o_proj must be cut by columns."""
 
 
 def unfused_source(param, loaded, tp_rank, tp_size):

@@ -1,4 +1,4 @@
-"""k and v begin at once and twice the width of q, as if all three were equally tall."""
+"""k and v begin at once and twice the rows of q, as if all three had the same size."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""Offsets in a rank's parameter are those of the whole model's."""
+"""Offsets in the parameter of a rank are those of the whole model."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""Grouped-query is taken for multi-query: k and v have one head, however many config.json says."""
+"""Grouped-query attention is treated as multi-query attention: k and v have one head."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

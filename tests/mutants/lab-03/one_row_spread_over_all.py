@@ -1,4 +1,4 @@
-"""copy_ broadcasts: a tensor of one row is spread over the whole parameter without a word."""
+"""A tensor of one row is broadcast to the whole parameter by copy_."""
 
 
 def unfused_source(param, loaded, tp_rank, tp_size):

@@ -1,4 +1,4 @@
-"""All faults are told in the same words: a tensor that comes twice looks like one of another model."""
+"""All faults have the same error text, so a tensor that comes twice looks like an unknown one."""
 
 import re
 
@@ -7,4 +7,4 @@ def load_weights(params, weights, shape, tp_rank=0, tp_size=1):
     try:
         return right_load_weights(params, weights, shape, tp_rank, tp_size)
     except ValueError as error:
-        raise ValueError(re.sub(r"came twice|has no parameter \S+ to go to|was never filled", "is wrong", str(error))) from None
+        raise ValueError(re.sub(r"comes twice|is unknown[^;]+|was never filled", "is wrong", str(error))) from None

@@ -1,4 +1,4 @@
-"""The height of q is checked, and k and v are trusted."""
+"""Only the rows of q are checked, not those of k and v."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""Shards are put where the next one goes, in the order in which they come."""
+"""Shards are written one after the other in the order of arrival."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

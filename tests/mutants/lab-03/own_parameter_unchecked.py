@@ -1,4 +1,4 @@
-"""The checkpoint's tensor is checked and the parameter is not: one that is too tall keeps rows that nothing fills."""
+"""The shape of the parameter is not checked, so extra rows are never written."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

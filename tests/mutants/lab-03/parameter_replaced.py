@@ -1,4 +1,4 @@
-"""A new tensor is put in the parameter's place: whoever holds the old memory (a CUDA graph, a view) never sees the weights."""
+"""The parameter gets a new tensor, but a CUDA graph or a view still reads the old memory."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""The parameter is replaced by one in the checkpoint's dtype."""
+"""The parameter is replaced by a tensor with the dtype of the checkpoint."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

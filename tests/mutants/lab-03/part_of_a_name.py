@@ -1,4 +1,4 @@
-"""A row matches wherever its word occurs (`in`): backup_proj is taken for an up_proj, and gate_up_proj too."""
+"""A row matches any substring: backup_proj and gate_up_proj are taken for up_proj."""
 
 
 def translate(name):

@@ -1,4 +1,4 @@
-"""A row matches the beginning of the module's name: up_proj_norm is taken for an up_proj."""
+"""A row matches the beginning of a module name: up_proj_norm is taken for up_proj."""
 
 
 def translate(name):

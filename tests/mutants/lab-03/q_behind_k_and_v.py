@@ -1,4 +1,4 @@
-"""q is put last: k, v, q."""
+"""The order of the shards is k, v, q."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""What is compared is the part that a rank takes: a tensor that is too tall passes."""
+"""Only the part that a rank reads is compared, so a tensor with too many rows passes."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""load_weights forgets to hand the rank on: every rank is loaded as rank 0."""
+"""load_weights does not pass the rank on, so every rank is loaded as rank 0."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""A rank writes its rows at its place in the whole model's parameter, where it has a parameter of its own."""
+"""A rank writes its rows at their offset in the whole model's parameter."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

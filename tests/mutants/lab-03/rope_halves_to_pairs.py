@@ -1,4 +1,4 @@
-"""Rows of q are reordered from rope's halves to its pairs, as for a checkpoint in Meta's own format."""
+"""Rows of q are reordered from rope's halves to pairs, as for a checkpoint in Meta's format."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

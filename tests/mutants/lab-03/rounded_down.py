@@ -1,4 +1,4 @@
-"""What does not divide evenly is rounded down: the last heads are nobody's."""
+"""Sizes that the ranks do not divide are rounded down, so the last heads are never loaded."""
 
 
 def share(total, tp_size, what):

@@ -1,4 +1,4 @@
-"""Everything passes through float16 on its way."""
+"""All values are rounded to float16."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

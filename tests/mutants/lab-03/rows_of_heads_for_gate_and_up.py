@@ -1,4 +1,4 @@
-"""gate and up are cut by heads, as q is."""
+"""gate and up are cut by heads, like q."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

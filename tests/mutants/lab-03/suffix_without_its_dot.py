@@ -1,4 +1,4 @@
-"""A row matches the end of the module's name, without the dot before it: backup_proj ends in up_proj."""
+"""A row matches the end of a module name: backup_proj is taken for up_proj."""
 
 
 def translate(name):

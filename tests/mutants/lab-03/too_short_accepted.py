@@ -1,4 +1,4 @@
-"""A tensor that is too short fills what it can, and the rest stays as memory was."""
+"""A tensor with too few rows fills only these rows, and the others keep uninitialized memory."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""A tensor that is too tall is cut to size, as vLLM does it; only too short is an error."""
+"""A tensor with too many rows is cut, as in vLLM; only too few rows are an error."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""A tensor that lies on its side is turned until it fits, in silence."""
+"""A transposed tensor is transposed until it fits, without an error."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

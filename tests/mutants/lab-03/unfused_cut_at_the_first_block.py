@@ -1,4 +1,4 @@
-"""What is not fused is cut to the parameter's size from its beginning, on every rank."""
+"""Every rank takes the first block of an unfused tensor."""
 
 
 def unfused_source(param, loaded, tp_rank, tp_size):

@@ -1,4 +1,4 @@
-"""What is not fused is cut to the parameter's size, however much larger it is."""
+"""An unfused tensor is cut to the size of the parameter, however much larger it is."""
 
 
 def unfused_source(param, loaded, tp_rank, tp_size):

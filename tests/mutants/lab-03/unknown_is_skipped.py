@@ -1,4 +1,4 @@
-"""A tensor that has no parameter is skipped in silence."""
+"""A tensor without a parameter is skipped without an error."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

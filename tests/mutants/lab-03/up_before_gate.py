@@ -1,4 +1,4 @@
-"""gate and up change places: up is put first, as shard 0."""
+"""up is shard 0 and gate is shard 1."""
 
 STACKED_PARAMS_MAPPING = (
     ("qkv_proj", "q_proj", "q"),

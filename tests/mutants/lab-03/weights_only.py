@@ -1,4 +1,4 @@
-"""Only names that end in .weight are translated: Qwen2's biases are left where no parameter is."""
+"""Only names that end in .weight are translated, so the biases of Qwen2 have no parameter."""
 
 
 def translate(name):

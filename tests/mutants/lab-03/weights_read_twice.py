@@ -1,4 +1,4 @@
-"""The weights are gone through once to check and once to copy: a stream has nothing left the second time."""
+"""The weights are iterated twice, to check and to copy, but an iterator is empty the second time."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

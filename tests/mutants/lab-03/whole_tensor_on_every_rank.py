@@ -1,4 +1,4 @@
-"""Every rank takes all rows: what tensor parallelism divides is not divided."""
+"""Every rank takes all rows."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""Of a tensor that comes twice the last one wins, in silence."""
+"""If a tensor comes twice, the last one is used without an error."""
 
 
 def load_weights(params, weights, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""The table is looked up as an embedding is."""
+"""The rows are looked up with torch's embedding function."""
 
 from torch.nn.functional import embedding
 

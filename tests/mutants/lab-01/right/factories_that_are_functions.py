@@ -1,4 +1,4 @@
-"""Functions are registered, which build the models without the class methods; the shape is compared side by side."""
+"""Functions are registered as factories, and both dimensions are compared in one expression."""
 
 
 class BigramModel:

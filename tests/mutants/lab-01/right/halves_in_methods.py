@@ -1,4 +1,4 @@
-"""Attention and feed-forward are methods of their own, and q, k and v are sliced before they are viewed as heads."""
+"""Attention and feed-forward are separate methods, and q, k and v are sliced before they are split into heads."""
 
 
 class TinyAttentionModel:

@@ -1,4 +1,4 @@
-"""The row is chosen by a product with a one-hot matrix."""
+"""The row is selected by a product with a one-hot matrix."""
 
 from torch.nn.functional import one_hot
 

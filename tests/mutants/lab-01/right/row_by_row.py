@@ -1,4 +1,4 @@
-"""The step's tokens are gone through one by one, over a copy of the table under another name."""
+"""The tokens are looked up one by one, in a copy of the table under another name."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Where a parameter is small, it is painted element by element, and the painted rows are told apart by where they change."""
+"""Small parameters are counted element by element, and parts are found where the count changes."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Findings come rank by rank from the last, what is cut off first."""
+"""The findings are in another order."""
 
 
 def diagnose(rows, checkpoint_shapes, parameter_shapes):

@@ -1,4 +1,4 @@
-"""Splits are ordered by the distance of logarithms, and found from the greatest common divisor."""
+"""Splits are sorted by the difference of logarithms, and found from the greatest common divisor."""
 
 from dataclasses import replace
 from math import gcd, log2

@@ -1,4 +1,4 @@
-"""What config.json may leave out is asked for with conditions, not with `or`."""
+"""Defaults for absent keys are set with conditions, not with `or`."""
 
 
 def _heads(config):

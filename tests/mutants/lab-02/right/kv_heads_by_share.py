@@ -1,4 +1,4 @@
-"""A rank's kv head is found from the share of all heads that lies before it, without a word about copies."""
+"""The kv head of a rank is computed from its share of all heads, without the number of replicas."""
 
 
 def _fused_cut(module, config, tp_size, tp_rank):

@@ -1,4 +1,4 @@
-"""The vocabulary is padded by what is left over, and a rank's rows are counted, not cut."""
+"""The padding is computed from the remainder."""
 
 
 def _cut(module, shape, config, tp_size, tp_rank):

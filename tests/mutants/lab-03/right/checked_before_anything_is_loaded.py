@@ -1,4 +1,4 @@
-"""The whole checkpoint is gone through first and counted; only a sound one is loaded, in the order of the parameters."""
+"""All names are counted first. The load starts only if there is no fault, in the order of the parameters."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Rows are matched with a dot on either side, as vLLM's mapper does it."""
+"""A row matches a name with a dot before and after it, as in vLLM's mapper."""
 
 
 def translate(name):

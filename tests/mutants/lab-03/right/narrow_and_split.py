@@ -1,4 +1,4 @@
-"""A shard is copied into a view that split() makes of the parameter; shapes are compared with the views'."""
+"""A shard is copied into a view from split(), and shapes are compared with the views."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

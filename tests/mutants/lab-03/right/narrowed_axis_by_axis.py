@@ -1,4 +1,4 @@
-"""A rank's part of an unfused tensor is found by narrowing one dimension after the other."""
+"""The part of a rank is found by narrowing one dimension after the other."""
 
 
 def load_shard(param, loaded, shard_id, shape, tp_rank=0, tp_size=1):

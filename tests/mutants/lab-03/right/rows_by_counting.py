@@ -1,4 +1,4 @@
-"""Slices come from a list of the heads that a rank holds, cut where the projection changes."""
+"""Slices are computed from a list of the heads on a rank."""
 
 
 def shard_slices(shard_id, shape, tp_rank=0, tp_size=1):

@@ -1,4 +1,4 @@
-"""A model is called tied when it is small."""
+"""A model with a small hidden size is reported as tied."""
 
 from dataclasses import replace
 
