@@ -34,8 +34,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from mini_vllm.layers.packed_matmul import PackedWeight, lanes, packed_matmul
-from mini_vllm.layers.quantization import plain_matmul
+from mini_vllm.kernels.packed_linear import onednn_matmul
+from mini_vllm.kernels.packed_matmul import PackedWeight, lanes, packed_matmul
 
 PROMPT = 128
 FP32, BF16, INT8 = 4, 2, 1
@@ -123,7 +123,7 @@ def gemm_rate() -> float:
     rates = []
     for rows, inputs, outputs in GEMMS:
         x, weight = torch.randn(rows, inputs), torch.randn(inputs, outputs)
-        for matmul in (torch.matmul, plain_matmul):
+        for matmul in (torch.matmul, onednn_matmul):
             rates.append(2 * rows * inputs * outputs / fastest(lambda f=matmul, x=x, weight=weight: f(x, weight)))
     return max(rates)
 

@@ -1,16 +1,16 @@
-"""A small real LLM engine, made to be read: one contract, paged KV, continuous batching.
+"""A small real LLM engine to read: one contract, paged KV, continuous batching. README.md has the order.
 
-The floors, top to bottom; imports only go down:
+Imports only go down; the contract is in pyproject.toml:
 
-    5  __main__.py  llm.py  async_llm.py  build.py    the front doors: LLM.generate(), LLM.chat(), AsyncLLM.generate()
-       inputs.py  tokenizer.py  lora.py  worker.py    prompts, text, adapters; what ranks other than the first do
-    4  engine/   request  scheduler  block_pool  runner  sampler  detokenizer  step_trace  engine
-    3  models/   registry  config  decoder  llama  qwen2  qwen3  mistral       loading/  checkpoint  mapping  loader  lora
-    2  layers/   attention  linear  embedding  norm  rotary  activation  quantization  lora
-                 paged_attention  packed_matmul  tiles  compiled  vectors   loops that torch has no fast kernel for
-                 graph                                           decode steps without the Python between them
-    1  forward_context.py  parallel.py
-    0  contract.py  config.py  sampling_params.py  outputs.py
+    __main__  async_llm  llm                        interfaces: command line, streaming, blocking
+    build  inputs                                   from a directory to an engine; prompts
+    tokenizer  lora  worker  kernels/               text, adapters, other ranks, faster layers
+    engine/                                         request  scheduler  block_pool  runner  sampler  detokenizer  engine
+    models/                                         registry  config  decoder  llama  qwen2  qwen3  mistral
+    loading/                                        checkpoint  mapping  loader  lora
+    layers/                                         attention  linear  embedding  norm  rotary  activation  quantization  lora
+    forward_context  parallel
+    contract  config  sampling_params  outputs
 """
 
 from mini_vllm.async_llm import AsyncLLM

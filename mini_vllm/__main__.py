@@ -1,4 +1,4 @@
-"""The engine from the command line.
+"""Command line of the engine.
 
 python -m mini_vllm generate MODEL "The capital of France is"
 torchrun --nproc-per-node 2 -m mini_vllm generate MODEL "The capital of France is"
@@ -24,21 +24,21 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.callback()
 def main() -> None:
-    """A small real LLM engine. Start it with torchrun, and several processes share the model (tensor parallelism)."""
+    """A small real LLM engine. Started by torchrun, several processes share the model (tensor parallelism)."""
 
 
 @app.command()
 def generate(
     model: Annotated[Path, typer.Argument(help="A directory with config.json, safetensors and tokenizer.json.")],
-    prompts: Annotated[list[str], typer.Argument(help="Texts to go on from; - for the lines of the standard input.")],
+    prompts: Annotated[list[str], typer.Argument(help="Texts to continue; - reads them from standard input, one a line.")],
     max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="0 always takes the most likely token.")] = 0.0,
     dtype: Annotated[str, typer.Option(help="auto (config.json's), float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU.")] = "cpu",
-    quantization: Annotated[str | None, typer.Option(help="int8 or int4: the weights in 8 or 4 bits.")] = None,
-    lora: Annotated[Path | None, typer.Option(help="A LoRA adapter, in a directory that peft wrote, for all prompts.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="int8 or int4: weights in 8 or 4 bits.")] = None,
+    lora: Annotated[Path | None, typer.Option(help="A LoRA adapter for all prompts, a directory that peft wrote.")] = None,
 ) -> None:
-    """Answers prompts, all in one batch; prints each prompt and what follows it."""
+    """Answers prompts in one batch; prints each prompt with its answer."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         if not rank:

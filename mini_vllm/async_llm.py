@@ -1,4 +1,4 @@
-"""The streaming front door: one engine, many callers, each with an async generator of its own; named after vLLM's AsyncLLM."""
+"""AsyncLLM: streams answers of one engine to many callers; the name is vLLM's."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mini_vllm.sampling_params import SamplingParams
 
 
 class AsyncLLM:
-    """Answers that are read while they are made.
+    """Streams answers while they are generated.
 
-    The engine steps in a thread, between two looks at the event loop, for as long as anybody waits for something. Requests join
-    and leave between steps: leaving the ``async for`` loop early, or cancelling its task, aborts the request.
+    The engine steps in a thread while any request is unfinished. Requests join and leave between steps: leaving the ``async for``
+    loop early, or cancelling its task, aborts the request.
 
     Args:
         model: a directory, as for :class:`mini_vllm.llm.LLM`.
@@ -41,13 +41,13 @@ class AsyncLLM:
         request_id: str | None = None,
         lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput]:
-        """The answer as it grows: each output holds all of it so far, the last one is ``finished``.
+        """Yields the answer as it grows: each output has all of it so far, the last one is ``finished``.
 
         Args:
             prompt: one prompt.
-            sampling_params: SamplingParams() when left out.
-            request_id: the caller's name for it; a number when left out.
-            lora_request: the adapter to answer with; it is loaded when it is first asked for, and everybody waits for that.
+            sampling_params: SamplingParams() by default.
+            request_id: the caller's name for it; a number by default.
+            lora_request: the adapter to apply; loading a new one delays every request.
 
         Raises:
             ValueError: the prompt cannot be served, or the id is taken.
@@ -85,11 +85,11 @@ class AsyncLLM:
                 await self.abort(request_id)
 
     async def abort(self, request_id: str) -> None:
-        """Ends a request after the step under way, with ``finish_reason`` "abort"; one that is not there is no error."""
+        """Ends a request after the running step, with ``finish_reason`` "abort"; an unknown id is no error."""
         async with self._between_steps:
-            self._hand_out(self.llm_engine.abort_requests([request_id]))
+            self._distribute(self.llm_engine.abort_requests([request_id]))
 
-    def _hand_out(self, outputs: list[RequestOutput]) -> None:
+    def _distribute(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
             if output.request_id in self._streams:
                 self._streams[output.request_id].put_nowait(output)
@@ -99,10 +99,10 @@ class AsyncLLM:
             while self.llm_engine.has_unfinished_requests():
                 async with self._between_steps:
                     outputs = await asyncio.to_thread(self.llm_engine.step)
-                self._hand_out(outputs)
-                await asyncio.sleep(0)  # whoever waits to join gets the lock first
+                self._distribute(outputs)
+                await asyncio.sleep(0)  # lets waiting requests take the lock first
         except BaseException as error:
-            # Without a loop nobody would ever be answered.
+            # Without this loop no stream would ever end.
             for stream in self._streams.values():
                 stream.put_nowait(error)
             raise

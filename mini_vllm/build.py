@@ -1,4 +1,4 @@
-"""From a Hugging Face directory to an engine that serves it."""
+"""Builds an engine from a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from mini_vllm.config import EngineConfig, QuantizationConfig
 from mini_vllm.engine.engine import LLMEngine
 from mini_vllm.forward_context import KVCache
+from mini_vllm.layers.quantization import process_weights_after_loading
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, check_sizes, read_json
 from mini_vllm.lora import LoRAManager
 from mini_vllm.models.registry import build_model
@@ -31,31 +32,33 @@ def build_engine(
     dtype: str | torch.dtype = "auto",
     device: str = "cpu",
     quantization: str | Mapping[str, Any] | None = None,
+    kernels: bool = True,
     max_model_len: int | None = None,
     step_trace: str | Path | None = None,
     **sizes: Any,
 ) -> tuple[LLMEngine, Tokenizer | None, LoRAManager]:
-    """An engine, the directory's tokenizer if it has one, and what loads adapters for the model.
+    """Builds an engine, the directory's tokenizer if it has one, and a manager of adapters.
 
-    Under torchrun each process builds its part of the model, and rank 0 alone gets an engine: in the others this call serves
-    rank 0 until it ends, and then ends the process.
+    Under torchrun each process builds its part of the model, and only rank 0 returns: the others follow it until it ends, and
+    then end their process.
 
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts and answers that are text.
-        device: "cpu", or "cuda" for a GPU, of which each rank on a host has its own.
-        dtype: "float32", "bfloat16", "float16" or torch's own, or "auto" for what config.json says.
-        quantization: "int8" or "int4" rounds the weights of linear layers when they are loaded (layers/quantization.py), and
-            {"quant_method": "int4", "group_size": 64} says how many inputs share a scale. None takes config.json's
-            quantization_config, which is written the same, and without one keeps them as they are.
-        max_model_len: the most tokens of a request, prompt and output; config.json's max_position_embeddings unless told.
-        step_trace: a file to write what ran in each step to, for ``./lab timeline``.
-        sizes: what else :class:`EngineConfig` takes: block_size, num_blocks, max_num_batched_tokens, max_num_seqs,
+        dtype: "float32", "bfloat16", "float16" or a torch.dtype; "auto" takes config.json's.
+        device: "cpu", or "cuda" for a GPU; each rank on a host uses its own.
+        quantization: "int8" or "int4" rounds the weights of linear layers when they are loaded (layers/quantization.py);
+            {"quant_method": "int4", "group_size": 64} sets how many inputs share a scale. None takes config.json's
+            quantization_config, if it has one.
+        kernels: whether to replace plain torch by the faster loops of mini_vllm/kernels/ where they support dtype and device.
+        max_model_len: the most tokens of a request, prompt and output; config.json's max_position_embeddings by default.
+        step_trace: a file to record every step to, for ``./lab timeline``.
+        sizes: other fields of :class:`EngineConfig`: block_size, num_blocks, max_num_batched_tokens, max_num_seqs,
             enable_prefix_caching.
 
     Raises:
         CheckpointError: the directory cannot be served; the message says why.
-        ValueError: a size, the dtype or the quantization is not possible, or the ranks cannot share the model.
-        RankLostError: another rank is gone.
+        ValueError: a size, the dtype or the quantization is invalid, or the model is not divisible by the ranks.
+        RankLostError: another rank is lost.
     """
     tp, folder = connect(), Path(model)
     if not folder.is_dir():
@@ -71,13 +74,16 @@ def build_engine(
     quantization_config = _quantization(quantization, config)
     if quantization_config and device != "cpu":
         raise ValueError(f"quantization is {quantization_config} and device is {device!r}; take one or the other")
-    with default_dtype(_dtype(dtype, config)), _device(device), tp_group(tp):
-        served = build_model(config, Checkpoint(folder))
-    if issubclass(type(served), nn.Module):
-        # Imported here: its compiler takes a third of a second, and a model without layers needs none.
-        from mini_vllm.layers.quantization import process_weights_after_loading
+    with tp_group(tp):
+        with default_dtype(_dtype(dtype, config)), _device(device):
+            served = build_model(config, Checkpoint(folder))
+        if quantization_config:
+            process_weights_after_loading(served, quantization_config)
+        if kernels and issubclass(type(served), nn.Module):
+            # Imported here, as numba takes a third of a second, and a model without layers needs none of it.
+            from mini_vllm.kernels.install import install_kernels
 
-        process_weights_after_loading(served, quantization_config)
+            install_kernels(served)
     _keep_freed_memory()
     if tp.rank:
         try:
@@ -96,8 +102,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc's malloc keep what a step frees for the next, which asks for as much: given back to the system, each page would
-    be cleared before it comes again. What loading has freed is given back first. Without glibc, nothing changes."""
+    """Makes glibc's malloc keep memory that a step frees for the next step: a page returned to the kernel is cleared before it is
+    used again. Memory freed by loading is returned first. Without glibc, nothing changes."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.malloc_trim(0)
@@ -107,7 +113,7 @@ def _keep_freed_memory() -> None:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Parameters made inside have this dtype, unless they ask for another."""
+    """Tensors made inside the block have this dtype by default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -131,9 +137,10 @@ def _dtype(dtype: str | torch.dtype, config: Mapping[str, Any]) -> torch.dtype:
     return DTYPES[name]
 
 
-def _quantization(asked: str | Mapping[str, Any] | None, config: Mapping[str, Any]) -> QuantizationConfig | None:
-    own = config.get("quantization_config")
-    from_argument, from_file = (None if each is None else QuantizationConfig.from_hf(each) for each in (asked, own))
+def _quantization(argument: str | Mapping[str, Any] | None, config: Mapping[str, Any]) -> QuantizationConfig | None:
+    from_argument, from_file = (
+        None if each is None else QuantizationConfig.from_hf(each) for each in (argument, config.get("quantization_config"))
+    )
     if from_argument and from_file and from_argument != from_file:
         raise ValueError(
             f"quantization is {from_argument}, and config.json's quantization_config says {from_file}; leave one of the two out"
@@ -149,7 +156,7 @@ def _max_model_len(config: Mapping[str, Any], asked: int | None) -> int:
 
 
 def _eos_token_ids(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
-    """generation_config.json has the last word, as in vLLM; one id or a list of them."""
+    """From generation_config.json, or else from config.json, as in vLLM; one id or a list."""
     own_file = folder / "generation_config.json"
     generation = read_json(own_file) if own_file.exists() else {}
     ids = generation.get("eos_token_id", config.get("eos_token_id"))

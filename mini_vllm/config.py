@@ -1,4 +1,4 @@
-"""How an engine is sized and its weights are kept; the names are vLLM's where vLLM has one."""
+"""Configuration of an engine and of quantization; the names are vLLM's where vLLM has one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SIZES = ("max_model_len", "block_size", "num_blocks", "max_num_batched_tokens", 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Limits that hold for the engine's whole life.
+    """Sizes of an engine.
 
     Attributes:
         max_model_len: the most tokens a request may have, prompt and output together.
         eos_token_ids: tokens that end a request, unless it asks for ``ignore_eos``.
-        vocab_size: V, so that token ids outside it are refused before they reach the model; None when it is not known.
-        block_size: tokens a KV block holds.
-        num_blocks: blocks there are; the KV tensors have ``num_blocks * block_size`` slots per layer.
+        vocab_size: V; token ids outside it are refused before they reach the model. None when unknown.
+        block_size: tokens in a KV block.
+        num_blocks: number of blocks; the KV tensors have ``num_blocks * block_size`` slots per layer.
         max_num_batched_tokens: the token budget of one step, shared by decodes and prefill chunks.
-        max_num_seqs: the most requests that run at once.
+        max_num_seqs: the most requests that run in one step.
         enable_prefix_caching: whether requests share the blocks of a common prefix.
 
     Raises:
@@ -48,11 +48,11 @@ QUANT_METHODS = ("int8", "int4")
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """What weights are rounded to when they have been loaded; layers/quantization.py has the forms.
+    """How weights are quantized when they are loaded (layers/quantization.py).
 
     Attributes:
         method: "int8" or "int4".
-        group_size: inputs of an output that share a scale and a zero, for int4; 0 for int8, whose outputs have one scale each.
+        group_size: for int4, inputs of an output that share a scale and a zero; 0 for int8, with one scale per output.
     """
 
     method: str
@@ -63,13 +63,13 @@ class QuantizationConfig:
 
     @classmethod
     def from_hf(cls, config: str | Mapping[str, Any]) -> QuantizationConfig:
-        """Reads config.json's quantization_config, or what a caller gave in its place.
+        """Reads config.json's quantization_config, or the caller's argument.
 
         Args:
-            config: {"quant_method": "int4", "group_size": 64}, or the method alone; the group size is 32 unless told.
+            config: {"quant_method": "int4", "group_size": 64}, or the method alone; the default group size is 32.
 
         Raises:
-            ValueError: the method is not known, or has no such settings.
+            ValueError: the method is unknown, or does not have these settings.
         """
         settings = dict(config) if isinstance(config, Mapping) else {"quant_method": config}
         method = settings.pop("quant_method", None)

@@ -1,6 +1,6 @@
-"""What a step needs to know beside its tokens: which blocks hold whose keys and values. Models without attention never meet it.
+"""Forward context: the facts of a step beside its tokens, for attention, LM head and adapters. A model does not pass it on.
 
-request         a, 3 tokens so far in this step's chunk    b, one decode
+request         a, 3 tokens in this step's chunk           b, one decode
 tokens          a5  a6  a7                                 b9
 row               0   1   2                                  3
 query_start       0                                          3     4 (the end)
@@ -9,23 +9,23 @@ logits_indices            2                                  3
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import prod
 from mmap import mmap
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
 class KVCache:
-    """The KV tensors of one engine, a pair per attention layer, made when the layer first asks for them.
+    """The KV tensors of one engine, a pair per attention layer, allocated when the layer first runs.
 
-    A block id times the block size, plus the offset inside the block, is a slot; every layer's tensors have the same slots.
+    A slot is a block id times the block size plus the offset in the block; every layer's tensors have the same slots.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -33,16 +33,7 @@ class KVCache:
         self._layers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def layer(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The key and the value tensor of one layer.
-
-        Args:
-            name: the layer's name, unique in its model.
-            like: (T, K, D), keys as the layer makes them: heads, head size, dtype and device are taken from it.
-
-        Returns:
-            Two tensors of shape (B, block_size, K, D), zero where no token was written to. On a CPU they take memory as
-            they fill: the system hands out a page of zeros when it is first written.
-        """
+        """A layer's keys and values, two tensors (B, block_size, K, D) with the heads, dtype and device of ``like`` (T, K, D)."""
         if name not in self._layers:
             shape = (self.num_blocks, self.block_size, *like.shape[1:])
             self._layers[name] = (_zeros(shape, like), _zeros(shape, like))
@@ -52,22 +43,23 @@ class KVCache:
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return like.new_zeros(shape)
+    # Anonymous memory: the operating system allocates a page of zeros when it is first written.
     return torch.frombuffer(mmap(-1, prod(shape) * like.element_size()), dtype=like.dtype).view(shape)
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """One step, as attention and the LM head see it.
+    """One step, as attention, LM head and adapters see it.
 
     Attributes:
         kv_cache: the engine's KV tensors.
         query_start: S + 1 numbers: the tokens of request s are rows query_start[s] to query_start[s + 1].
-        lengths: S numbers: how many tokens request s has in the cache when the step is done.
-        block_tables: S tuples: the blocks where they live, in the order of positions; several requests may share some.
-        write_slots: int64 of shape (T,): where each token's key and value are written.
-        logits_indices: int64 of shape (R,), ascending: the rows whose logits are asked for.
-        lora_ids: S numbers: which adapter request s asked for, 0 for none; left out when nobody asked for one.
-        attention_metadata: what attention layers work out of all this once per step, by sliding window.
+        lengths: S numbers: tokens of request s in the cache after the step.
+        block_tables: S tuples: the block ids of request s, in the order of positions; several requests may share blocks.
+        write_slots: int64 of shape (T,): the slot of each token's key and value.
+        logits_indices: int64 of shape (R,), ascending: the rows whose logits are needed.
+        lora_ids: S numbers: the adapter of request s, 0 for none; empty when no request has one.
+        attention_metadata: groups that attention layers compute from all this once per step, by sliding window.
     """
 
     kv_cache: KVCache
@@ -79,9 +71,19 @@ class ForwardContext:
     lora_ids: tuple[int, ...] = ()
     attention_metadata: dict[int | None, Any] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """The step in JSON's types, for another process; without KV tensors and metadata, which each process has for itself."""
+        values = {name: getattr(self, name) for name in _STEP_FIELDS}
+        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, step: Mapping[str, Any], kv_cache: KVCache) -> Self:
+        """Rebuilds what :meth:`to_json` returned, with this process's KV tensors."""
+        return cls(kv_cache, **{name: _from_list(step[name], kind == "Tensor") for name, kind in _STEP_FIELDS.items()})
+
     @cached_property
     def rows_by_lora(self) -> dict[int, Tensor | slice]:
-        """Adapter -> the rows of the step whose requests asked for it; empty when none did. Worked out once per step."""
+        """Adapter -> the rows of the step whose requests use it; empty when none does."""
         rows: dict[int, list[int]] = {lora_id: [] for lora_id in self.lora_ids if lora_id}
         for request, lora_id in enumerate(self.lora_ids):
             if lora_id:
@@ -90,16 +92,21 @@ class ForwardContext:
         return {lora_id: slice(None) if len(own) == num_tokens else torch.tensor(own) for lora_id, own in rows.items()}
 
 
+_STEP_FIELDS = {each.name: each.type for each in fields(ForwardContext) if each.name not in ("kv_cache", "attention_metadata")}
+
+
+def _from_list(value: Any, is_tensor: bool) -> Any:
+    if is_tensor:
+        return torch.tensor(value, dtype=torch.int64)
+    return tuple(_from_list(each, False) for each in value) if isinstance(value, list | tuple) else value
+
+
 _current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)
 
 
 @contextmanager
 def set_forward_context(context: ForwardContext) -> Iterator[None]:
-    """Makes ``context`` what the layers see, for one model call.
-
-    Raises:
-        RuntimeError: a step is already under way; one step runs at a time.
-    """
+    """Makes ``context`` the one that layers see inside the block; raises RuntimeError while another step runs."""
     if _current.get() is not None:
         raise RuntimeError("a forward context is already set: one step must end before the next begins")
     token = _current.set(context)
@@ -111,11 +118,7 @@ def set_forward_context(context: ForwardContext) -> Iterator[None]:
 
 
 def get_forward_context() -> ForwardContext:
-    """The step under way.
-
-    Raises:
-        RuntimeError: there is none: the model was called outside the engine.
-    """
+    """The context of the running step; raises RuntimeError when the model was called outside the engine."""
     context = _current.get()
     if context is None:
         raise RuntimeError("no forward context: attention needs the engine's KV slots, so run the model through LLM or LLMEngine")

@@ -1,4 +1,4 @@
-"""What passes for a prompt, and its way to token ids."""
+"""Prompts: the accepted forms, and their conversion to token ids."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from mini_vllm.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]
-"""A text, {"prompt": text} or {"prompt_token_ids": [...]}; the latter two may have a "cache_salt" beside it, as vLLM's."""
+"""A text, {"prompt": text} or {"prompt_token_ids": [...]}; the latter two may have a "cache_salt", as in vLLM."""
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as the engine takes it.
+    """A prompt as token ids.
 
     Attributes:
-        text: None when it came as token ids.
-        token_ids: what the model will see.
+        text: None when the prompt was given as token ids.
+        token_ids: the prompt.
         cache_salt: only requests with the same salt share blocks of a common prefix.
     """
 
@@ -28,10 +28,10 @@ class TokenizedPrompt:
 
 
 def tokenized(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens: bool = True) -> TokenizedPrompt:
-    """A prompt in tokens.
+    """Tokenizes a prompt.
 
     Raises:
-        ValueError: it is none of the forms a prompt may have, or it is text and there is no tokenizer.
+        ValueError: it has none of the accepted forms, or it is text and there is no tokenizer.
     """
     parts = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt) if isinstance(prompt, Mapping) else {}
     salt, text, token_ids = parts.pop("cache_salt", ""), parts.pop("prompt", None), parts.pop("prompt_token_ids", None)

@@ -1,4 +1,4 @@
-"""The front door: a directory in, answers out; the calls are vLLM's."""
+"""LLM: serves a directory and answers prompts in batches; the calls are vLLM's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from mini_vllm.build import build_engine
 from mini_vllm.inputs import Prompt, TokenizedPrompt, tokenized
+from mini_vllm.layers.quantization import weight_bytes
 from mini_vllm.lora import LoRARequest
 from mini_vllm.outputs import RequestOutput
 from mini_vllm.sampling_params import SamplingParams
@@ -19,10 +20,10 @@ T = TypeVar("T")
 
 
 class RequestError(Exception):
-    """The model failed on a request; its cause is what the model raised.
+    """The model failed on a request; the cause is what the model raised.
 
     Attributes:
-        outputs: what every prompt of the call came to, in their order; those that failed say so themselves.
+        outputs: the outputs of every prompt of the call, in order, failed ones included.
     """
 
     def __init__(self, outputs: list[RequestOutput]) -> None:
@@ -36,16 +37,16 @@ class RequestError(Exception):
 
 
 class LLM:
-    """A model from a Hugging Face directory, ready to answer.
+    """A model from a Hugging Face directory.
 
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts that are text.
-        options: what :func:`mini_vllm.build.build_engine` takes: dtype, quantization, max_model_len, step_trace and the
-            engine's sizes.
+        options: those of :func:`mini_vllm.build.build_engine`: dtype, device, quantization, kernels, max_model_len, step_trace
+            and the engine's sizes.
 
     Raises:
         CheckpointError: the directory cannot be served; the message says why.
-        ValueError: an option is not possible.
+        ValueError: an option is invalid.
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
@@ -54,10 +55,7 @@ class LLM:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that the model's weights take in memory, in the form that they are multiplied in; of rank 0 alone."""
-        # Imported here for the same reason as in build.py.
-        from mini_vllm.layers.quantization import weight_bytes
-
+        """Bytes of the model's weights in memory, packed or quantized as they are; of rank 0 only."""
         served = self.llm_engine.runner.model
         return weight_bytes(served.model if isinstance(served, LeadingModel) else served)
 
@@ -67,17 +65,17 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
-        """Answers to all prompts, batched together, in their order.
+        """Answers all prompts in one batch; returns the answers in order.
 
         Args:
             prompts: one or many.
-            sampling_params: for all prompts, or one for each; SamplingParams() when left out.
-            lora_request: the adapter for all prompts, or one for each, None among them for the model as it is.
+            sampling_params: for all prompts, or one for each; SamplingParams() by default.
+            lora_request: the adapter for all prompts, or one for each; None for no adapter.
 
         Raises:
-            ValueError: a prompt cannot be served; none of them has run then.
-            AdapterError: an adapter cannot be served; none of the prompts has run then.
-            RequestError: the model failed on a request; the others have run to their end.
+            ValueError: a prompt cannot be served; no prompt has run.
+            AdapterError: an adapter cannot be served; no prompt has run.
+            RequestError: the model failed on a request; the others have finished.
         """
         many: list[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         return self._run([tokenized(prompt, self.tokenizer) for prompt in many], sampling_params, lora_request)
@@ -88,7 +86,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
-        """Answers to one conversation or to many, through the checkpoint's chat template.
+        """Answers one or many conversations, through the checkpoint's chat template.
 
         Args:
             messages: [{"role": "user", "content": "..."}], or a list of such lists.
@@ -103,7 +101,7 @@ class LLM:
         one = bool(messages) and isinstance(messages[0], Mapping)
         conversations = cast("Sequence[Sequence[Message]]", [messages] if one else messages)
         texts = [self.tokenizer.apply_chat_template(conversation) for conversation in conversations]
-        # The template has written the special tokens already.
+        # The template adds the special tokens.
         ready = [tokenized(text, self.tokenizer, add_special_tokens=False) for text in texts]
         return self._run(ready, sampling_params, lora_request)
 
@@ -113,7 +111,7 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None,
     ) -> list[RequestOutput]:
-        """Adds all, steps until all are done; whatever goes wrong, the engine is left without any of them."""
+        """Adds all requests and steps until all have finished; on an error all are aborted."""
         each_params = _for_each(prompts, SamplingParams() if params is None else params, "sampling_params")
         each_lora = [self._lora_manager.lora_id(one) for one in _for_each(prompts, lora_request, "lora_requests")]
         ids = [str(next(self._ids)) for _ in prompts]

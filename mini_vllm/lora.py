@@ -1,4 +1,4 @@
-"""LoRA adapters as callers name them, and which of them the model has."""
+"""LoRA requests, and the manager that loads their adapters."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mini_vllm.parallel import TPGroup
 
 @dataclass(frozen=True)
 class LoRARequest:
-    """The adapter that a request asks for; the names are vLLM's (vllm/lora/request.py).
+    """The adapter of a request; the names are vLLM's (vllm/lora/request.py).
 
     Attributes:
-        lora_name: what people call it.
-        lora_int_id: its number, from 1 up; as long as the model is served, the number means the same directory.
+        lora_name: a name for people.
+        lora_int_id: its number, at least 1; one number always stands for the same directory.
         lora_path: the directory that peft's save_pretrained wrote.
 
     Raises:
@@ -32,7 +32,7 @@ class LoRARequest:
 
 
 class LoRAManager:
-    """Loads each adapter when it is first asked for, on every rank, and keeps it for as long as the model is served.
+    """Loads each adapter on every rank when a request first names it, and keeps it.
 
     Args:
         model: this rank's part.
@@ -44,11 +44,11 @@ class LoRAManager:
         self._folders: dict[int, Path] = {}
 
     def lora_id(self, request: LoRARequest | None) -> int:
-        """The number that the engine is to hand on: the adapter's, 0 for none. Called between two steps.
+        """The adapter's number, 0 for none; loads the adapter if it is new. Called between two steps.
 
         Raises:
             ValueError: the number belongs to another directory.
-            AdapterError: the adapter cannot be served; none of it has been loaded then.
+            AdapterError: the adapter cannot be served; nothing of it was loaded.
             CheckpointError: a file of it is damaged.
         """
         if request is None:

@@ -1,4 +1,4 @@
-"""What a request hands back; names as vLLM's (vllm/outputs.py)."""
+"""Outputs of a request; the names are vLLM's (vllm/outputs.py)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-"""``stop``: an end-of-sequence token, a stop token or a stop text came. ``length``: max_tokens or the model's length was reached.
-``abort``: the caller gave it up. ``error``: the model failed on it."""
+"""``stop``: an end-of-sequence token, a stop token or a stop text. ``length``: max_tokens or the model's length. ``abort``: the
+caller aborted it. ``error``: the model failed on it."""
 
 
 @dataclass(frozen=True)
 class Logprob:
-    """How likely the model held one token to be.
+    """The model's log probability of one token.
 
     Attributes:
-        logprob: log of the softmax of the model's own logits, before penalties, bias and temperature.
+        logprob: from the model's logits, before penalties, bias and temperature.
         rank: how many tokens are at least as likely: 1 for the most likely one.
         decoded_token: the token as text; None without a tokenizer.
     """
@@ -26,21 +26,21 @@ class Logprob:
 
 
 PositionLogprobs = dict[int, Logprob]
-"""Token id -> its log probability: the token that came first, then the top ones by rank."""
+"""Token id -> its log probability: the sampled token first, then the top ones by rank."""
 
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One answer, as far as it has come.
+    """One answer so far.
 
     Attributes:
         index: which of a request's n answers this is, from 0.
-        text: the answer's tokens as text; empty without a tokenizer. It never ends inside a character, and while the answer
-            goes on it holds back what may turn out to be the beginning of a stop text.
-        token_ids: the tokens generated, the one that ended the answer among them.
-        logprobs: one entry per token, if they were asked for.
-        cumulative_logprob: the sum of the tokens' log probabilities, if they were asked for.
-        finish_reason: why it ended, None while it goes on.
+        text: the answer's text; empty without a tokenizer. It never ends inside a character, and until the answer ends it leaves
+            out an end that may be the beginning of a stop text.
+        token_ids: the tokens generated, including the one that ended the answer.
+        logprobs: one entry per token, if requested.
+        cumulative_logprob: the sum of the tokens' log probabilities, if requested.
+        finish_reason: why it ended; None before.
         stop_reason: the stop token or stop text that ended it; None when it was the model's own end-of-sequence token.
         error: what went wrong when ``finish_reason`` is "error".
     """
@@ -57,16 +57,16 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """One request with its answers, as far as they have come.
+    """One request with its answers so far.
 
     Attributes:
-        request_id: the engine's name for it.
-        prompt: the prompt's text, None when it came as token ids.
-        prompt_token_ids: the prompt as the model saw it.
+        request_id: its id in the engine.
+        prompt: the prompt's text; None when it was given as token ids.
+        prompt_token_ids: the prompt.
         outputs: the answers.
-        finished: whether all of them have ended.
-        prompt_logprobs: one entry per prompt token, None for the first, if they were asked for.
-        num_cached_tokens: how many prompt tokens were found in the prefix cache when the request first ran.
+        finished: whether all answers have ended.
+        prompt_logprobs: one entry per prompt token, None for the first, if requested.
+        num_cached_tokens: prompt tokens that the prefix cache had when the request first ran.
     """
 
     request_id: str

@@ -1,8 +1,8 @@
-"""Tensor parallelism: several processes, the ranks, hold a part of every large weight each, and run the same model side by side.
+"""Tensor parallelism: several processes, the ranks, have a shard of every large weight each and run the same model.
 
-torch.distributed starts and connects them (torchrun): tensors on CPUs go over gloo, those on GPUs over NCCL. A model takes part
-in it through the layers it is made of. Shoeybi et al. 2019, "Megatron-LM", section 3: cut one product by its outputs and the
-next by its inputs, and one sum over the ranks makes both whole.
+torchrun starts them, and torch.distributed connects them: gloo for tensors on CPUs, NCCL on GPUs. A model's layers do the rest.
+Shoeybi et al. 2019, "Megatron-LM", section 3: shard one product by its outputs and the next by its inputs, and a single sum over
+the ranks completes both.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from torch import Tensor
 from mini_vllm.contract import ModelLostError
 
 ShardId = str | int | None
-"""What vLLM calls it: "q", "k", "v", or 0 (gate) and 1 (up); None for a parameter that one checkpoint tensor fills."""
+"""As in vLLM: "q", "k", "v", or 0 (gate) and 1 (up); None for a parameter that one checkpoint tensor fills."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What a rank takes of a checkpoint tensor, and where it lays it.
+    """A rank's part of a checkpoint tensor, and its place in the parameter.
 
     Attributes:
-        shape: the whole checkpoint tensor's.
-        dim: the dimension that it is cut along.
-        source: first and last + 1 of what is taken, along ``dim`` of the checkpoint tensor.
-        target: the same along ``dim`` of the parameter, which has all of the other dimensions.
+        shape: shape of the whole checkpoint tensor.
+        dim: the dimension that is sharded.
+        source: start and stop of the part along ``dim`` of the checkpoint tensor.
+        target: start and stop along ``dim`` of the parameter.
     """
 
     shape: tuple[int, ...]
@@ -43,61 +43,52 @@ class Shard:
     target: tuple[int, int]
 
     def take(self, tensor: Tensor) -> Tensor:
-        """The part of the checkpoint tensor."""
+        """Selects the part of the checkpoint tensor."""
         return tensor.narrow(self.dim, self.source[0], self.source[1] - self.source[0])
 
     def place(self, parameter: Tensor) -> Tensor:
-        """The part of the parameter."""
+        """Selects the place in the parameter."""
         return parameter.narrow(self.dim, self.target[0], self.target[1] - self.target[0])
 
 
 def whole(parameter: Tensor) -> Mapping[ShardId, Shard]:
-    """Every rank has all of it."""
+    """The shard of a parameter that every rank has in full."""
     return {None: Shard(tuple(parameter.shape), 0, (0, len(parameter)), (0, len(parameter)))}
 
 
 class ParallelError(ValueError):
-    """A size that this many ranks cannot share; the message has both numbers."""
+    """A size is not divisible by the number of ranks; the message has both numbers."""
 
 
 class RankLostError(ModelLostError):
-    """Another rank is gone in the middle of an exchange; nothing can be computed without it."""
+    """Another rank was lost during communication; nothing can be computed without it."""
 
 
 @dataclass(frozen=True)
 class TPGroup:
-    """The ranks that share one model, as one of them sees it; vLLM's name for it is the same.
-
-    Attributes:
-        rank: this one's number, from 0.
-        size: how many there are.
-    """
+    """The ranks that share a model: the number of this one, from 0, and how many there are. The name is vLLM's."""
 
     rank: int = 0
     size: int = 1
 
     def divide(self, total: int, what: str) -> int:
-        """Each rank's part of ``total``.
-
-        Raises:
-            ParallelError: it leaves a remainder.
-        """
+        """Each rank's part of ``total``; raises ParallelError if it is not divisible."""
         if total % self.size:
-            fitting = [size for size in range(1, total + 1) if total % size == 0 and size <= 4 * self.size]
+            divisors = [size for size in range(1, total + 1) if total % size == 0 and size <= 4 * self.size]
             raise ParallelError(
-                f"{total} {what} cannot be shared evenly by {self.size} ranks; start {' or '.join(map(str, fitting))} of them"
+                f"{total} {what} cannot be shared evenly by {self.size} ranks; start {' or '.join(map(str, divisors))} of them"
             )
         return total // self.size
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of every rank's x, in x's own memory and on every rank."""
+        """Replaces x, on every rank, by the sum over the ranks."""
         if self.size > 1:
             with watched():
                 dist.all_reduce(x)
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """(T, C) of every rank, side by side in the order of ranks: (T, size * C), on every rank."""
+        """Concatenates (T, C) of every rank to (T, size * C), on every rank."""
         if self.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(self.size)]
@@ -106,7 +97,7 @@ class TPGroup:
         return torch.cat(parts, dim=-1)
 
     def broadcast(self, message: Any = None) -> Any:
-        """Rank 0's message, which is anything that JSON has, on every rank; one other than 0 waits for it. Nothing is pickled."""
+        """Sends rank 0's message, any JSON value, to every rank, which waits for it; nothing is pickled."""
         content = torch.tensor(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
         size = torch.tensor(len(content))
         with watched():
@@ -123,13 +114,13 @@ _current: ContextVar[TPGroup] = ContextVar("tp_group", default=ALONE)
 
 
 def get_tp_group() -> TPGroup:
-    """The group that layers made now belong to; one rank alone unless told."""
+    """The group of layers that are made now; a single rank by default."""
     return _current.get()
 
 
 @contextmanager
 def tp_group(group: TPGroup) -> Iterator[None]:
-    """Layers made inside belong to ``group`` for good."""
+    """Layers made inside the block belong to ``group``."""
     token = _current.set(group)
     try:
         yield
@@ -138,11 +129,11 @@ def tp_group(group: TPGroup) -> Iterator[None]:
 
 
 def connect() -> TPGroup:
-    """Joins the ranks that torchrun started; a process that was started alone is a group of one.
+    """Connects the ranks that torchrun started; a process started alone is a group of one.
 
     Raises:
-        RankLostError: the others cannot be reached.
-        ParallelError: it has joined them before.
+        RankLostError: the other ranks cannot be reached.
+        ParallelError: the ranks are connected already.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -151,7 +142,7 @@ def connect() -> TPGroup:
         raise ParallelError(
             f"these {size} ranks serve a model already, and the others follow that one; start a job for each model"
         )
-    # A rank that follows waits for its next step as long as nobody asks; one that dies closes its connections, which is seen.
+    # A following rank may wait for days for its next step; a rank that dies closes its connections, which is an error at once.
     with watched():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=365))
@@ -159,13 +150,13 @@ def connect() -> TPGroup:
 
 
 def disconnect() -> None:
-    """Leaves the ranks, before the process ends: the backend's own threads would be torn out of their work."""
+    """Disconnects before the process ends, so that the backend's threads stop in order."""
     dist.destroy_process_group()
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Turns what the backend says of a broken connection into a sentence."""
+    """Raises RankLostError for the backend's error of a broken connection."""
     try:
         yield
     except RuntimeError as error:

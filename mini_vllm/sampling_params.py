@@ -1,10 +1,10 @@
-"""How the next token is chosen; names, defaults and ranges as vLLM's SamplingParams (vllm/sampling_params.py:268)."""
+"""Sampling parameters of a request; names, defaults and ranges as in vLLM's SamplingParams (vllm/sampling_params.py:268)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 RANGES = {
     "n": (1, math.inf),
@@ -19,7 +19,7 @@ RANGES = {
     "logprobs": (-1, math.inf),
     "prompt_logprobs": (-1, math.inf),
 }
-"""Least and largest value, both allowed."""
+"""Smallest and largest value, both allowed."""
 
 WHOLE_NUMBERS = ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs")
 MAY_BE_NONE = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
@@ -27,33 +27,33 @@ MAY_BE_NONE = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """What one request asks of the sampler.
+    """Sampling parameters of one request.
 
     Attributes:
-        n: how many answers to the same prompt.
-        presence_penalty: taken from the logit of every token that the answer has already.
-        frequency_penalty: taken from a token's logit once for each time that the answer has it.
-        repetition_penalty: divides the positive and multiplies the negative logits of tokens that prompt or answer have
+        n: number of answers to the same prompt.
+        presence_penalty: subtracted from the logit of every token that the answer contains.
+        frequency_penalty: subtracted from a token's logit once per occurrence in the answer.
+        repetition_penalty: divides the positive and multiplies the negative logits of tokens in prompt or answer
             (Keskar et al. 2019, "CTRL", section 4.1).
         temperature: 0 is greedy; above 0 the logits are divided by it before the softmax.
         top_p: keep the most likely tokens until their probabilities add up to this (Holtzman et al. 2020, "nucleus").
         top_k: keep that many of the most likely tokens; 0 or -1 keeps all.
         min_p: keep tokens at least this share as likely as the most likely one (Nguyen et al. 2024, "min-p").
-        seed: makes a sampled request repeatable, whoever shares its batch; None draws a fresh one. Answer i of n has seed + i.
+        seed: makes a sampled request reproducible in any batch; None draws a random one. Answer i of n has seed + i.
         stop: texts that end the answer; they are cut off unless ``include_stop_str_in_output``.
-        stop_token_ids: tokens that end the answer, beside the model's own end-of-sequence tokens.
-        ignore_eos: go on after the model's own end-of-sequence tokens.
-        max_tokens: the most tokens to generate; None goes on to the model's length.
-        min_tokens: before these are generated nothing that would stop the answer is sampled or looked for.
+        stop_token_ids: tokens that end the answer, beside the model's end-of-sequence tokens.
+        ignore_eos: continue after the model's end-of-sequence tokens.
+        max_tokens: the most tokens to generate; None continues to the model's length.
+        min_tokens: until so many are generated, stop tokens are not sampled and stop texts are ignored.
         logprobs: log probabilities of that many top tokens beside the sampled one, at every step; -1 gives the whole vocabulary.
         prompt_logprobs: the same for every token of the prompt but the first.
-        detokenize: whether the answer comes as text too.
+        detokenize: whether the answer has a text.
         skip_special_tokens: leave special tokens out of the text.
         include_stop_str_in_output: leave the text or token that stopped the answer in the text.
-        logit_bias: token id -> what is added to its logit, from -100 to 100.
+        logit_bias: token id -> number added to its logit, from -100 to 100.
 
     Raises:
-        ValueError: a value is out of its range, or two contradict each other; the message says both.
+        ValueError: a value is out of its range, or two contradict each other; the message has both.
     """
 
     n: int = 1
@@ -102,6 +102,12 @@ class SamplingParams:
             if not -100 <= bias <= 100:
                 raise ValueError(f"logit_bias of token {token} is {bias}; it must be from -100 to 100")
 
+    def of_each_answer(self) -> list[SamplingParams]:
+        """Parameters of the n answers: each has its own seed, and only the first computes the prompt's logprobs."""
+        seeds = [None if self.seed is None else self.seed + index for index in range(self.n)]
+        first, *others = (replace(self, n=1, seed=seed) for seed in seeds)
+        return [first, *(replace(each, prompt_logprobs=None) for each in others)]
+
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken."""
@@ -109,7 +115,7 @@ class SamplingParams:
 
     @property
     def is_plain_greedy(self) -> bool:
-        """Whether the token is the argmax of the model's own logits, with nothing to be done to them before."""
+        """Whether the token is the argmax of the model's logits, with no penalty or bias."""
         penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty
         return self.is_greedy and penalties == (0, 0, 1) and not self.min_tokens and not self.logit_bias
 

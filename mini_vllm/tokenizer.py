@@ -1,4 +1,4 @@
-"""Text to tokens and back: tokenizer.json and the chat template of a Hugging Face directory."""
+"""Tokenizer and chat template of a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tokenizer:
 
     @classmethod
     def find(cls, folder: Path) -> Tokenizer | None:
-        """The directory's tokenizer, None when it has no tokenizer.json."""
+        """The directory's tokenizer; None without a tokenizer.json."""
         return cls(folder) if (folder / "tokenizer.json").exists() else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -49,29 +49,28 @@ class Tokenizer:
         return self._encoding.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def decode_stream(self, skip_special_tokens: bool = True) -> Callable[[int], str]:
-        """A function that takes one token after the other and returns the text each adds: nothing while a character, which may
-        take several tokens, is not whole."""
+        """A function from each next token to the text that it adds; empty while a character is incomplete."""
         stream = DecodeStream(skip_special_tokens=skip_special_tokens)
 
         def step(token: int) -> str:
             nonlocal stream
             try:
                 return stream.step(self._encoding, token) or ""
-            except Exception:  # plain Exception: bytes that are no UTF-8 have changed how earlier ones read; go on from here
+            except Exception:  # the library raises plain Exception where invalid UTF-8 changes earlier text; start again here
                 stream = DecodeStream(skip_special_tokens=skip_special_tokens)
                 return stream.step(self._encoding, token) or ""
 
         return step
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
-        """The prompt of a conversation, up to where the assistant's answer begins.
+        """Renders the prompt of a conversation, up to the beginning of the assistant's answer.
 
-        The template is the checkpoint's, so it comes from outside: it runs in jinja's sandbox.
+        The checkpoint's template is untrusted: it runs in jinja's sandbox.
 
         Raises:
-            CheckpointError: there is no template, or it refuses the messages.
+            CheckpointError: there is no template, or it fails on the messages.
         """
-        from jinja2 import TemplateError  # here and below: whoever does not chat need not wait for it
+        from jinja2 import TemplateError  # imported here and below, as only chat needs it
 
         try:
             template = _environment().from_string(self._chat_template())
@@ -80,7 +79,7 @@ class Tokenizer:
             raise CheckpointError(f"the chat template of {self.folder} fails: {error}; see its tokenizer_config.json") from error
 
     def _chat_template(self) -> str:
-        """From chat_template.jinja, or from tokenizer_config.json, where it may be one of several with names."""
+        """From chat_template.jinja or tokenizer_config.json, which may have several templates by name."""
         own_file = self.folder / "chat_template.jinja"
         template = own_file.read_text(encoding="utf-8") if own_file.exists() else self._config.get("chat_template")
         if isinstance(template, list):

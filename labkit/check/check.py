@@ -27,8 +27,7 @@ MAX_OUTPUT = 8 << 20
 """Bytes that a run may print before they are deleted, so that an endless print does not fill the disk."""
 
 PRELOAD = (
-    "mini_vllm.layers.packed_matmul",
-    "mini_vllm.layers.paged_attention",
+    "mini_vllm.kernels.install",
     "mini_vllm.models.llama",
     "torch.distributed.tensor",  # torch.testing.assert_close imports it, and with it sympy
 )

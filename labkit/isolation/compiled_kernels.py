@@ -15,7 +15,7 @@ from pathlib import Path
 
 from labkit.system.labs import ROOT
 
-KERNELS = ROOT / "mini_vllm" / "layers"
+KERNELS = ROOT / "mini_vllm" / "kernels"
 """The folder of the sources that numba compiles."""
 
 CONFIG = {
@@ -60,6 +60,7 @@ def compile_kernels() -> None:
 
     from mini_vllm import LLMEngine, SamplingParams
     from mini_vllm.config import EngineConfig, QuantizationConfig
+    from mini_vllm.kernels.install import install_kernels
     from mini_vllm.layers.quantization import process_weights_after_loading
     from mini_vllm.models.llama import LlamaConfig, LlamaForCausalLM
 
@@ -69,7 +70,9 @@ def compile_kernels() -> None:
             parameter.data.normal_()
             if weights == "bfloat16":
                 parameter.data = parameter.data.bfloat16().float()
-        process_weights_after_loading(model, QuantizationConfig("int8") if weights == "int8" else None)
+        if weights == "int8":
+            process_weights_after_loading(model, QuantizationConfig("int8"))
+        install_kernels(model)
         engine = LLMEngine(model, EngineConfig(max_model_len=64, block_size=BLOCK_SIZE))
         engine.add_request("one", [1] * 40, SamplingParams(max_tokens=4, ignore_eos=True))
         with torch.inference_mode():

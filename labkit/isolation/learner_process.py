@@ -111,7 +111,7 @@ class Learner:
             return
         number, num_blocks, block_size = state["kv_cache"]
         cache = self._kv_caches.setdefault(number, KVCache(num_blocks, block_size))
-        with set_forward_context(ForwardContext(kv_cache=cache, **unpacker.unpack(state["step"]))):
+        with set_forward_context(ForwardContext.from_json(state["step"], cache)):
             yield
 
     def _unpack_other(self, kind: str, value: Any, unpack: Callable[[Any], Any]) -> Any:

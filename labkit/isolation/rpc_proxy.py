@@ -162,14 +162,13 @@ class LearnerConnection:
             "grad": torch.is_grad_enabled(),
         }
         if (context := forward_context._current.get()) is not None:
-            names = ("query_start", "lengths", "block_tables", "write_slots", "logits_indices", "lora_ids")
             cache = context.kv_cache
             if cache not in self._kv_numbers:
                 self._kv_next += 1
                 self._kv_numbers[cache] = self._kv_next
                 finalize(cache, self._released_kv.append, self._kv_next)
             state["kv_cache"] = [self._kv_numbers[cache], cache.num_blocks, cache.block_size]
-            state["step"] = packer.pack({name: getattr(context, name) for name in names})
+            state["step"] = context.to_json()
         return state
 
     def _pack_other(self, value: Any, pack: Callable[[Any], Any]) -> dict[str, Any]:
@@ -289,7 +288,8 @@ def _drain(numbers: deque[int]) -> list[int]:
 def delegate_engine_functions(monkeypatch: Any) -> None:
     """Patches mini_vllm's functions that work on a model's internals: for a proxy, the learner's process runs them."""
     for module, name, source in (
-        ("mini_vllm.layers.quantization", "process_weights_after_loading", "mini_vllm.layers.quantization"),
+        ("mini_vllm.build", "process_weights_after_loading", "mini_vllm.layers.quantization"),
+        ("mini_vllm.kernels.install", "install_kernels", "mini_vllm.kernels.install"),
         ("mini_vllm.lora", "load_lora", "mini_vllm.loading.lora"),
     ):
         monkeypatch.setattr(f"{module}.{name}", _delegated(getattr(import_module(module), name), f"{source}:{name}"))

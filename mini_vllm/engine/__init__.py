@@ -1,1 +1,1 @@
-"""Who runs when, and where their keys and values live. Knows ``contract.Model`` and nothing else of a model."""
+"""Scheduling, KV blocks, sampling. Knows ``contract.Model`` and nothing else of a model."""

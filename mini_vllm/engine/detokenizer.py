@@ -1,4 +1,4 @@
-"""From tokens to text, one at a time, and the stop texts that may be in it."""
+"""Detokenizer: converts tokens to text one at a time, and finds stop texts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,19 @@ from mini_vllm.sampling_params import SamplingParams
 
 
 class TokenDecoder(Protocol):
-    """What the engine asks of a tokenizer."""
+    """The methods of a tokenizer that the engine calls."""
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
         ...
 
     def decode_stream(self, skip_special_tokens: bool = True) -> Callable[[int], str]:
-        """A function that takes one token after the other and returns the text each adds: nothing while a character, which may
-        take several tokens, is not whole."""
+        """A function from each next token to the text that it adds; empty while a character is incomplete."""
         ...
 
 
 class Detokenizer:
-    """The text of one answer as it grows.
-
-    Attributes:
-        text: all of it so far; cut at the stop text once that has come.
-    """
+    """The growing text of one answer; ``text`` is all of it so far, cut at the stop text once that is found."""
 
     def __init__(self, tokenizer: TokenDecoder, params: SamplingParams) -> None:
         self.text = ""
@@ -38,13 +33,13 @@ class Detokenizer:
         self._skip_special_tokens = params.skip_special_tokens
 
     def append(self, token: int, may_stop: bool) -> str | None:
-        """Adds a token's text and returns the stop text that has come with it, the one that begins first."""
+        """Adds a token's text and returns the stop text that it completes, the one that begins first."""
         self._token_ids.append(token)
         before = len(self.text)
         self.text += self._next(token)
         if not may_stop:
             return None
-        # A stop text may begin in what was there before, but it ends in what is new.
+        # A stop text may begin in the old text, but it ends in the new one.
         begins = {stop: self.text.find(stop, max(0, before + 1 - len(stop))) for stop in self._stops}
         found = min((stop for stop in self._stops if begins[stop] >= 0), key=lambda stop: begins[stop], default=None)
         if found is not None:
@@ -52,14 +47,14 @@ class Detokenizer:
         return found
 
     def flush(self) -> None:
-        """Adds what was kept because its last character is not whole; it will not become so any more."""
-        whole = self._tokenizer.decode(self._token_ids, self._skip_special_tokens)
-        if whole.startswith(self.text):
-            self.text = whole
+        """Adds the text held back for an incomplete character, which stays incomplete."""
+        complete = self._tokenizer.decode(self._token_ids, self._skip_special_tokens)
+        if complete.startswith(self.text):
+            self.text = complete
 
     @property
     def safe_text(self) -> str:
-        """The text without what may turn out to be the beginning of a stop text."""
+        """The text without an end that may be the beginning of a stop text."""
         if self._include_stop:
             return self.text
         held_back = max(

@@ -1,4 +1,4 @@
-"""The loop: schedule, run, sample, take note; requests may join and leave between any two steps."""
+"""The engine's loop: schedule, run the model, sample, update requests. Requests join and leave between any two steps."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from mini_vllm.engine.request import ParentRequest, Request
 from mini_vllm.engine.runner import Runner
 from mini_vllm.engine.sampler import Sample, sample
 from mini_vllm.engine.scheduler import Chunk, Released, Scheduler, SchedulerStats, Step
-from mini_vllm.engine.step_trace import StepTrace, describe
+from mini_vllm.engine.step_trace import StepTraceWriter, TracedChunk
 from mini_vllm.outputs import RequestOutput
 from mini_vllm.sampling_params import SamplingParams
 
 
 class LLMEngine:
-    """Serves any object that has ``forward(tokens, positions) -> logits``, and touches nothing else of it.
+    """Serves any object that has ``forward(tokens, positions) -> logits``, and uses nothing else of it.
 
     Args:
-        model: what is served.
-        config: the engine's sizes.
-        tokenizer: makes text of the answers' tokens; without one they stay tokens.
-        step_trace: a file to write what ran in each step to.
+        tokenizer: converts the answers' tokens to text; without one, answers are tokens only.
+        step_trace: a file to record every step to (engine/step_trace.py).
     """
 
     def __init__(
@@ -37,7 +35,7 @@ class LLMEngine:
         self.runner = Runner(model, config.num_blocks, config.block_size)
         self._unfinished: dict[str, ParentRequest] = {}
         self._parents: dict[Request, ParentRequest] = {}
-        self._trace = StepTrace(step_trace, config) if step_trace else None
+        self._trace = StepTraceWriter(step_trace, config) if step_trace else None
         self._aborted: list[Released] = []
 
     @property
@@ -55,39 +53,38 @@ class LLMEngine:
         cache_salt: str = "",
         lora_id: int = 0,
     ) -> None:
-        """Queues a request; it joins the batch at a coming step.
+        """Queues a request; it joins the batch in a later step.
 
         Args:
             request_id: the caller's name for it.
             prompt_token_ids: the prompt.
-            params: how to answer.
-            prompt: the prompt's text, handed back with the answers.
+            params: how to sample the answers.
+            prompt: the prompt's text, returned with them.
             cache_salt: only requests with the same salt share blocks of a common prefix.
-            lora_id: the adapter that the model is to use for it, 0 for none; as with salts, only requests with the same share.
+            lora_id: the adapter that the model applies, 0 for none; only requests with the same one share blocks.
 
         Raises:
-            ValueError: the id is taken by a request that still runs, or the request could never finish.
+            ValueError: an unfinished request has the id, or the request could never finish.
         """
         if request_id in self._unfinished:
             raise ValueError(f"request id {request_id!r} is taken by a request that has not finished; give each its own")
         if params.stop_strings and self.tokenizer is None:
             raise ValueError(f"request {request_id} has stop texts and there is no tokenizer to find them; use stop_token_ids")
-        parent = ParentRequest(request_id, prompt, prompt_token_ids, params, self.config, self.tokenizer, cache_salt, lora_id)
-        for child in parent.children:
+        parent = ParentRequest(request_id, prompt, [])
+        for index, own in enumerate(params.of_each_answer()):
+            child_id = request_id if params.n == 1 else f"{index}_{request_id}"
+            child = Request(child_id, prompt_token_ids, own, self.config, self.tokenizer, cache_salt, lora_id)
             self.scheduler.add(child)
+            parent.children.append(child)
             self._parents[child] = parent
         self._unfinished[request_id] = parent
 
     def has_unfinished_requests(self) -> bool:
-        """Whether there is anything left to do."""
+        """Whether any request has not finished."""
         return bool(self._unfinished)
 
     def abort_requests(self, request_ids: Iterable[str]) -> list[RequestOutput]:
-        """Ends requests, wherever they stand, and frees their blocks; an id that is not there is no error, as in vLLM.
-
-        Returns:
-            What the requests have come to.
-        """
+        """Ends requests, frees their blocks, and returns their answers so far; an unknown id is no error, as in vLLM."""
         parents = [self._unfinished[request_id] for request_id in set(request_ids) & self._unfinished.keys()]
         released = self.scheduler.abort({child for parent in parents for child in parent.children})
         if self._trace:
@@ -97,33 +94,30 @@ class LLMEngine:
         return [parent.output() for parent in parents]
 
     def step(self) -> list[RequestOutput]:
-        """One call of the model; returns every request that has come on with it, as far as it has come.
+        """Calls the model once; returns the answers so far of every request that has a new token or has ended.
 
-        A request that the model fails on ends with ``finish_reason`` "error"; the others go on.
-
-        Raises:
-            ModelLostError: the model is gone, and with it every request.
+        A request on which the model fails ends with ``finish_reason`` "error"; only ModelLostError is raised.
         """
         started = time.perf_counter()
         step = self.scheduler.schedule()
         if not step.chunks:
             return []
-        described = describe(step) if self._trace else []
-        came_on: dict[ParentRequest, None] = {}
+        traced = [TracedChunk.of(chunk) for chunk in step.chunks] if self._trace else []
+        updated: dict[ParentRequest, None] = {}
         for chunk, outcome in zip(step.chunks, self._run(step), strict=True):
-            if self._take_note(chunk, outcome):
-                came_on[self._parents[chunk.request]] = None
+            if self._update(chunk, outcome):
+                updated[self._parents[chunk.request]] = None
         ended = self.scheduler.release_finished()
         if self._trace:
-            self._trace.record(described, step, time.perf_counter() - started, self._aborted + ended, self.scheduler)
+            self._trace.record(traced, step, time.perf_counter() - started, self._aborted + ended, self.scheduler)
             self._aborted = []
-        for parent in came_on:
+        for parent in updated:
             if parent.finished:
                 self._forget(parent)
-        return [parent.output() for parent in came_on]
+        return [parent.output() for parent in updated]
 
     def _run(self, step: Step) -> list[Sample | Exception]:
-        """What each chunk came to. A call that fails is made again for each request alone, to find whose fault it was."""
+        """Samples for every chunk. If the call fails, each request runs alone, to find the one at fault."""
         try:
             logits = self.runner.run(step)
         except ModelLostError:
@@ -134,8 +128,8 @@ class LLMEngine:
             return [error]
         return sample(step.chunks, logits, self._decode_token if self.tokenizer else None)
 
-    def _take_note(self, chunk: Chunk, outcome: Sample | Exception) -> bool:
-        """Writes an outcome into its request; returns whether that has brought a token or the end."""
+    def _update(self, chunk: Chunk, outcome: Sample | Exception) -> bool:
+        """Updates a chunk's request; returns whether it has a new token or has failed."""
         if isinstance(outcome, Exception):
             chunk.request.fail(outcome)
             return True

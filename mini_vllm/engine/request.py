@@ -1,8 +1,8 @@
-"""One request, from arrival to its last token: the only place where its state lives."""
+"""A request and all of its state, from arrival to its last token."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -15,23 +15,23 @@ from mini_vllm.sampling_params import SamplingParams
 
 
 class Request:
-    """A prompt, what was generated so far, and how much of both has its keys and values in the cache.
+    """A prompt, the tokens generated so far, and how many of both are computed.
 
-    There is no prefill state and no decode state: a request with more than one token to compute prefills, one with a single
-    token decodes, and a preempted request simply has everything to compute again.
+    There is no prefill state and no decode state: a request with more than one uncomputed token prefills, one with a single
+    uncomputed token decodes, and a preempted request has all of its tokens uncomputed again.
 
     Attributes:
-        lora_id: which adapter the model is to use, 0 for none; the engine hands it on, and never shares blocks between two.
-        token_ids: prompt and output, end to end.
+        lora_id: the adapter that the model applies, 0 for none.
+        token_ids: prompt and output.
         num_prompt_tokens: how many of them are the prompt.
         num_computed_tokens: how many have their keys and values in the cache.
         num_cached_tokens: how many the prefix cache had when the request first ran; None before.
-        blocks: the block table: ids of the blocks held, in the order of positions.
+        blocks: the block table: block ids in the order of positions.
         block_hashes: one for each full block of ``token_ids``; none without prefix caching.
         finish_reason: None while it runs.
         stop_reason: the stop token or stop text that ended it.
         error: what went wrong when ``finish_reason`` is "error".
-        num_preemptions: how often it lost its blocks.
+        num_preemptions: how often it was preempted.
         logprobs: one entry per output token, if they were asked for.
         prompt_logprobs: one entry per prompt token computed so far, if they were asked for; None for the first.
     """
@@ -46,10 +46,7 @@ class Request:
         cache_salt: str = "",
         lora_id: int = 0,
     ) -> None:
-        self.request_id = request_id
-        self.params = params
-        self.config = config
-        self.lora_id = lora_id
+        self.request_id, self.params, self.config, self.lora_id = request_id, params, config, lora_id
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
@@ -68,18 +65,18 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output together."""
+        """Tokens of prompt and output."""
         return len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
-        """What was generated."""
+        """Tokens generated."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """What the model has still to see."""
-        return self.num_tokens - self.num_computed_tokens
+        """Tokens without keys and values in the cache."""
+        return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -88,23 +85,23 @@ class Request:
 
     @property
     def output_token_ids(self) -> list[int]:
-        """What was generated."""
+        """The tokens generated."""
         return self.token_ids[self.num_prompt_tokens :]
 
     @cached_property
     def stop_token_ids(self) -> frozenset[int]:
-        """Every token that ends this request."""
+        """Tokens that end this request."""
         own = frozenset(self.params.stop_token_ids or ())
         return own if self.params.ignore_eos else own | self.config.eos_token_ids
 
     @property
-    def must_go_on(self) -> bool:
-        """Whether ``min_tokens`` keeps the next token from being one that stops."""
+    def must_continue(self) -> bool:
+        """Whether ``min_tokens`` forbids the next token to be a stop token."""
         return self.num_output_tokens < self.params.min_tokens
 
     @cached_property
     def generator(self) -> torch.Generator:
-        """The request's own dice."""
+        """The request's own random generator."""
         generator = torch.Generator()
         if self.params.seed is None:
             generator.seed()
@@ -114,36 +111,30 @@ class Request:
 
     @property
     def shareable_hashes(self) -> list[BlockHash]:
-        """The blocks that may come from the prefix cache: one token at least is left to compute, for its logits.
-
-        None when the prompt's logprobs are asked for: they need every token of it computed.
-        """
-        return (
-            []
-            if self.params.prompt_logprobs is not None
-            else self.block_hashes[: (self.num_tokens - 1) // self.config.block_size]
-        )
+        """Hashes of blocks to look up in the prefix cache; the last token, or all for prompt_logprobs, must be computed."""
+        num_blocks = (self.num_tokens - 1) // self.config.block_size if self.params.prompt_logprobs is None else 0
+        return self.block_hashes[:num_blocks]
 
     def start(self, cached_blocks: list[int]) -> None:
-        """Takes note of the blocks that the prefix cache had, whose tokens need no computing."""
+        """Takes over cached blocks, whose tokens are computed already."""
         self.blocks = list(cached_blocks)
         self.num_computed_tokens = len(cached_blocks) * self.config.block_size
         if self.num_cached_tokens is None:
             self.num_cached_tokens = self.num_computed_tokens
 
     def computed(self, num_tokens: int) -> None:
-        """Takes note that a step has put the next ``num_tokens`` tokens into the cache."""
+        """Records that a step has computed the next ``num_tokens`` tokens."""
         self.num_computed_tokens += num_tokens
 
     def lose_blocks(self) -> list[int]:
-        """Gives all blocks up; what was in them has to be computed again, what was generated stays."""
+        """Returns all blocks to be freed; the tokens stay, and have to be computed again."""
         blocks, self.blocks = self.blocks, []
         self.num_computed_tokens = 0
         return blocks
 
     def append(self, token: int, logprobs: PositionLogprobs | None = None) -> None:
-        """Adds a sampled token and decides whether the request ends with it."""
-        may_stop = not self.must_go_on
+        """Appends a sampled token and decides whether the request ends with it."""
+        may_stop = not self.must_continue
         self.token_ids.append(token)
         if logprobs is not None:
             self.logprobs.append(logprobs)
@@ -162,33 +153,25 @@ class Request:
             self._detokenizer.flush()
 
     def add_prompt_logprobs(self, first: int, entries: list[PositionLogprobs]) -> None:
-        """Takes the entries of prompt tokens ``first``, ``first + 1``, ...; what is known from before a preemption stays."""
+        """Adds the entries of prompt tokens ``first``, ``first + 1``, ...; entries from before a preemption stay."""
         self.prompt_logprobs += entries[len(self.prompt_logprobs) - first :]
 
     def abort(self) -> None:
-        """Ends the request where it stands, unless it has ended already."""
+        """Ends the request now, unless it has ended already."""
         self.finish_reason = self.finish_reason or "abort"
 
     def fail(self, error: Exception) -> None:
-        """Ends the request with what went wrong."""
+        """Ends the request with an error."""
         self.finish_reason, self.error = "error", error
 
     def output(self, index: int) -> CompletionOutput:
-        """The answer as far as it has come."""
+        """The answer so far."""
         text = "" if self._detokenizer is None else self._detokenizer.text if self.finish_reason else self._detokenizer.safe_text
-        output_token_ids, logprobs = self.output_token_ids, None if self.params.logprobs is None else list(self.logprobs)
-        return CompletionOutput(
-            index=index,
-            text=text,
-            token_ids=output_token_ids,
-            logprobs=logprobs,
-            cumulative_logprob=None
-            if logprobs is None
-            else sum(entry[token].logprob for token, entry in zip(output_token_ids, logprobs, strict=True)),
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-            error=self.error,
-        )
+        tokens, logprobs, total = self.output_token_ids, None, None
+        if self.params.logprobs is not None:
+            logprobs = list(self.logprobs)
+            total = sum(entry[token].logprob for token, entry in zip(tokens, logprobs, strict=True))
+        return CompletionOutput(index, text, tokens, logprobs, total, self.finish_reason, self.stop_reason, self.error)
 
     def _hash_full_blocks(self) -> None:
         size = self.config.block_size
@@ -198,39 +181,19 @@ class Request:
             self.block_hashes.append(block_hash(parent, self.token_ids[start : start + size]))
 
 
+@dataclass(eq=False)
 class ParentRequest:
-    """What the caller asked for: one prompt and its n answers, each a :class:`Request` of its own with dice of its own.
+    """One prompt and its n answers.
 
     Attributes:
         request_id: the caller's name for it.
-        children: the answers.
+        prompt: the prompt's text, if it has one.
+        children: the answers, each a :class:`Request` with its own random generator.
     """
 
-    def __init__(
-        self,
-        request_id: str,
-        prompt: str | None,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        config: EngineConfig,
-        tokenizer: TokenDecoder | None = None,
-        cache_salt: str = "",
-        lora_id: int = 0,
-    ) -> None:
-        self.request_id = request_id
-        self.prompt = prompt
-        self.children = [
-            Request(
-                request_id if params.n == 1 else f"{index}_{request_id}",
-                prompt_token_ids,
-                _child_params(params, index),
-                config,
-                tokenizer,
-                cache_salt,
-                lora_id,
-            )
-            for index in range(params.n)
-        ]
+    request_id: str
+    prompt: str | None
+    children: list[Request]
 
     @property
     def finished(self) -> bool:
@@ -238,7 +201,7 @@ class ParentRequest:
         return all(child.finish_reason for child in self.children)
 
     def output(self) -> RequestOutput:
-        """All answers as far as they have come."""
+        """All answers so far."""
         first = self.children[0]
         return RequestOutput(
             request_id=self.request_id,
@@ -249,13 +212,3 @@ class ParentRequest:
             prompt_logprobs=None if first.params.prompt_logprobs is None else list(first.prompt_logprobs),
             num_cached_tokens=first.num_cached_tokens or 0,
         )
-
-
-def _child_params(params: SamplingParams, index: int) -> SamplingParams:
-    """Each answer throws its own dice, and the prompt's logprobs are worked out once."""
-    return replace(
-        params,
-        n=1,
-        seed=None if params.seed is None else params.seed + index,
-        prompt_logprobs=params.prompt_logprobs if index == 0 else None,
-    )

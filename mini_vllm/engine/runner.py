@@ -1,4 +1,4 @@
-"""From a planned step to logits: the only place that calls the model."""
+"""Runs a scheduled step: the only module that calls the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mini_vllm.forward_context import ForwardContext, KVCache, set_forward_conte
 
 
 class Runner:
-    """Lays a step's tokens end to end, says where their keys and values go, and calls ``model.forward``."""
+    """Concatenates the tokens of a step, builds its forward context, and calls ``model.forward``."""
 
     def __init__(self, model: Model, num_blocks: int, block_size: int) -> None:
         self.model = model
@@ -21,11 +21,7 @@ class Runner:
         self.kv_cache = KVCache(num_blocks, block_size)
 
     def run(self, step: Step) -> Tensor:
-        """Logits of the rows that each chunk asks for, (R, V), in the order of ``step.chunks``.
-
-        Raises:
-            ContractError: the model did not return logits.
-        """
+        """Computes the logits that each chunk needs, (R, V), in the order of ``step.chunks``; ContractError if they are none."""
         chunks = step.chunks
         tokens = torch.tensor([token for c in chunks for token in c.request.token_ids[c.start : c.stop]])
         positions = torch.tensor([position for c in chunks for position in range(c.start, c.stop)])
@@ -45,7 +41,7 @@ class Runner:
             return last_logits(self.model.forward(tokens, positions), tokens.numel(), context.logits_indices).cpu()
 
     def _slots(self, chunk: Chunk) -> list[int]:
-        """Where the chunk's tokens are written:
+        """The slots of the chunk's tokens:
 
         position    0    1    2    3 |  4    5    6    7 |  8
         block table      7           |       2           |  9

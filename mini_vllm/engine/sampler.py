@@ -1,9 +1,9 @@
-"""From rows of logits to tokens, each request with its own parameters and its own dice.
+"""Sampler: from rows of logits to tokens, with each request's own parameters and random generator.
 
-What is done to a row, in vLLM's order (vllm/v1/sample/sampler.py:22):
+Processing of a row, in vLLM's order (vllm/v1/sample/sampler.py:22):
 
     model's logits -> logit_bias, min_tokens -> penalties -> greedy: argmax
-                   \\-> logprobs                            -> else: / temperature -> min_p -> top_k -> top_p -> dice
+                   \\-> logprobs                            -> else: / temperature -> min_p -> top_k -> top_p -> random draw
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mini_vllm.engine.scheduler import Chunk
 from mini_vllm.outputs import Logprob, PositionLogprobs
 
 DecodeToken = Callable[[int], str]
-"""One token as text."""
+"""Token id -> its text."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a chunk's logits came to.
+    """The result of a chunk.
 
     Attributes:
-        token: the request's next token; None when the chunk has not reached its newest one.
-        logprobs: of that token and the top ones, if they were asked for.
-        prompt_logprobs: of the prompt tokens after each of the chunk's, if they were asked for.
+        token: the request's next token; None when the chunk does not reach its newest one.
+        logprobs: of that token and the top ones, if requested.
+        prompt_logprobs: of the prompt tokens after each of the chunk's, if requested.
     """
 
     token: int | None = None
@@ -41,15 +41,15 @@ class Sample:
 
 
 def sample(chunks: Sequence[Chunk], logits: Tensor, decode_token: DecodeToken | None = None) -> list[Sample | Exception]:
-    """The next token of every chunk's request, or what keeps it from having one.
+    """Samples the next token of every chunk's request; an error of one request is returned in its place.
 
-    A request's dice are thrown once per token, so that a seeded request does not depend on who shares its batch, on the chunks
-    its prompt was cut into, or on having been preempted.
+    A request's random generator is used once per token, so that a seeded request does not depend on its batch, on the chunks of
+    its prompt, or on preemption.
 
     Args:
-        chunks: what ran.
+        chunks: the chunks that ran.
         logits: (R, V), ``chunk.num_logits`` rows of each.
-        decode_token: how a token reads, for logprobs.
+        decode_token: gives a token's text, for logprobs.
     """
     best, argmax = (column.tolist() for column in logits.max(dim=-1))  # a NaN counts as the largest
     outcomes: list[Sample | Exception] = []
@@ -60,7 +60,7 @@ def sample(chunks: Sequence[Chunk], logits: Tensor, decode_token: DecodeToken | 
             for row, value in enumerate(best[start:stop], start=chunk.stop - chunk.num_logits):
                 _refuse_unless_finite(value, chunk.request, row)
             outcomes.append(_sample(chunk, logits[start:stop], argmax[stop - 1], decode_token))
-        except Exception as error:  # whatever a request's parameters lead to is that request's own fault
+        except Exception as error:  # an error caused by one request's parameters ends that request only
             outcomes.append(error)
     return outcomes
 
@@ -82,12 +82,12 @@ def _sample(chunk: Chunk, logits: Tensor, argmax: int, decode_token: DecodeToken
 
 
 def next_token(logits: Tensor, request: Request) -> int:
-    """The argmax of what the request's parameters make of the logits (V,), or a throw of its dice."""
+    """The argmax of the logits (V,) after the request's parameters are applied, or a random draw from them."""
     params = request.params
     logits = biased(logits.float().clone(), request)
     if params.is_greedy:
         return int(logits.argmax())
-    # From the largest one down, so that the smallest temperature gives infinities below it and no NaN.
+    # Minus the largest, so that a tiny temperature gives -inf below it and no NaN.
     logits = (logits - logits.max()) / params.temperature
     probabilities = truncated(logits, params.min_p, params.top_k, params.top_p).softmax(dim=-1)
     # The largest of p / e with e drawn from Exp(1) is a draw from p; one number per token of the vocabulary.
@@ -95,17 +95,17 @@ def next_token(logits: Tensor, request: Request) -> int:
 
 
 def biased(logits: Tensor, request: Request) -> Tensor:
-    """logit_bias, min_tokens and the penalties, which change which token is the most likely; written into ``logits`` (V,).
+    """Applies logit_bias, min_tokens and the penalties to ``logits`` (V,), in place.
 
     Raises:
-        ValueError: a token is outside the vocabulary, or min_tokens leaves none to take.
+        ValueError: a token is outside the vocabulary, or min_tokens leaves no token.
     """
     params, vocab_size = request.params, logits.numel()
     for token, bias in (params.logit_bias or {}).items():
         if not 0 <= token < vocab_size:
-            raise ValueError(f"logit_bias names token {token}; ids go from 0 to {vocab_size - 1}")
+            raise ValueError(f"logit_bias has token {token}; ids go from 0 to {vocab_size - 1}")
         logits[token] += bias
-    if request.must_go_on:
+    if request.must_continue:
         logits[[token for token in request.stop_token_ids if token < vocab_size]] = -math.inf
         if logits.max() == -math.inf:
             raise ValueError(f"request {request.request_id}: min_tokens is {params.min_tokens}, and every token would stop it")
@@ -120,7 +120,7 @@ def biased(logits: Tensor, request: Request) -> Tensor:
 
 
 def truncated(logits: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
-    """Minus infinity for every token that min_p, top_k and then top_p leave out; the most likely one always stays."""
+    """Sets the logits to -inf that min_p, top_k and then top_p exclude; the most likely token always stays."""
     if min_p:
         logits = logits.masked_fill(logits < logits.max() + math.log(min_p), -math.inf)
     if 0 < top_k < logits.numel():
@@ -134,7 +134,7 @@ def truncated(logits: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
 
 
 def top_logprobs(logits: Tensor, token: int, count: int, decode_token: DecodeToken | None = None) -> PositionLogprobs:
-    """The log probability of ``token``, then of the ``count`` most likely ones (-1: of all), by the model's own logits (V,)."""
+    """The log probability of ``token``, then of the ``count`` most likely ones (-1: all), from the model's logits (V,)."""
     logprobs = logits.float().log_softmax(dim=-1)
     own = logprobs[token]
     ranked = {token: (float(own), int((logprobs >= own).sum()))}

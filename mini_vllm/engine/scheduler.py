@@ -1,12 +1,12 @@
-"""Who runs in the next step: one token budget, shared by decodes and prefill chunks, oldest request first.
+"""Scheduler: chooses what runs in the next step. Decodes and prefill chunks share one token budget, oldest request first.
 
     budget 8        step 1              step 2              step 3
     a, 5 tokens     aaaaa  prefill      a  decode           a  decode
     b, 9 tokens     bbb    chunk 1      bbbbbb chunk 2      b  decode     (b has its first token at the end of step 2)
     c, 4 tokens     (no budget left)    c  chunk 1          ccc chunk 2
 
-After vLLM's V1 scheduler (vllm/v1/core/sched/scheduler.py): no prefill phase and no decode phase, only requests that are
-behind by some number of tokens.
+As in vLLM's V1 scheduler (vllm/v1/core/sched/scheduler.py) there is no prefill phase and no decode phase, only requests with some
+number of uncomputed tokens.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Chunk:
     """The part of one request that runs in a step.
 
     Attributes:
-        request: whose tokens.
-        start: position of the first one.
+        request: the request.
+        start: position of the first token.
         num_tokens: how many run.
         blocks: the request's block table, long enough for all of them.
-        num_new_blocks: how many of the blocks, the last ones, it was given for this step.
-        num_cached_tokens: how many tokens right before ``start`` the prefix cache had, when this is where the request begins.
+        num_new_blocks: how many of the blocks, the last ones, were allocated for this step.
+        num_cached_tokens: how many tokens right before ``start`` the prefix cache had, in a request's first chunk.
     """
 
     request: Request
@@ -52,13 +52,13 @@ class Chunk:
 
     @property
     def num_logits(self) -> int:
-        """How many of its tokens, the last ones, need logits: one, or all if the prompt's logprobs are asked for."""
+        """How many of its tokens, the last ones, need logits: one, or all with prompt_logprobs."""
         return 1 if self.request.params.prompt_logprobs is None else self.num_tokens
 
 
 @dataclass(frozen=True)
 class Released:
-    """A request that gave its blocks back, because it was preempted or because it ended."""
+    """A request whose blocks were freed, because it was preempted or has ended."""
 
     request: Request
     blocks: tuple[int, ...]
@@ -66,12 +66,7 @@ class Released:
 
 @dataclass(frozen=True)
 class Step:
-    """What one call of the model computes.
-
-    Attributes:
-        chunks: who runs how many tokens, oldest request first.
-        preempted: who lost its blocks to make room.
-    """
+    """What one call of the model computes, oldest request first, and the requests preempted to make room."""
 
     chunks: tuple[Chunk, ...]
     preempted: tuple[Released, ...] = ()
@@ -79,14 +74,7 @@ class Step:
 
 @dataclass
 class SchedulerStats:
-    """What was counted since the engine was made; names as vLLM's PrefixCacheStats where it has them.
-
-    Attributes:
-        prefix_cache_queries: tokens looked up in the prefix cache, when a request begins or begins again.
-        prefix_cache_hits: how many of them it had.
-        evictions: cached blocks that were needed for something else.
-        preemptions: how often a request lost its blocks.
-    """
+    """Counters since the engine was made; queries and hits are tokens, counted each time a request is admitted."""
 
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
@@ -95,9 +83,9 @@ class SchedulerStats:
 
 
 class Scheduler:
-    """First come, first served; when blocks run out the youngest running request gives its own up and starts over.
+    """First come, first served; when blocks run out, the youngest running request is preempted and starts over.
 
-    The oldest request can always go on, and one that could never fit is refused at the door, so every request finishes.
+    The oldest request can always continue, and :meth:`add` refuses one that could never fit, so every request finishes.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -109,16 +97,15 @@ class Scheduler:
 
     @property
     def stats(self) -> SchedulerStats:
-        """The counters as they stand."""
+        """The counters so far."""
         self._stats.evictions = self.pool.evictions
         return self._stats
 
     def add(self, request: Request) -> None:
-        """Puts a request at the end of the queue.
+        """Appends a request to the queue.
 
         Raises:
-            ValueError: it could not run to its end with the blocks, the length or the vocabulary there are; the message has the
-                numbers.
+            ValueError: it could not finish with the engine's blocks, length or vocabulary; the message has the numbers.
         """
         config, prompt, name = self.config, request.num_prompt_tokens, f"request {request.request_id}"
         if prompt == 0:
@@ -146,7 +133,7 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> Step:
-        """Plans the next step and takes the blocks it needs. Running requests come first, then those that wait."""
+        """Plans the next step and allocates its blocks. Running requests come first, then waiting ones."""
         budget = self.config.max_num_batched_tokens
         chunks: list[Chunk] = []
         preempted: list[Released] = []
@@ -170,47 +157,24 @@ class Scheduler:
         return Step(tuple(chunks), tuple(preempted))
 
     def computed(self, chunk: Chunk) -> None:
-        """Takes note that a chunk's keys and values are in the cache; full blocks can be shared from now on."""
+        """Records that a chunk is computed, and caches its full blocks."""
         request, size = chunk.request, self.config.block_size
         request.computed(chunk.num_tokens)
         if request.block_hashes:
             for index in range(chunk.start // size, chunk.stop // size):
-                self.pool.name(request.blocks[index], request.block_hashes[index])
+                self.pool.cache(request.blocks[index], request.block_hashes[index])
 
     def release_finished(self) -> list[Released]:
-        """Lets go of the requests that have ended; their blocks are free again."""
+        """Removes the requests that have ended, and frees their blocks."""
         return [self._release(request) for request in [request for request in self.running if request.finish_reason]]
 
     def abort(self, requests: set[Request]) -> list[Released]:
-        """Ends requests, wherever they stand, and frees their blocks."""
+        """Ends requests, running or waiting, and frees their blocks."""
         for request in requests:
             request.abort()
         waited = [Released(request, ()) for request in self.waiting if request in requests]
         self.waiting = deque(request for request in self.waiting if request not in requests)
         return waited + [self._release(request) for request in [request for request in self.running if request in requests]]
-
-    def check_integrity(self) -> None:
-        """Compares every book that is kept of blocks and requests with every other; called between two steps.
-
-        Raises:
-            RuntimeError: a block is lost, held by nobody or writable by two, or a request is in two places.
-        """
-        self.pool.check_integrity([request.blocks for request in self.running])
-        everyone = [*self.running, *self.waiting]
-        if len(set(everyone)) != len(everyone):
-            raise RuntimeError(f"{len(everyone) - len(set(everyone))} requests are queued or running more than once")
-        for request in self.waiting:
-            if request.blocks or request.num_computed_tokens:
-                raise RuntimeError(f"request {request.request_id} waits and holds {len(request.blocks)} blocks")
-        for request in self.running:
-            size, name = self.config.block_size, f"request {request.request_id}"
-            if request.finish_reason or request.num_uncomputed_tokens < 1:
-                raise RuntimeError(f"{name} runs and has nothing to compute ({request.finish_reason})")
-            if len(request.blocks) < self._blocks_for(request.num_computed_tokens):
-                raise RuntimeError(f"{name} has {request.num_computed_tokens} tokens computed in {len(request.blocks)} blocks")
-            for block in request.blocks[request.num_computed_tokens // size :]:
-                if not self.pool.writable(block):
-                    raise RuntimeError(f"{name} will write to block {block}, which others hold or may find")
 
     def _release(self, request: Request) -> Released:
         self.running.remove(request)
@@ -222,7 +186,7 @@ class Scheduler:
         return -(-num_tokens // self.config.block_size)
 
     def _admit(self, request: Request, budget: int) -> Chunk | None:
-        """The first chunk of a request that waits, after what the prefix cache has of it; None when there are too few blocks."""
+        """The first chunk of a waiting request, after its cached prefix; None when too few blocks are free."""
         hits = self.pool.find(request.shareable_hashes)
         cached = len(hits) * self.config.block_size
         num_tokens = min(request.num_tokens - cached, budget)
@@ -236,7 +200,7 @@ class Scheduler:
         return Chunk(request, cached, num_tokens, tuple(request.blocks), len(blocks), cached)
 
     def _extend(self, request: Request, num_tokens: int) -> Chunk | None:
-        """The next chunk of a request that runs; None, and nothing taken, when there are too few blocks for it."""
+        """The next chunk of a running request; None, with nothing changed, when too few blocks are free."""
         start = request.num_computed_tokens
         blocks = self.pool.allocate(max(self._blocks_for(start + num_tokens) - len(request.blocks), 0))
         if blocks is None:

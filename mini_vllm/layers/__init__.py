@@ -1,1 +1,1 @@
-"""What models are made of; the names are vLLM's."""
+"""Layers that models are built from, in plain torch; the names are vLLM's."""

@@ -1,116 +1,104 @@
-"""Causal attention over keys and values that live in scattered blocks."""
+"""Causal attention over keys and values in scattered blocks (Kwon et al. 2023, "PagedAttention", section 4.1).
+
+A step is divided into groups, each of which is one call of torch's scaled_dot_product_attention (SDPA): every prefill chunk by
+itself, and all decodes together. A group first gathers the keys and values of its requests from their blocks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mini_vllm.forward_context import ForwardContext, get_forward_context
-from mini_vllm.layers.paged_attention import paged_decode_attention
 
 
 class Attention(nn.Module):
-    """Writes this step's keys and values to their slots, then lets each request's queries see all of its own.
+    """Writes this step's keys and values to the KV cache, then computes attention of every request over its own tokens.
 
-    Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention", section 4.1;
-    grouped queries: Ainslie et al. 2023, "GQA". N query heads share K kv heads, G = N / K each.
+    Grouped queries (Ainslie et al. 2023, "GQA"): N query heads share K kv heads, G = N / K each.
 
     Args:
-        name: of the layer, unique in its model: whose keys and values these are.
-        sliding_window: how many keys a query sees, its own the last of them; None for all.
+        name: identifies the layer's tensors in the KV cache; unique in its model.
+        sliding_window: how many of the newest keys a query attends to, its own included; None for all.
+
+    Attributes:
+        write_kv: writes keys and values; kernels/install.py sets a faster function.
+        group_decodes: makes the group of a step's decodes; kernels/install.py sets one that reads the blocks in place.
     """
 
     def __init__(self, name: str, sliding_window: int | None = None) -> None:
         super().__init__()
         self.name = name
         self.sliding_window = sliding_window
+        self.write_kv: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = write_kv
+        self.group_decodes: GroupRequests = gather_requests
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of every request in the step.
 
         Args:
-            q: (T, N, D), rotated already.
-            k: (T, K, D), rotated already.
+            q: (T, N, D), after rotary embedding.
+            k: (T, K, D), after rotary embedding.
             v: (T, K, D).
 
         Returns:
             (T, N * D).
         """
         context = get_forward_context()
+        keys, values = context.kv_cache.layer(self.name, k)
+        self.write_kv(k, v, keys, values, context.write_slots)
         groups = context.attention_metadata.get(self.sliding_window)
         if groups is None:
-            groups = attention_groups(context, self.sliding_window, q)
-            context.attention_metadata[self.sliding_window] = groups
-        keys, values = context.kv_cache.layer(self.name, k)
-        if isinstance(groups[0], PagedDecodes):
-            return self._paged(groups[0], q, k, v, keys, values).flatten(1)
-        slots = context.write_slots.to(k.device)
-        keys.flatten(0, 1).index_copy_(0, slots, k)
-        values.flatten(0, 1).index_copy_(0, slots, v)
-        out = torch.empty_like(q)
+            groups = context.attention_metadata[self.sliding_window] = self._groups(context, q)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for group in groups:
-            if isinstance(group, PagedDecodes):
-                rows = group.rows
-                out[rows] = self._paged(group, q[rows], k[rows], v[rows], keys, values)
-            elif group.is_decode:
-                out[group.rows] = self._decode(q[group.rows], group.read(keys), group.read(values), group.mask)
-            else:  # a request's rows follow one another, so this is a view
-                self._prefill(q[group.rows], group.read(keys), group.read(values), group.mask, out[group.rows])
+            group.attend(q, keys, values, out)
         return out.flatten(1)
 
-    def _paged(self, group: PagedDecodes, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return paged_decode_attention(q, k, v, keys, values, group.block_tables, group.lengths, self.sliding_window)
-
-    def _decode(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """S requests with one query each, (S, N, D), over keys (S, L, K, D). The G queries of a kv head stand where SDPA
-        expects the queries of a sequence, so that its keys are read once for all of them."""
-        grouped = q.view(len(q), k.shape[2], -1, k.shape[3])
-        out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
-        return out.reshape(q.shape)
-
-    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor) -> None:
-        """n queries of one request, (n, N, D), over keys (1, L, K, D). The kv heads stand where SDPA expects the batch, and
-        each is given to its G queries by a stride of zero."""
-        grouped = (len(q), k.shape[2], -1, k.shape[3])
-        q = q.view(grouped).permute(1, 2, 0, 3)
-        k, v = (heads.permute(2, 0, 1, 3).expand(-1, q.shape[1], -1, -1) for heads in (k, v))
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        out.view(grouped).copy_(seen.permute(2, 0, 1, 3))
+    def _groups(self, context: ForwardContext, q: Tensor) -> list[AttentionGroup]:
+        """Every layer with the same window has the same groups. q gives the device and the dtype."""
+        num_queries = [stop - start for start, stop in zip(context.query_start, context.query_start[1:], strict=False)]
+        groups = [gather_requests(context, [r], self.sliding_window, q) for r, count in enumerate(num_queries) if count > 1]
+        if decodes := [r for r, count in enumerate(num_queries) if count == 1]:
+            groups.append(self.group_decodes(context, decodes, self.sliding_window, q))
+        return groups
 
 
-@dataclass(frozen=True)
-class PagedDecodes:
-    """All decodes of a step in float32 on a CPU: their attention reads the blocks where they lie, and writes to them. Where it is
-    the first group of a step, it is the only one.
+def write_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+    """Copies k and v, (T, K, D), to the slots (T,) of a layer's tensors, (B, block_size, K, D)."""
+    slots = slots.to(k.device)
+    keys.flatten(0, 1).index_copy_(0, slots, k)
+    values.flatten(0, 1).index_copy_(0, slots, v)
 
-    Attributes:
-        rows: which rows of the step the queries are.
-        block_tables: int64 of shape (S, blocks of the longest request, rounded up to TABLE_STEP), padded with zeros.
-        lengths: int64 of shape (S,): the tokens of each request in the cache.
-    """
 
-    rows: Tensor | slice
-    block_tables: Tensor
-    lengths: Tensor
+class AttentionGroup(Protocol):
+    """Requests of a step whose attention is computed in one call."""
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        """Computes attention of the group's rows of q (T, N, D) over a layer's tensors, into the same rows of out (T, N, D)."""
+
+
+GroupRequests = Callable[[ForwardContext, Sequence[int], int | None, Tensor], AttentionGroup]
+"""(context, requests of one group, sliding window, queries of the step) -> the group."""
 
 
 @dataclass(frozen=True)
-class AttentionGroup:
-    """Requests whose keys and values are gathered for one call of SDPA: a prefill chunk, or decodes that are not
-    paged.
+class GatheredGroup:
+    """Requests whose keys and values are gathered for one call of SDPA: one prefill chunk, or all decodes.
 
     Attributes:
         is_decode: one query per request.
-        rows: which rows of the step the queries are.
-        blocks: the blocks to read, as many for each request: ids, or first and last when they follow one another.
+        rows: the group's rows of the step.
+        blocks: the blocks to read, equally many for each request: ids, or a slice when they are consecutive.
         num_requests: S, of this group.
-        num_keys: how many keys of each request's blocks are read.
-        mask: added to the scores: 0 where a query sees a key, else -inf; (S, 1, 1, L), or (n, L) of a prefill chunk. None: a
-            decode sees every key, a prefill those up to its own.
+        num_keys: how many keys of each request's blocks are used.
+        mask: added to the scores, 0 where a query attends to a key, else -inf: (S, 1, 1, L), or (n, L) of a prefill chunk. None
+            where a decode attends to every key, or a prefill query to all keys up to its own.
     """
 
     is_decode: bool
@@ -120,48 +108,40 @@ class AttentionGroup:
     num_keys: int
     mask: Tensor | None
 
-    def read(self, cache: Tensor) -> Tensor:
-        """Keys or values of the group out of (B, block_size, K, D), as (S, L, K, D): a view where the blocks allow it."""
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        """As :meth:`AttentionGroup.attend`."""
+        k, v = self._gather(keys), self._gather(values)
+        if self.is_decode:
+            out[self.rows] = self._decode(q[self.rows], k, v)
+        else:  # the rows of one request are consecutive, so out[rows] is a view
+            self._prefill(q[self.rows], k, v, out[self.rows])
+
+    def _gather(self, cache: Tensor) -> Tensor:
+        """(B, block_size, K, D) to (S, L, K, D): a view where the blocks are consecutive."""
         blocks = cache[self.blocks] if isinstance(self.blocks, slice) else cache.index_select(0, self.blocks)
         return blocks.view(self.num_requests, -1, *cache.shape[2:])[:, : self.num_keys]
 
+    def _decode(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(S, N, D) over keys (S, L, K, D). The G queries of a kv head are SDPA's sequence, so that its keys are read once."""
+        grouped = q.view(len(q), k.shape[2], -1, k.shape[3])
+        out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=self.mask)
+        return out.reshape(q.shape)
 
-def attention_groups(context: ForwardContext, window: int | None, q: Tensor) -> list[PagedDecodes | AttentionGroup]:
-    """Cuts a step into calls, prefills first; every layer with the same window makes the same ones. Queries say the device and
-    the dtype."""
-    num_queries = [stop - start for start, stop in zip(context.query_start, context.query_start[1:], strict=False)]
-    decodes = [request for request, count in enumerate(num_queries) if count == 1]
-    groups: list[PagedDecodes | AttentionGroup] = [
-        _group(context, [request], window, q) for request, count in enumerate(num_queries) if count > 1
-    ]
-    if decodes:
-        paged = q.dtype == torch.float32 and q.device.type == "cpu"
-        groups.append(paged_decodes(context, decodes) if paged else _group(context, decodes, window, q))
-    return groups
-
-
-TABLE_STEP = 64
-"""Tables are as wide as a multiple of it, so that a step's are mostly as wide as those of the step before."""
+    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        """(n, N, D) over keys (1, L, K, D). The kv heads are SDPA's batch; a stride of zero gives each to its G queries."""
+        grouped = (len(q), k.shape[2], -1, k.shape[3])
+        q = q.view(grouped).permute(1, 2, 0, 3)
+        k, v = (heads.permute(2, 0, 1, 3).expand(-1, q.shape[1], -1, -1) for heads in (k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=self.mask is None)
+        out.view(grouped).copy_(attended.permute(2, 0, 1, 3))
 
 
-def paged_decodes(context: ForwardContext, requests: Sequence[int]) -> PagedDecodes:
-    """The step's decodes, of these requests."""
-    tables = [context.block_tables[r] for r in requests]
-    num_blocks = -(-max(map(len, tables)) // TABLE_STEP) * TABLE_STEP
-    rows = [context.query_start[r] for r in requests]
-    return PagedDecodes(
-        rows=_slice(rows) or torch.tensor(rows),
-        block_tables=torch.tensor([table + (0,) * (num_blocks - len(table)) for table in tables]),
-        lengths=torch.tensor([context.lengths[r] for r in requests]),
-    )
-
-
-def _group(context: ForwardContext, requests: Sequence[int], window: int | None, q: Tensor) -> AttentionGroup:
-    """``requests``: one with any number of queries, or several with one each."""
+def gather_requests(context: ForwardContext, requests: Sequence[int], window: int | None, q: Tensor) -> AttentionGroup:
+    """Makes the group of one request with any number of queries, or of several with one each."""
     size = context.kv_cache.block_size
     num_queries = context.query_start[requests[0] + 1] - context.query_start[requests[0]]
     rows = [row for r in requests for row in range(context.query_start[r], context.query_start[r + 1])]
-    # The first query of a request sees the fewest keys of its past; nobody reads the blocks before those.
+    # Blocks before the window of a request's first query are not read.
     oldest = [max(0, context.lengths[r] - num_queries + 1 - window) // size if window else 0 for r in requests]
     tables = [context.block_tables[r][first : -(-context.lengths[r] // size)] for r, first in zip(requests, oldest, strict=True)]
     num_blocks = max(map(len, tables))
@@ -171,21 +151,21 @@ def _group(context: ForwardContext, requests: Sequence[int], window: int | None,
     num_keys = int((lengths - first_keys).max())
     key = first_keys + torch.arange(num_keys)
     query = lengths - num_queries + torch.arange(num_queries).unsqueeze(1)
-    seen = key <= query
+    attends = key <= query
     if window:
-        seen &= key > query - window
-    plain = bool(seen.all()) if num_queries == 1 else num_keys == num_queries and not window
-    return AttentionGroup(
+        attends &= key > query - window
+    no_mask = bool(attends.all()) if num_queries == 1 else num_keys == num_queries and not window
+    return GatheredGroup(
         is_decode=num_queries == 1,
-        rows=_slice(rows) or torch.tensor(rows, device=q.device),
-        blocks=_slice(blocks) or torch.tensor(blocks, device=q.device),
+        rows=as_slice(rows) or torch.tensor(rows, device=q.device),
+        blocks=as_slice(blocks) or torch.tensor(blocks, device=q.device),
         num_requests=len(requests),
         num_keys=num_keys,
-        mask=None if plain else torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, float("-inf")).to(q.device),
+        mask=None if no_mask else torch.zeros(attends.shape, dtype=q.dtype).masked_fill_(~attends, float("-inf")).to(q.device),
     )
 
 
-def _slice(numbers: list[int]) -> slice | None:
-    """The same numbers as a slice, which indexes without a copy, if each is one more than that before it."""
+def as_slice(numbers: list[int]) -> slice | None:
+    """Consecutive numbers as a slice, which indexes without a copy; None when they are not consecutive."""
     first, count = numbers[0], len(numbers)
     return slice(first, first + count) if numbers == list(range(first, first + count)) else None

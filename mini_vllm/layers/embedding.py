@@ -1,7 +1,7 @@
-"""The two ends of a model: tokens to vectors, vectors to logits; the ranks share the vocabulary.
+"""Embedding and LM head, sharded over the ranks by the vocabulary.
 
-A vocabulary of 100, padded to 128, as rank 1 of 2 has it:   rows of the checkpoint   64:100
-                                                             rows of the parameter     0:36, and 36:64 are zero
+A vocabulary of 100, padded to 128, on rank 1 of 2:   rows of the checkpoint   64:100
+                                                      rows of the parameter     0:36, and 36:64 are zero
 """
 
 from __future__ import annotations
@@ -17,18 +17,11 @@ from mini_vllm.layers.linear import LinearBase
 from mini_vllm.parallel import Shard, ShardId, get_tp_group
 
 PADDING = 64
-"""The vocabulary is padded to a multiple of it, as in vLLM: ranks have as many rows, and kernels like even numbers."""
+"""The vocabulary is padded to a multiple of it, as in vLLM, so that every rank has as many rows."""
 
 
 class VocabParallelEmbedding(nn.Module):
-    """A row of ``weight`` per token; each rank has some of the rows.
-
-    Attributes:
-        weight: (V padded / ranks, H).
-
-    Raises:
-        ParallelError: the ranks cannot share the padded vocabulary.
-    """
+    """Looks up a row of ``weight`` (V padded / ranks, H) per token; raises ParallelError if the ranks do not divide the rows."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -47,12 +40,13 @@ class VocabParallelEmbedding(nn.Module):
         return self.tp.all_reduce(F.embedding(own.masked_fill(elsewhere, 0), self.weight).masked_fill_(elsewhere[:, None], 0))
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """The rows of this rank."""
+        """This rank's rows."""
         return vocab_shard(self)
 
 
 class ParallelLMHead(LinearBase):
-    """Hidden states to logits, for the rows that were asked for only: a prefill never pays the vocabulary for every token.
+    """Computes logits from hidden states, for the rows in ``logits_indices`` only, so that a prefill does not compute the whole
+    vocabulary for every token.
 
     ``weight`` has an embedding's shape, so that the two may share it.
     """
@@ -63,28 +57,28 @@ class ParallelLMHead(LinearBase):
         clear_padding(self)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(T, H) to (R, V), R rows of the step having been asked for."""
+        """(T, H) to (R, V)."""
         logits = self.tp.all_gather(super().forward(hidden[get_forward_context().logits_indices]))
         return logits[:, : self.vocab_size]
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """The rows of this rank."""
+        """This rank's rows."""
         return vocab_shard(self)
 
 
 def padded_rows(vocab_size: int) -> int:
-    """How many rows each rank has."""
+    """Number of rows of each rank."""
     padded = -(-vocab_size // PADDING) * PADDING
     return get_tp_group().divide(padded, f"rows of a vocabulary of {vocab_size}, padded to a multiple of {PADDING},")
 
 
 def vocab_shard(table: VocabParallelEmbedding | ParallelLMHead) -> Mapping[ShardId, Shard]:
-    """The rows of this rank, which are the first of its parameter."""
+    """This rank's rows of the checkpoint, which are the first rows of its parameter."""
     rows, hidden_size = table.weight.shape
     first, last = (min(rank * rows, table.vocab_size) for rank in (table.tp.rank, table.tp.rank + 1))
     return {None: Shard((table.vocab_size, hidden_size), 0, (first, last), (0, last - first))}
 
 
 def clear_padding(table: VocabParallelEmbedding | ParallelLMHead) -> None:
-    """Makes the rows zero that no checkpoint fills."""
+    """Sets the padding rows to zero, which no checkpoint has."""
     table.weight.data[vocab_shard(table)[None].target[1] :].zero_()

@@ -1,7 +1,7 @@
-"""Matrix products, some of them fused, each cut for the ranks of tensor parallelism.
+"""Linear layers, some of them fused, each sharded over the ranks of tensor parallelism.
 
-Every layer says in ``shards`` what this rank takes of which checkpoint tensor, and where in its own parameter that goes. For
-Llama-3-8B (N=32, K=8, D=128), qkv_proj.weight, alone and as rank 1 of 2:
+``shards`` maps each checkpoint tensor to the part that this rank takes and to its place in the parameter. For Llama-3-8B (N=32,
+K=8, D=128), qkv_proj.weight on one rank, and on rank 1 of 2:
 
     rows of the parameter     0        4096     5120     6144           0        2048     2560     3072
                               |---- q ----|-- k --|-- v --|             |---- q ----|-- k --|-- v --|
@@ -21,7 +21,7 @@ from mini_vllm.parallel import ParallelError, Shard, ShardId, get_tp_group
 
 
 class LinearBase(nn.Module):
-    """x @ weight.T (+ bias), for the part of the outputs or the inputs that this rank has.
+    """x @ weight.T (+ bias), for this rank's part of the outputs or the inputs.
 
     Attributes:
         tp: the ranks that share the layer.
@@ -29,8 +29,8 @@ class LinearBase(nn.Module):
         output_size: out, of this rank.
         weight: (out, in) of this rank.
         bias: (out,) of this rank, or None.
-        kernel: what computes the product once weights are processed (layers/quantization.py); ``weight`` is empty then.
-        lora: lora id -> what that adapter adds to the product.
+        kernel: computes the product with a quantized or packed weight, and ``weight`` is empty then; None is plain torch.
+        lora: lora id -> that adapter's weights, whose product is added.
     """
 
     def __init__(self, input_size: int, output_size: int, bias: bool = False) -> None:
@@ -51,43 +51,39 @@ class LinearBase(nn.Module):
 
     @property
     def bias_to_add(self) -> Tensor | None:
-        """What this rank adds to its product."""
+        """The bias that this rank adds."""
         return self.bias
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """What this rank takes of which checkpoint tensor, for the parameter "weight" or "bias": all of one."""
+        """This rank's shards of the parameter "weight" or "bias": all of one checkpoint tensor."""
         shape = (self.output_size, self.input_size) if parameter == "weight" else (self.output_size,)
         return {None: Shard(shape, 0, (0, self.output_size), (0, self.output_size))}
 
 
-Cuts = Mapping[ShardId, tuple[int, int]]
-"""Shard id -> rows of the whole checkpoint tensor, and into how many pieces they are cut; where ranks are more,
-neighbours have the same piece."""
+Pieces = Mapping[ShardId, tuple[int, int]]
+"""Shard id -> rows of the whole checkpoint tensor, and the number of pieces they are divided into; with more ranks than pieces,
+neighboring ranks have the same piece."""
 
 
 class ColumnParallelLinear(LinearBase):
-    """A product cut by its outputs: each rank has some rows of the weight and sees all of the input.
+    """Linear layer sharded by outputs: each rank has some rows of the weight and all of the input.
 
-    Args:
-        input_size: in.
-        output_size: out, of all ranks together; or the cuts of several checkpoint tensors, laid end to end.
-
-    Raises:
-        ParallelError: the ranks cannot share the outputs.
+    ``output_size``, of all ranks together, may be the pieces of several checkpoint tensors. Here and in the other layers, a size
+    that the ranks do not divide raises ParallelError.
     """
 
-    def __init__(self, input_size: int, output_size: int | Cuts, bias: bool = False) -> None:
+    def __init__(self, input_size: int, output_size: int | Pieces, bias: bool = False) -> None:
         tp = get_tp_group()
         if isinstance(output_size, int):
             tp.divide(output_size, f"outputs of a {type(self).__name__}")
             output_size = {None: (output_size, tp.size)}
-        self._cuts = output_size
+        self._pieces = output_size
         super().__init__(input_size, sum(size // pieces for size, pieces in output_size.values()), bias)
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """Shard id -> what this rank takes."""
+        """This rank's shard of each checkpoint tensor."""
         rest, shards, start = (self.input_size,) if parameter == "weight" else (), {}, 0
-        for shard_id, (size, pieces) in self._cuts.items():
+        for shard_id, (size, pieces) in self._pieces.items():
             rows = size // pieces
             first = self.tp.rank * pieces // self.tp.size * rows
             shards[shard_id] = Shard((size, *rest), 0, (first, first + rows), (start, start + rows))
@@ -96,7 +92,7 @@ class ColumnParallelLinear(LinearBase):
 
 
 class MergedColumnParallelLinear(ColumnParallelLinear):
-    """Several projections of the same input in one product, laid end to end: gate and up."""
+    """Several projections of the same input, concatenated into one product: gate and up."""
 
     def __init__(self, input_size: int, output_sizes: Sequence[int], bias: bool = False) -> None:
         tp = get_tp_group()
@@ -108,11 +104,8 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
 class QKVParallelLinear(ColumnParallelLinear):
     """Query, key and value projections in one product; with grouped-query attention k and v are narrower than q.
 
-    Each rank has whole heads. Where ranks outnumber kv heads, several have the same one.
-
-    Attributes:
-        num_heads: query heads of this rank.
-        num_kv_heads: kv heads of this rank.
+    Each rank has ``num_heads`` whole query heads and ``num_kv_heads`` kv heads; with more ranks than kv heads, several ranks have
+    the same one.
     """
 
     def __init__(self, hidden_size: int, head_dim: int, num_heads: int, num_kv_heads: int, bias: bool = False) -> None:
@@ -127,27 +120,22 @@ class QKVParallelLinear(ColumnParallelLinear):
 
 
 class RowParallelLinear(LinearBase):
-    """A product cut by its inputs: each rank has some columns of the weight and the input that goes with them, and the ranks'
-    products are summed.
-
-    Raises:
-        ParallelError: the ranks cannot share the inputs.
-    """
+    """Linear layer sharded by inputs: each rank has some columns of the weight and of the input; their products are summed."""
 
     def __init__(self, input_size: int, output_size: int, bias: bool = False) -> None:
         super().__init__(get_tp_group().divide(input_size, f"inputs of a {type(self).__name__}"), output_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """This rank's inputs, (T, in), to the outputs of all, (T, out)."""
+        """This rank's inputs, (T, in), to the sum over all ranks, (T, out)."""
         return self.tp.all_reduce(super().forward(x))
 
     @property
     def bias_to_add(self) -> Tensor | None:
-        """The bias is in the sum once."""
+        """The bias, on rank 0 only, so that the sum has it once."""
         return self.bias if self.tp.rank == 0 else None
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """What this rank takes, for "weight", cut, or "bias", whole."""
+        """This rank's columns of "weight", or all of "bias"."""
         if parameter == "bias":
             return super().shards(parameter)
         in_size = self.input_size

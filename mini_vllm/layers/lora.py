@@ -1,15 +1,15 @@
-"""Low-rank adapters beside a linear layer's own weight: Hu et al. 2021, "LoRA", section 4.1.
+"""Low-rank adapters of a linear layer: Hu et al. 2021, "LoRA", section 4.1.
 
     y = x W^T + s (x A^T) B^T        W (out, in)   A (r, in)   B (out, r)   s = alpha / r
 
-W is the same for every request of a step; A and B are those of its adapter. A fused layer has one A and one B for all of its
+Every request of a step uses the same W, and the A and B of its adapter. A fused layer has one A and one B for all of its
 projections, so that x is read once. For qkv_proj with adapters of rank r on q and on v, none on k:
 
     A   r rows of q's        B   rows of q   | B of q |   0    |
         r rows of v's            rows of k   |   0    |   0    |
                                  rows of v   |   0    | B of v |
 
-vLLM does the same for a whole batch in one kernel (vllm/lora/punica_wrapper/), after Chen et al. 2023, "Punica".
+vLLM computes a whole batch in one kernel (vllm/lora/punica_wrapper/), after Chen et al. 2023, "Punica".
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mini_vllm.forward_context import get_forward_context
 
 @dataclass(frozen=True)
 class LoRALayerWeights:
-    """One adapter's part in one layer, as this rank has it. r is the sum of the ranks of the projections it has.
+    """One adapter's weights for one layer, on this rank; r is the sum over its projections.
 
     Attributes:
         lora_a: (r, in).
-        lora_b: (out, r), with the scaling in it.
+        lora_b: (out, r), multiplied by the scaling.
     """
 
     lora_a: Tensor
@@ -37,15 +37,15 @@ class LoRALayerWeights:
 
 
 def add_lora(out: Tensor, x: Tensor, adapters: Mapping[int, LoRALayerWeights]) -> None:
-    """Adds to each request's rows what its adapter says, in ``out``'s own memory.
+    """Adds the product of each request's adapter to its rows of ``out``, in place.
 
     Args:
         out: (T, out), the layer's product.
         x: (T, in), its input.
-        adapters: lora id -> weights; an adapter that is not in it leaves the layer as it is.
+        adapters: lora id -> weights; an adapter that is missing adds nothing to this layer.
 
     Raises:
-        ValueError: the layer was not given one row for each token of the step, so no row can be told whose it is.
+        ValueError: x does not have one row for each token of the step, so that a row's request is unknown.
     """
     context = get_forward_context()
     num_tokens = context.query_start[-1]

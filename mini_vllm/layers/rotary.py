@@ -1,42 +1,29 @@
-"""Rotary position embedding: a query and a key meet at the angle of their distance.
+"""Rotary position embedding: the attention score of a query and a key depends on their relative position.
 
-Pair i of a head turns by position * inverse_frequency[i]. A model that is to read further than it was trained to gets slower
-turns, and each way of scaling says which: linear all the same, llama3 and yarn the slow pairs only, longrope each its own.
+Pair i of a head is rotated by position * inverse_frequency[i] (layers/rope_scaling.py).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from numba import prange
 from torch import Tensor, nn
 
-from mini_vllm.layers.compiled import row_loop, suits
-
-REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor", "original_max_position_embeddings"),
-    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
-}
-"""Every kind of scaling, as config.json's rope_type names it, and the keys that it cannot do without."""
+from mini_vllm.layers.rope_scaling import inverse_frequency
 
 
 class RotaryEmbedding(nn.Module):
-    """Position -> cosine and sine of every pair's angle, worked out once a step for all layers.
+    """Position -> cosine and sine of every pair's angle, computed once a step for all layers.
 
     Su et al. 2021, "RoFormer", section 3.4.2. There is no table: T * D / 2 angles are cheap, max_position * D / 2 are not.
 
     Args:
         head_dim: D, even.
         max_position: config.json's max_position_embeddings.
-        theta: the base; pair i of a model that is not scaled turns by theta^(-2i/D) per position.
-        scaling: config.json's rope_parameters with the keys that :data:`REQUIRED` lists; None or "default" for no scaling.
+        theta: the base; without scaling, pair i rotates by theta^(-2i/D) per position.
+        scaling: config.json's rope_parameters with the keys in rope_scaling.REQUIRED; None or "default" for no scaling.
     """
 
     def __init__(self, head_dim: int, max_position: int, theta: float, scaling: Mapping[str, Any] | None = None) -> None:
@@ -46,145 +33,28 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inverse_frequency", frequency, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """What :func:`apply_rotary` takes, the attention factor multiplied in.
-
-        Args:
-            positions: int64 of shape (T,).
-
-        Returns:
-            cos and signed sin, float32 of shape (T, 1, D); the first half of the sines is negated.
-        """
+        """positions, int64 (T,), to cos and sin times the attention factor, float32 (T, 1, D), the first half of sin negated."""
         angles = (positions.to(self.inverse_frequency.device).unsqueeze(1).float() * self.inverse_frequency).unsqueeze(1)
         cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (x[i], x[i + D/2]) of every head.
+    """Rotates the pairs (x[i], x[i + D/2]) of every head of x (T, heads, D), in float32; cos and sin as RotaryEmbedding returns.
 
-    The halves are paired as Hugging Face checkpoints store them ("neox style" in vLLM), not neighbours as the paper and
-    llama.cpp do. Products are taken in float32.
-
-    Args:
-        x: (T, heads, D).
-        cos: (T, 1, D), from :class:`RotaryEmbedding`.
-        sin: (T, 1, D), its first half negated.
-
-    Returns:
-        (T, heads, D), in x's dtype.
+    The halves are paired as Hugging Face checkpoints store them ("neox style" in vLLM), not neighbors as in the paper and
+    llama.cpp. Returns (T, heads, D), in x's dtype.
     """
-    if not suits(x):
-        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
-    out = torch.empty(x.shape)
-    _apply_rotary(out.numpy(), x.numpy(), cos.numpy(), sin.numpy())
-    return out
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
-@row_loop
-def _apply_rotary(out: Any, x: Any, cos: Any, sin: Any) -> None:
-    """As above, in one pass. ``x`` may be some heads out of wider rows."""
-    num_tokens, num_heads, size = out.shape
-    half = size // 2
-    for t in prange(num_tokens):
-        for head in range(num_heads):
-            for i in range(half):
-                first, second = x[t, head, i], x[t, head, i + half]
-                out[t, head, i] = first * cos[t, 0, i] + second * sin[t, 0, i]
-                out[t, head, i + half] = second * cos[t, 0, i + half] + first * sin[t, 0, i + half]
+class ApplyRotary(nn.Module):
+    """:func:`apply_rotary` as a layer, with a kernel for float32 or None."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
-def inverse_frequency(head_dim: int, max_position: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """How fast each pair turns, and what cosine and sine are multiplied by.
-
-    Returns:
-        float32 of shape (D / 2,), in radians per position; the attention factor, 1 for all but yarn and longrope.
-
-    Raises:
-        ValueError: a kind of scaling that is not in :data:`REQUIRED`.
-    """
-    match scaling.get("rope_type", "default"):
-        case "default":
-            return plain(head_dim, theta), 1.0
-        case "linear":
-            return plain(head_dim, theta) / scaling["factor"], 1.0
-        case "dynamic":
-            return plain(head_dim, dynamic_theta(head_dim, max_position, theta, scaling)), 1.0
-        case "llama3":
-            return llama3(plain(head_dim, theta), scaling), 1.0
-        case "yarn":
-            return yarn(plain(head_dim, theta), theta, scaling), yarn_attention_factor(scaling)
-        case "longrope":
-            return longrope(plain(head_dim, theta), max_position, scaling)
-        case kind:
-            raise ValueError(f"rope scaling {kind!r} is not known; the layer knows {', '.join(REQUIRED)}")
-
-
-def plain(head_dim: int, theta: float) -> Tensor:
-    """theta^(-2i/D), float32 of shape (D / 2,), rounded as transformers rounds it."""
-    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-
-
-def dynamic_theta(head_dim: int, max_position: int, theta: float, scaling: Mapping[str, Any]) -> float:
-    """The base of "dynamic NTK", which grows with the length that is to be read.
-
-    transformers takes the length of the sequence at hand, so the base changes while a sequence grows past max_position; keys
-    in a KV cache stay as they were turned. So here, as in vLLM, one length counts for all: max_position, over the
-    max_trained_positions that config.json may give. Without that key the base is theta itself, which is also what
-    transformers does up to max_position, and the engine goes no further.
-    """
-    factor, trained = scaling["factor"], scaling.get("max_trained_positions") or max_position
-    stretch = factor * max_position / trained - (factor - 1)
-    return float(theta * stretch ** (head_dim / (head_dim - 2)))
-
-
-def llama3(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1's: pairs that turn more than high_freq_factor times in the original length stay, those that turn less than
-    low_freq_factor times are slowed by factor, and between the two it is a blend. (D / 2,) to (D / 2,)."""
-    factor, low, high = float(scaling["factor"]), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    turns = frequency * float(scaling["original_max_position_embeddings"]) / (2 * math.pi)
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return kept * frequency + (1 - kept) * frequency / factor
-
-
-def yarn(frequency: Tensor, theta: float, scaling: Mapping[str, Any]) -> Tensor:
-    """Peng et al. 2023, "YaRN", section 3.2: as llama3, but the blend is even in i, between the pairs that turn beta_fast and
-    beta_slow times in the original length. (D / 2,) to (D / 2,)."""
-    half = len(frequency)
-
-    def pair_that_turns(times: float) -> float:
-        return half * math.log(scaling["original_max_position_embeddings"] / (times * 2 * math.pi)) / math.log(theta)
-
-    first, last = pair_that_turns(scaling.get("beta_fast") or 32), pair_that_turns(scaling.get("beta_slow") or 1)
-    if scaling.get("truncate", True):
-        first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, 2 * half - 1)
-    slowed = ((torch.arange(half, dtype=torch.float32) - first) / (last - first or 0.001)).clamp(0, 1)
-    return frequency / float(scaling["factor"]) * slowed + frequency * (1 - slowed)
-
-
-def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
-    """Section 3.4: 0.1 * ln(factor) + 1, unless config.json says otherwise (attention_factor; DeepSeek's two mscales)."""
-    if scaling.get("attention_factor") is not None:
-        return float(scaling["attention_factor"])
-
-    def of(mscale: float) -> float:
-        return 0.1 * mscale * math.log(max(scaling["factor"], 1)) + 1.0
-
-    mscale, over = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    return of(mscale) / of(over) if mscale and over else of(1)
-
-
-def longrope(frequency: Tensor, max_position: int, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Ding et al. 2024, "LongRoPE": every pair is slowed by a number of its own. (D / 2,) to (D / 2,), and the factor.
-
-    A checkpoint has two lists. transformers changes from short to long when a sequence outgrows the original length; a KV
-    cache wants one for all, so the long one is taken when max_position is beyond that length, as vLLM does with its
-    max_model_len.
-    """
-    original = scaling["original_max_position_embeddings"]
-    own = torch.tensor(scaling["long_factor" if max_position > original else "short_factor"], dtype=torch.float32)
-    stretch = scaling.get("factor") or max_position / original
-    factor = scaling.get("attention_factor")
-    if factor is None:
-        factor = math.sqrt(1 + math.log(max(stretch, 1)) / math.log(original))
-    return frequency / own, float(factor)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """As :func:`apply_rotary`."""
+        return (self.kernel if self.kernel and x.dtype == torch.float32 else apply_rotary)(x, cos, sin)

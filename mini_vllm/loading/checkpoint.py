@@ -1,4 +1,4 @@
-"""A Hugging Face directory, read lazily: config.json and safetensors, in one file or many. Nothing is ever unpickled."""
+"""Reads a Hugging Face directory: config.json and safetensors files. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from torch import Tensor
 
 
 class CheckpointError(Exception):
-    """A directory that cannot be served; the message names the file and what to do next."""
+    """A directory cannot be served; the message names the file and what to do."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: there is no such file, or it holds something else.
-    """
+    """Reads a JSON object; raises CheckpointError if the file is missing or has something else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -45,34 +41,30 @@ SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
-"""What config.json counts."""
+"""Keys of config.json that are numbers of something."""
 
 
 def check_sizes(config: Mapping[str, Any]) -> None:
-    """Sees that what config.json counts are numbers that one can count to.
-
-    Raises:
-        CheckpointError: one is not.
-    """
+    """Raises CheckpointError unless config.json's sizes are whole numbers from 1 up."""
     for key in SIZES:
         if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
             raise CheckpointError(f"config.json gives {key} {size!r}; it must be a whole number, at least 1")
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a directory by name; a tensor's bytes are read when it is asked for.
+    """The tensors of a directory by name, memory-mapped: a tensor's bytes are read when they are used.
 
-    The files that the index names say what is in them: a tensor that the index leaves out is there all the same, as in vLLM.
+    As in vLLM, a tensor that the index leaves out is found in the headers of the files that the index names.
 
     Args:
         folder: the directory.
-        single: the file that holds all of them, unless an index beside it says which files do.
+        single: the file with all tensors, unless ``single``.index.json exists.
 
     Attributes:
-        stored_again: a tensor's name, and the files that hold it beside the one it is read from; hardly ever any.
+        stored_again: tensor name -> files that have it too, beside the one that it is read from.
 
     Raises:
-        CheckpointError: a file is missing, cut short or not safetensors; raised when the checkpoint is opened.
+        CheckpointError: a file is missing, truncated or not safetensors.
     """
 
     def __init__(self, folder: Path, single: str = "model.safetensors") -> None:
@@ -103,11 +95,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._files[name]
 
     def release(self, file: str) -> None:
-        """Lets go of the memory that a file's bytes have come to; they are read once more if they are asked for once more."""
+        """Releases the mapped memory of a file by opening it again."""
         self._open[file] = self._open_file(file)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from the file's header alone."""
+        """A tensor's shape, from the file's header."""
         return tuple(self._open[self._files[name]].get_slice(name).get_shape())
 
     @cached_property
@@ -138,7 +130,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a safetensors file's length, in words; None when that is not what is wrong.
+    """Describes a wrong length of a safetensors file; None when the length is right.
 
     The format: 8 bytes, the header's length N; N bytes of JSON with every tensor's data_offsets; the data.
     """

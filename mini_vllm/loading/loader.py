@@ -1,7 +1,7 @@
-"""The strict loader: plans every copy, reports everything that is wrong in one error, and only then copies.
+"""Strict weight loader: plans every copy, reports all faults in one error, and copies only if there is none.
 
-A tensor's whole shape is compared with what the model was built for, whatever part of it this rank takes: one that is too large
-is a fault, where a loader that narrows without looking reads the first rows and serves.
+The whole shape of a tensor is compared with the model, whichever shard this rank takes: a tensor that is too large is a fault,
+and its first rows are not loaded in silence.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Kind = Literal["missing", "partly covered", "unexpected", "duplicated", "truncat
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that does not fit.
+    """One mismatch between checkpoint and model.
 
     Attributes:
         kind: ``missing``: no tensor for a parameter. ``partly covered``: tensors for some of its rows only. ``unexpected``: a
-            tensor without a parameter. ``duplicated``: two tensors for the same rows, or one that is in two files.
-            ``truncated``: a tensor with more rows or columns than would be read. ``mis-shaped``: any other shape.
-        name: the parameter if a tensor is lacking, else the tensor.
-        message: what, where, and both shapes.
+            tensor without a parameter. ``duplicated``: two tensors for the same rows, or one in two files. ``truncated``: a
+            tensor with more rows or columns than would be read. ``mis-shaped``: any other wrong shape.
+        name: the parameter if a tensor is missing, else the tensor.
+        message: names and both shapes.
     """
 
     kind: Kind
@@ -42,11 +42,7 @@ class Fault:
 
 
 class LoadError(CheckpointError):
-    """A checkpoint and a model that do not fit; the message lists what is wrong, with targets and shapes.
-
-    Attributes:
-        faults: all of it.
-    """
+    """A checkpoint that does not match the model; ``faults`` has every mismatch, the message the first ones."""
 
     SHOWN = 20
 
@@ -63,26 +59,26 @@ class LoadError(CheckpointError):
 
 
 BATCH = 64
-"""Tensors copied before the memory is let go of that their bytes have come to: what a file takes besides the parameters."""
+"""Tensors copied before the mapped memory of their file is released; bounds the memory beside the parameters."""
 
 Target = tuple[str, ShardId]
-"""A parameter, and which shard of it."""
+"""(parameter name, shard id)."""
 
 
 def load_weights(
     model: nn.Module, checkpoint: Checkpoint, rows: Sequence[StackedRow], ignored: Callable[[str], bool] = lambda name: False
 ) -> None:
-    """Fills every row of every parameter that this rank has, exactly once.
+    """Loads every row of every parameter of this rank exactly once.
 
     Args:
-        model: its layers say in ``shards`` (layers/linear.py) what this rank takes of which checkpoint tensor; a layer that
-            says nothing takes its tensors whole.
-        checkpoint: where the tensors come from.
+        model: its layers' ``shards`` (layers/linear.py) are this rank's part of each checkpoint tensor; a layer without them
+            takes its tensors whole.
+        checkpoint: the tensors.
         rows: the model's mapping rows.
-        ignored: which tensors may be left over.
+        ignored: whether a tensor may be unused.
 
     Raises:
-        LoadError: a tensor has no home, the wrong shape or a rival; a parameter stays empty. Nothing has been copied then.
+        LoadError: a tensor is unexpected, mis-shaped or duplicated, or a parameter is not covered. Nothing was copied.
     """
 
     def file_of(copy: tuple[Target, str]) -> str:
@@ -100,12 +96,12 @@ def load_weights(
             faults.append(Fault("duplicated", tensor, message))
         target = translate(tensor, rows)
         if target not in shards:
-            faults.append(_homeless(tensor, target, parameters))
+            faults.append(_unexpected(tensor, target, parameters))
         elif target in found:
-            faults.append(Fault("duplicated", tensor, f"{tensor} and {found[target]} both go to {words(target)}"))
+            faults.append(Fault("duplicated", tensor, f"{tensor} and {found[target]} both go to {target_name(target)}"))
         else:
             found[target] = tensor
-            faults += _misfit(tensor, checkpoint.shape(tensor), target, shards[target])
+            faults += _mismatch(tensor, checkpoint.shape(tensor), target, shards[target])
     for name in parameters:
         faults += _uncovered(name, {target[1]: shard for target, shard in shards.items() if target[0] == name}, found)
     if faults:
@@ -123,8 +119,8 @@ def load_weights(
 
 
 def _copy(into: Tensor, tensor: Tensor) -> None:
-    """Copies a tensor, on one thread if its numbers stay what they are: torch shares each among all, which costs more than it
-    saves when there are hundreds, and much more when the machine does other things as well."""
+    """Copies a tensor, by numpy on one thread if no number is converted: torch divides each copy among all threads, which is
+    slower for hundreds of tensors, and much slower on a busy machine."""
     if into.dtype == tensor.dtype and into.device.type == "cpu":
         np.copyto(into.view(torch.uint8).numpy(), tensor.view(torch.uint8).numpy())
     else:
@@ -140,18 +136,17 @@ def _shards(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[tupl
             yield (name, shard_id), shard
 
 
-def _homeless(tensor: str, target: Target, parameters: Mapping[str, Tensor]) -> Fault:
+def _unexpected(tensor: str, target: Target, parameters: Mapping[str, Tensor]) -> Fault:
     if target[0] in parameters:
-        # The parameter's own name, and no shard of it.
         message = f"{tensor} is stored fused, and the model takes {target[0]} from tensors of its own names"
         return Fault("duplicated", tensor, message)
-    return Fault("unexpected", tensor, f"{tensor} goes to {words(target)}, which the model does not have")
+    return Fault("unexpected", tensor, f"{tensor} goes to {target_name(target)}, which the model does not have")
 
 
-def _misfit(tensor: str, shape: tuple[int, ...], target: Target, shard: Shard) -> Iterator[Fault]:
+def _mismatch(tensor: str, shape: tuple[int, ...], target: Target, shard: Shard) -> Iterator[Fault]:
     if shape == shard.shape:
         return
-    message = f"{tensor} is {shape}, and {words(target)} takes {shard.shape}"
+    message = f"{tensor} is {shape}, and {target_name(target)} takes {shard.shape}"
     if len(shape) == len(shard.shape) and all(has >= takes for has, takes in zip(shape, shard.shape, strict=True)):
         beyond = " and ".join(
             f"{has - takes} {what}"
@@ -164,18 +159,18 @@ def _misfit(tensor: str, shape: tuple[int, ...], target: Target, shard: Shard) -
 
 
 def _uncovered(parameter: str, shards: Mapping[ShardId, Shard], found: Container[Target]) -> Iterator[Fault]:
-    lacking = [shard_id for shard_id in shards if (parameter, shard_id) not in found]
-    if len(lacking) == len(shards):
+    missing = [shard_id for shard_id in shards if (parameter, shard_id) not in found]
+    if len(missing) == len(shards):
         yield Fault("missing", parameter, f"{parameter} is in no tensor of the checkpoint")
-    elif lacking:
+    elif missing:
         rows = sum(stop - start for start, stop in (shard.target for shard in shards.values()))
-        spans = [(shard_id, *shards[shard_id].target) for shard_id in lacking]
+        spans = [(shard_id, *shards[shard_id].target) for shard_id in missing]
         empty = " and ".join(f"[{shard_id}], rows {start}:{stop}" for shard_id, start, stop in spans)
         message = f"{parameter} has {rows} rows, and {empty} of them are in no tensor of the checkpoint"
         yield Fault("partly covered", parameter, message)
 
 
-def words(target: Target) -> str:
-    """A target as messages have it."""
+def target_name(target: Target) -> str:
+    """A target in error messages: the parameter, with its shard id in brackets."""
     parameter, shard = target
     return parameter if shard is None else f"{parameter} [{shard}]"

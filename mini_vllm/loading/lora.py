@@ -1,9 +1,9 @@
-"""A LoRA adapter's directory, as peft's save_pretrained writes it: checked against the model first, then laid beside its layers.
+"""Loads a LoRA adapter's directory, as peft's save_pretrained writes it, after checking it against the model.
 
     adapter_config.json          r, lora_alpha, target_modules, ...
     adapter_model.safetensors    base_model.model.MODULE.lora_A.weight (r, in) and base_model.model.MODULE.lora_B.weight (out, r)
 
-MODULE is the base checkpoint's name, so the model's mapping rows lead to its layer, as they do for the base's own tensors.
+MODULE is the name in the base checkpoint, so the model's mapping rows map it to its layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mini_vllm.layers.embedding import ParallelLMHead
 from mini_vllm.layers.linear import LinearBase
 from mini_vllm.layers.lora import LoRALayerWeights
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
-from mini_vllm.loading.loader import Target, words
+from mini_vllm.loading.loader import Target, target_name
 from mini_vllm.loading.mapping import translate
 from mini_vllm.parallel import Shard
 
@@ -44,14 +44,14 @@ REFUSED = (
     "use_bdlora",
     "use_qalora",
 )
-"""Keys of adapter_config.json that ask for more than two matrices beside a linear layer, unless they are false, empty or null."""
+"""Keys of adapter_config.json that need more than two matrices per linear layer, unless they are false, empty or null."""
 
-PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
-"""Values of init_lora_weights that leave the base's weights as they are; an adapter of any other goes with a changed base."""
+INITS_WITHOUT_BASE_CHANGE = (None, True, False, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights that do not change the base weights; an adapter of another needs a changed base."""
 
 
 class AdapterError(CheckpointError):
-    """An adapter that cannot be served; the message has the names and shapes, and nothing of it was loaded."""
+    """An adapter cannot be served; the message has names and shapes. Nothing of it was loaded."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class LoRAConfig:
 
     Attributes:
         r: the rank.
-        lora_alpha: the term is multiplied with lora_alpha / r.
-        use_rslora: with lora_alpha / sqrt(r) instead: Kalajdzievski 2023, "A Rank Stabilization Scaling Factor".
-        target_modules: the names that the adapter's modules end in; none when it is a pattern.
-        rank_pattern: name that a module ends in -> its own r.
-        alpha_pattern: name that a module ends in -> its own lora_alpha.
-        base_model_name_or_path: which model the adapter was made for, in the words of who made it.
+        lora_alpha: the product is multiplied by lora_alpha / r.
+        use_rslora: by lora_alpha / sqrt(r) instead: Kalajdzievski 2023, "A Rank Stabilization Scaling Factor".
+        target_modules: suffixes of the adapter's module names; empty when it is a pattern.
+        rank_pattern: suffix of module names -> their r.
+        alpha_pattern: suffix of module names -> their lora_alpha.
+        base_model_name_or_path: the model that the adapter was made for.
     """
 
     r: int
@@ -78,10 +78,10 @@ class LoRAConfig:
 
     @classmethod
     def read(cls, folder: Path) -> LoRAConfig:
-        """What a directory's adapter_config.json says.
+        """Reads a directory's adapter_config.json.
 
         Raises:
-            AdapterError: it is not there, or asks for something that is not served; the message names the key and its value.
+            AdapterError: it is missing, or needs something that is not served; the message has the key and its value.
         """
         if not (folder / CONFIG).is_file():
             raise AdapterError(f"there is no {CONFIG} in {folder}; lora_path is a directory that peft's save_pretrained wrote")
@@ -99,7 +99,7 @@ class LoRAConfig:
         for key in REFUSED:
             value(key, False, lambda asked: not asked, "only plain LoRA is served: train the adapter without it")
         changed_base = "it goes with a base that peft changed: save it with path_initial_model_for_weight_conversion"
-        value("init_lora_weights", True, lambda init: init in PLAIN_INITS, changed_base)
+        value("init_lora_weights", True, lambda init: init in INITS_WITHOUT_BASE_CHANGE, changed_base)
         targets = value("target_modules", [], _names_or_pattern, "it must be a list of module names or a pattern")
         return cls(
             r=value("r", None, _rank, "it must be a whole number from 1 up"),
@@ -112,26 +112,26 @@ class LoRAConfig:
         )
 
     def rank(self, module: str) -> int:
-        """One module's r."""
+        """A module's r."""
         return next((r for name, r in self.rank_pattern.items() if _ends_in(module, name)), self.r)
 
     def scaling(self, module: str) -> float:
-        """What one module's term is multiplied with."""
+        """The factor of a module's product."""
         alpha = next((alpha for name, alpha in self.alpha_pattern.items() if _ends_in(module, name)), self.lora_alpha)
         r = self.rank(module)
         return alpha / (math.sqrt(r) if self.use_rslora else r)
 
 
 def load_lora(model: object, lora_id: int, folder: Path) -> None:
-    """Lays an adapter beside the layers of a model, where requests with ``lora_id`` find it.
+    """Adds an adapter to a model's linear layers, for requests with ``lora_id``.
 
     Args:
-        model: whose linear layers (layers/linear.py) it goes to; each rank takes its part.
-        lora_id: from 1 up, and no other adapter's.
+        model: each rank takes its shard.
+        lora_id: at least 1, and of no other adapter.
         folder: the adapter's directory.
 
     Raises:
-        AdapterError: it cannot be read, or does not fit; the model is as it was.
+        AdapterError: it cannot be read, or does not match; the model is unchanged.
         CheckpointError: a file of it is damaged.
     """
     if not isinstance(model, nn.Module):
@@ -150,10 +150,10 @@ def load_lora(model: object, lora_id: int, folder: Path) -> None:
         if isinstance(place, str):
             faults.append(place)
         elif target in places:
-            faults.append(f"{module} and {places[target].module} both go to {words(target)}")
+            faults.append(f"{module} and {places[target].module} both go to {target_name(target)}")
         else:
             places[target] = place
-            faults += _misfits(checkpoint, module, words(target), place.shard.shape, config.rank(module))
+            faults += _wrong_shapes(checkpoint, module, target_name(target), place.shard.shape, config.rank(module))
     for name in config.target_modules:
         if not any(_ends_in(module, name) for module in modules):
             faults.append(f"{CONFIG} has {name!r} among its target_modules, and {TENSORS} no tensors of a module of that name")
@@ -167,14 +167,14 @@ def load_lora(model: object, lora_id: int, folder: Path) -> None:
     for place in places.values():
         a, b = (checkpoint[_tensor(place.module, letter)].float() for letter in "AB")
         read.setdefault(place.layer, []).append((place.shard, a, b * config.scaling(place.module)))
-    # Every file is read by now, so nothing can fail between one layer and the next.
+    # Every file is read by now, so that nothing can fail between two layers.
     for layer, weights in [(layer, _fused(layer, parts)) for layer, parts in read.items()]:
         layer.lora[lora_id] = weights
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a module's two matrices go: which part of which layer."""
+    """The layer and the shard that a module's two matrices belong to."""
 
     module: str
     layer: LinearBase
@@ -191,7 +191,7 @@ def _open(folder: Path) -> Checkpoint:
 
 
 def _modules(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """The modules that have a lora_A and a lora_B, and what is wrong with the other tensors."""
+    """The modules that have a lora_A or a lora_B, and the faults of the adapter's tensors."""
     tensors = {name: re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", name) for name in checkpoint}
     faults = [f"{name} is no linear layer's lora_A.weight or lora_B.weight" for name, found in tensors.items() if not found]
     modules = list(dict.fromkeys(found[1] for found in tensors.values() if found))
@@ -206,9 +206,9 @@ def _tensor(module: str, letter: str) -> str:
 
 
 def _place(module: str, target: Target, layer: nn.Module | None) -> _Place | str:
-    """Where a module goes, or why it goes nowhere."""
+    """The layer and shard of a module, or an error message."""
     if layer is None:
-        return f"{module} goes to {words(target)}, which the model does not have"
+        return f"{module} goes to {target_name(target)}, which the model does not have"
     if not isinstance(layer, LinearBase) or isinstance(layer, ParallelLMHead):
         return f"{module} is a {type(layer).__name__}, and only the linear layers between embedding and head take adapters"
     shards = layer.shards("weight")
@@ -217,7 +217,7 @@ def _place(module: str, target: Target, layer: nn.Module | None) -> _Place | str
     return _Place(module, layer, shards[target[1]])
 
 
-def _misfits(checkpoint: Checkpoint, module: str, target: str, shape: tuple[int, ...], r: int) -> Iterator[str]:
+def _wrong_shapes(checkpoint: Checkpoint, module: str, target: str, shape: tuple[int, ...], r: int) -> Iterator[str]:
     for letter, takes in (("A", (r, shape[1])), ("B", (shape[0], r))):
         name = _tensor(module, letter)
         if name in checkpoint and checkpoint.shape(name) != takes:
@@ -225,19 +225,19 @@ def _misfits(checkpoint: Checkpoint, module: str, target: str, shape: tuple[int,
 
 
 def _fused(layer: LinearBase, parts: Sequence[tuple[Shard, Tensor, Tensor]]) -> LoRALayerWeights:
-    """This rank's part of one A and one B, made of those of the layer's projections (layers/lora.py draws it)."""
+    """This rank's part of one A and one B, fused from those of the layer's projections as layers/lora.py shows."""
     lora_a, lora_b, first = [], layer.weight.new_zeros(layer.output_size, sum(len(a) for _, a, _ in parts)), 0
     for shard, a, b in parts:
-        cut_by_outputs = shard.dim == 0
-        rows = slice(*shard.target) if cut_by_outputs else slice(None)
-        lora_a.append(a if cut_by_outputs else shard.take(a))
-        lora_b[rows, first : first + len(a)] = shard.take(b) if cut_by_outputs else b
+        sharded_by_outputs = shard.dim == 0
+        rows = slice(*shard.target) if sharded_by_outputs else slice(None)
+        lora_a.append(a if sharded_by_outputs else shard.take(a))
+        lora_b[rows, first : first + len(a)] = shard.take(b) if sharded_by_outputs else b
         first += len(a)
     return LoRALayerWeights(torch.cat(lora_a).to(lora_b), lora_b)
 
 
 def _ends_in(module: str, name: str) -> bool:
-    """Whether a name in adapter_config.json means the module, as peft matches them."""
+    """Whether a name in adapter_config.json matches the module, as in peft."""
     return f".{module}".endswith(f".{name}")
 
 
@@ -254,7 +254,7 @@ def _number(value: object) -> bool:
 
 
 def _by_name(fits: Callable[[object], bool]) -> Callable[[object], bool]:
-    """Names only: peft takes patterns too, and a pattern from outside can be made to search for hours."""
+    """Names only: peft takes patterns too, but an untrusted pattern can take hours to match."""
     return lambda value: (
         isinstance(value, dict) and all(re.fullmatch(r"[\w.]+", name) and fits(own) for name, own in value.items())
     )

@@ -1,4 +1,4 @@
-"""Which fused parameter a checkpoint tensor goes to: the rows that vLLM calls stacked_params_mapping."""
+"""Mapping rows: the fused parameter of each checkpoint tensor; vLLM's stacked_params_mapping."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ StackedRow = tuple[str, str, str | int]
 
 
 def translate(name: str, rows: Sequence[StackedRow]) -> tuple[str, ShardId]:
-    """The parameter a checkpoint tensor belongs to, and which shard of it the tensor is.
+    """Maps a checkpoint tensor to its parameter and shard.
 
-    A row matches the whole name of the module that owns the tensor, never a part of it: ``backup_proj`` is no ``up_proj``.
+    A row matches the whole name of the tensor's module, never a part of it: ``backup_proj`` does not match ``up_proj``.
 
     Returns:
         (parameter name, shard id); the name itself and None when no row matches.

@@ -1,4 +1,4 @@
-"""What config.json says of a decoder, under its own names; what it leaves out is each family's own to fill in."""
+"""A decoder's config.json, with each family's defaults."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from mini_vllm.layers import rotary
+from mini_vllm.layers import rope_scaling
 from mini_vllm.loading.checkpoint import CheckpointError, check_sizes
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The sizes of a decoder in the manner of Llama.
+    """Sizes of a decoder like Llama; most names are config.json's.
 
     Attributes:
-        defaults: what a family takes for keys that config.json leaves out, as Hugging Face does.
-        rope_scaling: "rope_type" and what that kind of scaling needs; see layers/rotary.py.
-        sliding_windows: how far back each layer looks, None for all the way.
+        defaults: a family's values for keys that config.json leaves out, as in Hugging Face.
+        rope_scaling: "rope_type" and the keys that it requires; see layers/rope_scaling.py.
+        sliding_windows: each layer's sliding window, None for none.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -44,7 +44,7 @@ class DecoderConfig:
         """Reads config.json's object.
 
         Raises:
-            CheckpointError: a size is missing, is none, or does not divide, or the model has something that is not known here.
+            CheckpointError: a size is missing or invalid, or the model has a feature that is not supported.
         """
         config = {**cls.defaults, **config}
         check_sizes(config)
@@ -73,15 +73,13 @@ class DecoderConfig:
                 mlp_bias=config.get("mlp_bias", False),
             )
         except KeyError as error:
-            raise CheckpointError(
-                f"config.json has no {error.args[0]}, which the model cannot be built without; fetch the checkpoint again"
-            ) from error
+            raise CheckpointError(f"config.json has no {error.args[0]}, which is required; fetch the checkpoint again") from error
         if heads % sizes.num_key_value_heads:
             raise CheckpointError(f"config.json: {heads} query heads cannot share {sizes.num_key_value_heads} kv heads evenly")
         if sizes.head_dim % 2:
-            raise CheckpointError(f"config.json: heads of {sizes.head_dim} numbers have no halves for rope to pair; see head_dim")
+            raise CheckpointError(f"config.json: head_dim is {sizes.head_dim}; it must be even, as rope pairs its two halves")
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise CheckpointError(f"config.json asks for hidden_act {config['hidden_act']!r}; this engine has silu only")
+            raise CheckpointError(f"config.json has hidden_act {config['hidden_act']!r}; this engine has silu only")
         return sizes
 
 
@@ -91,18 +89,18 @@ def _rope(config: Mapping[str, Any], head_dim: int, max_position: int) -> tuple[
     kind = rope.get("rope_type", rope.get("type", "default"))
     original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or max_position
     scaling = {**rope, "rope_type": kind, "original_max_position_embeddings": original}
-    if kind not in rotary.REQUIRED:
-        raise CheckpointError(f"config.json asks for rope scaling {kind!r}; this engine knows {', '.join(rotary.REQUIRED)}")
-    for key in rotary.REQUIRED[kind]:
+    if kind not in rope_scaling.REQUIRED:
+        raise CheckpointError(f"config.json has rope scaling {kind!r}; this engine has {', '.join(rope_scaling.REQUIRED)}")
+    for key in rope_scaling.REQUIRED[kind]:
         value, pairs = scaling.get(key), head_dim // 2
         one_per_pair = key in ("short_factor", "long_factor")
         if one_per_pair and isinstance(value, list) and len(value) != pairs:
-            raise CheckpointError(f"config.json gives {key} {len(value)} numbers; heads of {head_dim} have {pairs} pairs to turn")
+            raise CheckpointError(f"config.json gives {key} {len(value)} numbers; heads of size {head_dim} have {pairs} pairs")
         if not isinstance(value, list if one_per_pair else (int, float)) or not value:
             raise CheckpointError(f"config.json scales rope by {kind!r}, which needs a {key}, and gives {value!r}")
     for key in ("alpha", "mrope_section", "partial_rotary_factor", "full_attention", "sliding_attention"):
         if (value := rope.get(key, config.get(key))) not in (None, 1.0):
-            raise CheckpointError(f"config.json gives rope the {key} {value!r}, which this engine's rope does not have")
+            raise CheckpointError(f"config.json has {key} {value!r} for rope, which this engine does not support")
     return float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0), scaling
 
 

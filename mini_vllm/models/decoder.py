@@ -1,4 +1,4 @@
-"""The body that Llama and its relatives share: layers of attention and feed-forward. What attends is the family's own."""
+"""Decoder body shared by Llama and similar families: layers of attention and feed-forward. A family brings its own attention."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from torch import Tensor, nn
 
 from mini_vllm.layers.activation import SiluAndMul
 from mini_vllm.layers.embedding import VocabParallelEmbedding
-from mini_vllm.layers.graph import Replayed
 from mini_vllm.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from mini_vllm.layers.norm import RMSNorm
 from mini_vllm.layers.rotary import RotaryEmbedding
 from mini_vllm.models.config import DecoderConfig
 
 AttentionOf = Callable[[DecoderConfig, int], nn.Module]
-"""(config, number of the layer) -> the module that turns hidden (T, H), cos and sin (T, 1, D) into (T, H)."""
+"""(config, index of the layer) -> a module that maps hidden (T, H), cos and sin (T, 1, D) to (T, H)."""
 
 
 class DecoderMLP(nn.Module):
@@ -33,9 +32,9 @@ class DecoderMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer: attention and feed-forward, each behind a norm and around a residual.
+    """One layer: attention and feed-forward, each after a norm and with a residual connection.
 
-    As in vLLM, what a half has computed is added to the residual by the norm that comes next, which reads it anyway.
+    As in vLLM, the output of each half is added to the residual by the next norm, which reads it anyway.
     """
 
     def __init__(self, config: DecoderConfig, attention: nn.Module) -> None:
@@ -46,7 +45,7 @@ class DecoderLayer(nn.Module):
         self.mlp = DecoderMLP(config)
 
     def forward(self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """What is yet to be added to the residual, (T, H), and the residual, (T, H), None before the first layer; to both."""
+        """(T, H) still to be added to the residual, and the residual (T, H), None before the first layer; returns both."""
         if residual is None:
             hidden, residual = self.input_layernorm(hidden), hidden
         else:
@@ -56,7 +55,7 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderModel(nn.Module):
-    """Everything but the head; parameter names are the checkpoint's, except for the fused ones."""
+    """Everything but the LM head. ``replay``, if set, runs the layers with replay of decode steps (kernels/decode_graph.py)."""
 
     def __init__(self, config: DecoderConfig, attention: AttentionOf) -> None:
         super().__init__()
@@ -64,13 +63,14 @@ class DecoderModel(nn.Module):
         self.rotary_emb = RotaryEmbedding(config.head_dim, config.max_position_embeddings, config.rope_theta, config.rope_scaling)
         self.layers = nn.ModuleList(DecoderLayer(config, attention(config, i)) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.replayed = Replayed(self._through_layers)
+        self.replay: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """(T,) and (T,) to hidden states (T, H)."""
-        return self.replayed(self.embed_tokens(tokens), *self.rotary_emb(positions))
+        return (self.replay or self.run_layers)(self.embed_tokens(tokens), *self.rotary_emb(positions))
 
-    def _through_layers(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def run_layers(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(T, H) to (T, H), through every layer and the last norm."""
         residual = None
         for layer in self.layers:
             hidden, residual = layer(hidden, residual, cos, sin)

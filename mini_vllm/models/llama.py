@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023; grouped queries since Llama 2 70B), as one method over the layer library."""
+"""Llama (Touvron et al. 2023; grouped queries since Llama 2 70B), built from the layer library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mini_vllm.layers.attention import Attention
 from mini_vllm.layers.embedding import ParallelLMHead
 from mini_vllm.layers.linear import QKVParallelLinear, RowParallelLinear
-from mini_vllm.layers.rotary import apply_rotary
+from mini_vllm.layers.rotary import ApplyRotary
 from mini_vllm.loading.checkpoint import Checkpoint
 from mini_vllm.loading.loader import load_weights
 from mini_vllm.loading.mapping import StackedRow
@@ -27,7 +27,7 @@ STACKED_PARAMS_MAPPING: tuple[StackedRow, ...] = (
 
 
 class LlamaConfig(DecoderConfig):
-    """No biases and no window, unless config.json says so."""
+    """No biases and no sliding window, unless config.json has them."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"max_position_embeddings": 2048, "use_sliding_window": False}
 
@@ -40,20 +40,21 @@ class LlamaAttention(nn.Module):
         heads, kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.qkv_proj = QKVParallelLinear(config.hidden_size, self.head_dim, heads, kv_heads, config.qkv_bias)
         self.o_proj = RowParallelLinear(heads * self.head_dim, config.hidden_size, config.o_bias)
+        self.rotary = ApplyRotary()
         self.attn = Attention(f"layers.{layer}", config.sliding_windows[layer])
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(T, H) to (T, H); cos and sin are (T, 1, D)."""
         qkv = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim)
-        # q and k lie side by side, so one call turns the heads of both.
+        # q and k are adjacent, so one call rotates the heads of both.
         num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
-        turned = apply_rotary(qkv[:, :-num_kv_heads], cos, sin)
-        q, k, v = turned[:, :num_heads], turned[:, num_heads:], qkv[:, -num_kv_heads:]
+        rotated = self.rotary(qkv[:, :-num_kv_heads], cos, sin)
+        q, k, v = rotated[:, :num_heads], rotated[:, num_heads:], qkv[:, -num_kv_heads:]
         return self.o_proj(self.attn(q, k, v))  # type: ignore[no-any-return]
 
 
 class LlamaForCausalLM(nn.Module):
-    """Llama against the contract. A family of its kind says what differs: its config, its attention, its mapping rows."""
+    """Llama as a contract.Model. A similar family overrides its config, its attention or its mapping rows."""
 
     config_class: ClassVar[type[DecoderConfig]] = LlamaConfig
     attention_class: ClassVar[type[nn.Module]] = LlamaAttention
@@ -72,17 +73,13 @@ class LlamaForCausalLM(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any], checkpoint: Checkpoint) -> Self:
-        """Builds and fills the model.
-
-        Raises:
-            CheckpointError: config.json is not of this family, or the checkpoint does not fit it.
-        """
+        """Builds the model and loads its weights; raises CheckpointError if config.json or the checkpoint does not match."""
         model = cls(cls.config_class.from_hf(config))
         tied = model.lm_head.weight is model.model.embed_tokens.weight
-        load_weights(model, checkpoint, cls.stacked_params_mapping, ignored=lambda name: left_over(name, tied))
+        load_weights(model, checkpoint, cls.stacked_params_mapping, ignored=lambda name: is_unused(name, tied))
         return model
 
 
-def left_over(name: str, tied: bool) -> bool:
-    """Whether a checkpoint may hold this tensor for nothing: rope's frequencies, and the saved copy of a tied head."""
+def is_unused(name: str, tied: bool) -> bool:
+    """Whether a checkpoint may have this tensor though no parameter takes it: rope's frequencies, or the copy of a tied head."""
     return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")

@@ -1,4 +1,4 @@
-"""Mistral (Jiang et al. 2023): Llama, looking back no further than a sliding window, unless sliding_window is null."""
+"""Mistral (Jiang et al. 2023): Llama with a sliding window, unless config.json's sliding_window is null."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaForCausalLM
 
 
 class MistralConfig(DecoderConfig):
-    """A window in every layer."""
+    """A sliding window in every layer."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096}
 
 
 class MistralForCausalLM(LlamaForCausalLM):
-    """Mistral against the contract."""
+    """Mistral as a contract.Model."""
 
     config_class = MistralConfig
     stacked_params_mapping = STACKED_PARAMS_MAPPING

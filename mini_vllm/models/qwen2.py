@@ -10,7 +10,7 @@ from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaForCausalLM
 
 
 class Qwen2Config(DecoderConfig):
-    """Biases on q, k and v, none on o; the window from some layer on, if it is in use at all."""
+    """Biases on q, k and v, none on o; a sliding window from max_window_layers on, if use_sliding_window."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "max_position_embeddings": 32768,
@@ -23,7 +23,7 @@ class Qwen2Config(DecoderConfig):
 
 
 class Qwen2ForCausalLM(LlamaForCausalLM):
-    """Qwen2 against the contract."""
+    """Qwen2 as a contract.Model."""
 
     config_class = Qwen2Config
     stacked_params_mapping = STACKED_PARAMS_MAPPING

@@ -1,4 +1,4 @@
-"""Qwen3 (Yang et al. 2025): Llama with a norm over each head of q and k, before they are turned."""
+"""Qwen3 (Yang et al. 2025): Llama with a norm over each head of q and k, before rotary embedding."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mini_vllm.layers.norm import RMSNorm
-from mini_vllm.layers.rotary import apply_rotary
 from mini_vllm.models.config import DecoderConfig
 from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaAttention, LlamaForCausalLM
 
 
 class Qwen3Config(DecoderConfig):
-    """Heads of a size of their own; no biases; the window from some layer on, if it is in use at all."""
+    """A head size in config.json; no biases; a sliding window from max_window_layers on, if use_sliding_window."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "max_position_embeddings": 32768,
@@ -38,12 +37,12 @@ class Qwen3Attention(LlamaAttention):
         """(T, H) to (T, H); cos and sin are (T, 1, D)."""
         qkv = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim)
         q, k, v = qkv.split([self.qkv_proj.num_heads, *[self.qkv_proj.num_kv_heads] * 2], dim=1)
-        q, k = apply_rotary(self.q_norm(q), cos, sin), apply_rotary(self.k_norm(k), cos, sin)
+        q, k = self.rotary(self.q_norm(q), cos, sin), self.rotary(self.k_norm(k), cos, sin)
         return self.o_proj(self.attn(q, k, v))  # type: ignore[no-any-return]
 
 
 class Qwen3ForCausalLM(LlamaForCausalLM):
-    """Qwen3 against the contract."""
+    """Qwen3 as a contract.Model."""
 
     config_class = Qwen3Config
     attention_class = Qwen3Attention

@@ -1,4 +1,4 @@
-"""Which architecture is built by whom: the only door through which a model comes in."""
+"""Model registry: maps an architecture name to the function that builds the model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from mini_vllm.contract import Model
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError
 
 Factory = Callable[[Mapping[str, Any], Checkpoint], Model]
-"""Takes config.json's object and the checkpoint, returns an object with ``forward``. It runs with torch's default dtype set
-to the one that the model is to be served in."""
+"""(config.json's object, checkpoint) -> a model; called with torch's default dtype set to the dtype of the model."""
 
 PLUGINS = "mini_vllm.general_plugins"
-"""The entry-point group of packages that bring an architecture; the same shape as vLLM's ``vllm.general_plugins``."""
+"""Entry-point group of packages that register architectures, like vLLM's ``vllm.general_plugins``."""
 
 BUILT_IN = {
     "LlamaForCausalLM": "mini_vllm.models.llama",
@@ -24,7 +23,7 @@ BUILT_IN = {
     "Qwen2ForCausalLM": "mini_vllm.models.qwen2",
     "Qwen3ForCausalLM": "mini_vllm.models.qwen3",
 }
-"""Architecture, which is the class's name too, -> module; imported when it is asked for, as in vLLM's registry."""
+"""Architecture, also the class name, -> module; imported when it is used, as in vLLM's registry."""
 
 
 def _built_in(architecture: str) -> Factory:
@@ -37,16 +36,15 @@ _factories: dict[str, Factory] = {architecture: _built_in(architecture) for arch
 
 
 def register_model(architecture: str, factory: Factory) -> None:
-    """Makes ``architecture``, as config.json's "architectures" names it, servable; a later registration replaces an earlier."""
+    """Registers an architecture of config.json's "architectures"; replaces an earlier registration."""
     _factories[architecture] = factory
 
 
 def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
-    """The model that a checkpoint's config.json asks for.
+    """Builds the model of a checkpoint's config.json.
 
     Raises:
-        CheckpointError: no architecture is named, or none of the named is known (the message lists those that are), or an
-            installed plugin fails.
+        CheckpointError: none of its architectures is registered (the message lists those that are), or a plugin fails.
     """
     load_plugins()
     architectures = config.get("architectures") or []
@@ -64,10 +62,10 @@ def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
 
 @cache
 def load_plugins() -> None:
-    """Runs every installed plugin's registration function, once.
+    """Calls every installed plugin's registration function once.
 
     Raises:
-        CheckpointError: one fails; the message names it, and the package that brings it.
+        CheckpointError: a plugin fails; the message has its name and its package.
     """
     for plugin in entry_points(group=PLUGINS):
         try:
@@ -76,5 +74,5 @@ def load_plugins() -> None:
             package = plugin.dist.name if plugin.dist else "a package"
             raise CheckpointError(
                 f"the plugin {plugin.name!r} of {package} fails in {plugin.value}: {type(error).__name__}: {error}; "
-                f"mend it, or uninstall it: pip uninstall {package}"
+                f"fix it, or uninstall it: pip uninstall {package}"
             ) from error

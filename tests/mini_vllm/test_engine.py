@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from history_model import VOCAB, HistoryModel
+from integrity import check_integrity
 from torch import Tensor
 
 from labkit.course.bigram import byte_tokenizer
@@ -32,7 +33,7 @@ def run(engine: LLMEngine) -> dict[str, RequestOutput]:
     finished = {}
     while engine.has_unfinished_requests():
         finished |= {output.request_id: output for output in engine.step() if output.finished}
-        engine.scheduler.check_integrity()
+        check_integrity(engine.scheduler)
     return finished
 
 
@@ -121,7 +122,7 @@ def test_abort_frees_the_blocks_wherever_the_request_stands() -> None:
     aborted = engine.abort_requests(["running", "waiting", "nobody"])
     assert {output.request_id: output.outputs[0].finish_reason for output in aborted} == {"running": "abort", "waiting": "abort"}
     assert engine.scheduler.pool.num_free == 64
-    engine.scheduler.check_integrity()
+    check_integrity(engine.scheduler)
     assert list(run(engine)) == ["other"]
     engine.add_request("running", [1, 2, 3], GREEDY)
     assert list(run(engine)) == ["running"], "its name is free again"

@@ -1,7 +1,8 @@
-"""What a request says depends on the request alone: one table of everything that may not matter, for two models.
+"""The tokens of a request depend on the request alone: a table of everything that must not change them.
 
-Every case serves the same six requests, three greedy and three seeded, and must hear from each what it says when it has an engine
-to itself. Only the sizes, the company, the cache and the memory change.
+Every case serves the same six requests, three greedy and three seeded. Each must get the tokens it gets alone in an engine. Only
+chunk sizes, block sizes, concurrent requests, prefix cache and number of blocks change. The models: one without attention, and a
+Llama with and without kernels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
+from integrity import check_integrity
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from labkit.system.labs import find_lab, load_implementation
@@ -21,7 +23,7 @@ from mini_vllm.config import EngineConfig
 
 BUDGETS = (1, 7, 64)  # tokens a step may have: one at a time, chunks that cut prompts anywhere, whole prompts
 BLOCK_SIZES = (1, 3, 16)
-COMPANY = ("alone", "together", "one after the other")
+CONCURRENCY = ("alone", "together", "one after the other")
 CACHE = ("off", "cold", "warm")
 MEMORY = ("plenty", "just enough for one")
 
@@ -40,32 +42,32 @@ REQUESTS = [
 LONGEST = 32
 
 
-def serve(engine: LLMEngine, company: str) -> list[list[int]]:
-    """Each request's tokens; ``company`` says who is in the engine at the same time."""
-    said: dict[str, list[int]] = {}
+def serve(engine: LLMEngine, concurrency: str) -> list[list[int]]:
+    """Each request's tokens; ``concurrency``: when a request is added to the engine."""
+    tokens: dict[str, list[int]] = {}
 
     def step() -> None:
         for output in engine.step():
             assert output.outputs[0].error is None
             if output.finished:
-                said[output.request_id] = output.outputs[0].token_ids
-        engine.scheduler.check_integrity()
+                tokens[output.request_id] = output.outputs[0].token_ids
+        check_integrity(engine.scheduler)
 
     for index, (prompt, params) in enumerate(REQUESTS):
         engine.add_request(str(index), prompt, params)
-        if company == "alone":
+        if concurrency == "alone":
             while engine.has_unfinished_requests():
                 step()
-        elif company == "one after the other":
+        elif concurrency == "one after the other":
             step()
     while engine.has_unfinished_requests():
         step()
-    return [said[str(index)] for index in range(len(REQUESTS))]
+    return [tokens[str(index)] for index in range(len(REQUESTS))]
 
 
-@pytest.fixture(scope="module", params=["bigram", "llama"])
+@pytest.fixture(scope="module", params=["bigram", "llama", "llama without kernels"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[list[int]]]:
-    """A model, and what it says to each request when nothing is shared, cut or short."""
+    """A model, and each request's tokens when nothing is shared, chunked or preempted."""
     vocab_size = TINY["vocab_size"]
     if request.param == "bigram":
         lab = load_implementation(find_lab("01").implementation("solution"))
@@ -77,17 +79,17 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         for parameter in reference.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         reference.save_pretrained(folder)
-        model = LLM(folder, dtype="float32").llm_engine.runner.model
+        model = LLM(folder, dtype="float32", kernels=request.param == "llama").llm_engine.runner.model
     alone = serve(LLMEngine(model, EngineConfig(max_model_len=LONGEST, enable_prefix_caching=False)), "alone")
     assert len({tuple(tokens) for tokens in alone}) == len(REQUESTS), "six different answers"
     return model, alone
 
 
 @pytest.mark.parametrize(
-    ("budget", "block_size", "company", "cache", "memory"), [*product(BUDGETS, BLOCK_SIZES, COMPANY, CACHE, MEMORY)]
+    ("budget", "block_size", "concurrency", "cache", "memory"), [*product(BUDGETS, BLOCK_SIZES, CONCURRENCY, CACHE, MEMORY)]
 )
-def test_nothing_but_the_request_decides_its_tokens(
-    served: tuple[Any, list[list[int]]], budget: int, block_size: int, company: str, cache: str, memory: str
+def test_tokens_depend_on_the_request_alone(
+    served: tuple[Any, list[list[int]]], budget: int, block_size: int, concurrency: str, cache: str, memory: str
 ) -> None:
     model, alone = served
     config = EngineConfig(
@@ -99,10 +101,10 @@ def test_nothing_but_the_request_decides_its_tokens(
     )
     engine = LLMEngine(model, config)
     if cache == "warm":
-        serve(engine, company)
+        serve(engine, concurrency)
         hits = engine.stats.prefix_cache_hits
-    assert serve(engine, company) == alone
+    assert serve(engine, concurrency) == alone
     if cache == "warm" and memory == "plenty" and block_size < 16:
-        assert engine.stats.prefix_cache_hits > hits, "the case is what it says: blocks were found"
-    if memory == "just enough for one" and company != "alone" and budget > 1 and block_size < 16:
-        assert engine.stats.preemptions > 0, "the case is what it says: blocks ran out"
+        assert engine.stats.prefix_cache_hits > hits, "the case tests something: blocks were found"
+    if memory == "just enough for one" and concurrency != "alone" and budget > 1 and block_size < 16:
+        assert engine.stats.preemptions > 0, "the case tests something: blocks ran out"

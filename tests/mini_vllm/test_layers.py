@@ -1,25 +1,24 @@
-"""Each layer against its formula, worked out another way in float64."""
+"""Each layer, plain and with its kernel, against its formula computed another way in float64."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import accumulate
 
 import pytest
 import torch
+from torch import nn
 
 from mini_vllm.config import EngineConfig
 from mini_vllm.engine.request import Request
 from mini_vllm.engine.runner import Runner
 from mini_vllm.engine.scheduler import Chunk, Step
 from mini_vllm.forward_context import ForwardContext, KVCache, get_forward_context, set_forward_context
+from mini_vllm.kernels.install import install_kernels
+from mini_vllm.kernels.paged_decode import PagedDecodes
 from mini_vllm.layers.activation import SiluAndMul
-from mini_vllm.layers.attention import Attention, PagedDecodes
+from mini_vllm.layers.attention import Attention
 from mini_vllm.layers.norm import RMSNorm
-from mini_vllm.layers.paged_attention import paged_decode_attention
 from mini_vllm.sampling_params import SamplingParams
 
 
@@ -46,6 +45,16 @@ def context_of(
         ),
         logits_indices=torch.tensor(list(accumulate(num_queries))) - 1,
     )
+
+
+def with_kernels(layer: nn.Module, kernels: bool) -> nn.Module:
+    """The layer, plain or with its kernel."""
+    if kernels:
+        install_kernels(layer)
+    return layer
+
+
+both_ways = pytest.mark.parametrize("kernels", [False, True])
 
 
 def test_slots_follow_the_drawing() -> None:
@@ -77,15 +86,17 @@ def test_a_chunk_writes_behind_what_is_there() -> None:
 
 @pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
 @pytest.mark.parametrize("consecutive", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_paged_attention_equals_attention_written_out(
-    window: int | None, consecutive: bool, dtype: torch.dtype, tolerance: float
+@pytest.mark.parametrize(
+    ("kernels", "dtype", "tolerance"), [(False, torch.float64, 1e-12), (False, torch.float32, 2e-6), (True, torch.float32, 2e-6)]
+)
+def test_attention_over_blocks_equals_attention_written_out(
+    window: int | None, consecutive: bool, kernels: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """Requests of very different lengths, decoding and prefilling in the same steps, two of them behind a shared prefix.
-    In float32 decodes read the blocks in place, in float64 they are gathered."""
+    """Requests of very different lengths decode and prefill in the same steps; two of them share a prefix. With kernels, decodes
+    read the blocks in place, else they are gathered."""
     num_heads, kv_heads, head_dim, size = 6, 2, 8, 3
     generator = torch.Generator().manual_seed(0)
-    attention, cache = Attention("layer", window), KVCache(64, size)
+    attention, cache = with_kernels(Attention("layer", window), kernels), KVCache(64, size)
     order = torch.arange(64) if consecutive else torch.randperm(64, generator=generator)
     tables = [tuple(blocks) for blocks in order[:60].view(6, 10).tolist()]
     tables[1] = tables[0][:2] + tables[1][2:]
@@ -100,7 +111,7 @@ def test_paged_attention_equals_attention_written_out(
         with set_forward_context(context):
             out = attention(*rows.to(dtype).split([num_heads, kv_heads, kv_heads], dim=1))
         in_place = any(isinstance(group, PagedDecodes) for group in context.attention_metadata[window])
-        assert in_place == (dtype == torch.float32 and 1 in counts)
+        assert in_place == (kernels and 1 in counts)
         for r, part in zip(who, out.split([counts[r] for r in who]), strict=True):
             outputs[r].append(part)
     for r, parts in enumerate(outputs):
@@ -114,41 +125,17 @@ def test_paged_attention_equals_attention_written_out(
         torch.testing.assert_close(torch.cat(parts).double(), expected.flatten(1)[first:], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("lengths", [[1], [4, 5, 8, 3, 1], [64, 1, 63, 17]])
-@pytest.mark.parametrize("window", [None, 1, 4, 6])
-def test_decodes_in_place_read_their_own_tokens_and_no_others(lengths: list[int], window: int | None) -> None:
-    """Every slot that no query may see holds NaN, and so do those of the newest tokens, which the call is to fill; scores are far
-    apart, so that most weights underflow."""
-    size, generator = 4, torch.Generator().manual_seed(0)
-    tables = torch.randperm(64 * len(lengths), generator=generator).view(len(lengths), -1)[:, :16].contiguous()
-    keys, values = torch.full((2, 64 * len(lengths), size, 2, 8), float("nan"))
-    q, expected = 20 * torch.randn(len(lengths), 8, 8, generator=generator)[:, 1:7], torch.empty(len(lengths), 6, 8)
-    new_k, new_v = torch.empty(2, len(lengths), 2, 8)
-    for request, length in enumerate(lengths):
-        seen = torch.arange(max(0, length - window) if window else 0, length)
-        k, v = torch.randn(2, len(seen), 2, 8, generator=generator)
-        slots = tables[request, seen[:-1] // size], seen[:-1] % size
-        keys[slots], values[slots], new_k[request], new_v[request] = k[:-1], v[:-1], k[-1], v[-1]
-        k, v = (heads.double().repeat_interleave(3, dim=1) for heads in (k, v))
-        weights = torch.softmax(torch.einsum("nd,lnd->nl", q[request].double(), k) / 8**0.5, dim=1)
-        expected[request] = torch.einsum("nl,lnd->nd", weights, v)
-    out = paged_decode_attention(q, new_k, new_v, keys, values, tables, torch.tensor(lengths), window)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    last = torch.tensor(lengths) - 1
-    slots = tables[torch.arange(len(lengths)), last // size], last % size
-    assert torch.equal(keys[slots], new_k)
-    assert torch.equal(values[slots], new_v)
-
-
-def test_rms_norm_worked_out_by_hand() -> None:
-    norm = RMSNorm(2, eps=0.0)
+@both_ways
+def test_rms_norm_worked_out_by_hand(kernels: bool) -> None:
+    norm = with_kernels(RMSNorm(2, eps=0.0), kernels)
     norm.weight.data = torch.tensor([1.0, 10.0])
     # The mean of 3^2 and 4^2 is 12.5.
     torch.testing.assert_close(norm(torch.tensor([[3.0, 4.0]])), torch.tensor([[3.0, 40.0]]) / 12.5**0.5)
 
 
-def test_a_residual_is_added_before_the_norm_and_comes_back() -> None:
-    norm = RMSNorm(2, eps=0.0)
+@both_ways
+def test_a_residual_is_added_before_the_norm_and_returned(kernels: bool) -> None:
+    norm = with_kernels(RMSNorm(2, eps=0.0), kernels)
     norm.weight.data = torch.tensor([1.0, 10.0])
     for dtype in (torch.float32, torch.float64):
         x, residual = torch.tensor([[1.0, 5.0]], dtype=dtype), torch.tensor([[2.0, -1.0]], dtype=dtype)
@@ -158,39 +145,21 @@ def test_a_residual_is_added_before_the_norm_and_comes_back() -> None:
         torch.testing.assert_close(normalised, torch.tensor([[3.0, 40.0]], dtype=dtype) / 12.5**0.5)
 
 
-THREADS = """
-import torch
-from mini_vllm.layers.norm import RMSNorm
-from mini_vllm.layers.linear import ColumnParallelLinear
-from mini_vllm.layers.quantization import process_weights_after_loading
-
-torch.set_num_threads(1)
-RMSNorm(64, 1e-6)(torch.ones(1024, 64))
-layer = ColumnParallelLinear(4, 32)
-process_weights_after_loading(layer)
-layer(torch.ones(1, 4))
-print(torch.get_num_threads())
-"""
-
-
-def test_loops_leave_torch_as_many_threads_as_it_was_given() -> None:
-    """In a process of its own: what numba's pool does to OpenMP, it does once, when it starts."""
-    two = os.environ | {"NUMBA_NUM_THREADS": "2"}
-    ended = subprocess.run([sys.executable, "-c", THREADS], env=two, capture_output=True, text=True, check=True)
-    assert ended.stdout == "1\n"
-
-
-def test_silu_and_mul_worked_out_by_hand() -> None:
+@both_ways
+def test_silu_and_mul_worked_out_by_hand(kernels: bool) -> None:
+    act_fn = with_kernels(SiluAndMul(), kernels)
     # silu(0) = 0; silu(2) = 2 / (1 + e^-2) = 1.76159
-    torch.testing.assert_close(SiluAndMul()(torch.tensor([[0.0, 2.0, 5.0, 3.0]])), torch.tensor([[0.0, 3 * 1.7615942]]))
+    torch.testing.assert_close(act_fn(torch.tensor([[0.0, 2.0, 5.0, 3.0]])), torch.tensor([[0.0, 3 * 1.7615942]]))
 
 
+@both_ways
 @pytest.mark.parametrize("rows", [1, 3, 700])
-def test_silu_and_mul_is_torchs_near_and_far_from_zero(rows: int) -> None:
+def test_silu_and_mul_near_and_far_from_zero(rows: int, kernels: bool) -> None:
+    act_fn = with_kernels(SiluAndMul(), kernels)
     x = torch.randn(rows, 2 * 50, generator=torch.Generator().manual_seed(0)) * 60
     gate, up = x.double().chunk(2, dim=-1)
-    torch.testing.assert_close(SiluAndMul()(x), (torch.nn.functional.silu(gate) * up).float(), rtol=1e-6, atol=1e-6)
-    assert SiluAndMul()(torch.tensor([[float("nan"), 1.0]])).isnan().all(), "what is no number stays none"
+    torch.testing.assert_close(act_fn(x), (nn.functional.silu(gate) * up).float(), rtol=1e-6, atol=1e-6)
+    assert act_fn(torch.tensor([[float("nan"), 1.0]])).isnan().all(), "NaN stays NaN"
 
 
 def test_one_step_at_a_time() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from history_model import HistoryModel
+from integrity import check_integrity
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_models import transformers_greedy
@@ -151,7 +152,7 @@ def test_adapters_in_one_batch_each_say_what_they_say_alone(tiny_model: TinyMode
         answers = greedy(llm, [PROMPTS[index] for _, index in asked], [adapter for adapter, _ in asked])
         assert answers == [said[adapter][index] for adapter, index in asked]
     assert bool(llm.llm_engine.stats.preemptions) == bool(sizes)
-    llm.llm_engine.scheduler.check_integrity()
+    check_integrity(llm.llm_engine.scheduler)
 
 
 def test_no_block_is_shared_between_adapters(tiny_model: TinyModel, tmp_path: Path) -> None:

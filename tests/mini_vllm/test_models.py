@@ -1,4 +1,4 @@
-"""Every family of models/ against transformers', token for token in float32, on small random checkpoints."""
+"""Every family of models/, plain and with kernels, against transformers on small random checkpoints in float32."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mini_vllm.models.llama import LlamaConfig, LlamaForCausalLM
 from mini_vllm.models.mistral import MistralConfig
 from mini_vllm.models.qwen2 import Qwen2Config
 from mini_vllm.models.qwen3 import Qwen3Config
+from mini_vllm.tokenizer import Tokenizer
 
 TinyModel = Callable[..., tuple[Path, PreTrainedModel]]
 
@@ -40,9 +41,10 @@ def greedy(llm: LLM, prompts: list[list[int]], max_tokens: int) -> list[list[int
 
 def assert_same_tokens(folder: Path, model: PreTrainedModel, prompts: list[list[int]]) -> None:
     expected = [transformers_greedy(model, prompt, 12) for prompt in prompts]
-    assert greedy(LLM(folder, dtype="float32"), prompts, 12) == expected
-    chopped = LLM(folder, dtype="float32", max_num_batched_tokens=7, block_size=3, num_blocks=40)
-    assert greedy(chopped, prompts, 12) == expected, "in chunks of 7 tokens, blocks of 3, with too few blocks for all"
+    for kernels in (True, False):
+        assert greedy(LLM(folder, dtype="float32", kernels=kernels), prompts, 12) == expected, f"kernels={kernels}"
+        chunked = LLM(folder, dtype="float32", kernels=kernels, max_num_batched_tokens=7, block_size=3, num_blocks=40)
+        assert greedy(chunked, prompts, 12) == expected, f"chunks of 7, blocks of 3, too few for all, kernels={kernels}"
 
 
 def rewrite_config(folder: Path, **changes: Any) -> None:
@@ -170,12 +172,18 @@ def test_a_window_one_off_is_heard_in_the_tokens(tiny_model: TinyModel, window: 
     ],
 )
 @pytest.mark.parametrize("max_num_batched_tokens", [1, 16, 2048])
+@pytest.mark.parametrize("kernels", [True, False])
 def test_logits_equal_transformers_at_every_chunk_size(
-    tiny_model: TinyModel, family: str, changes: dict[str, Any], max_num_batched_tokens: int, monkeypatch: pytest.MonkeyPatch
+    tiny_model: TinyModel,
+    family: str,
+    changes: dict[str, Any],
+    max_num_batched_tokens: int,
+    kernels: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, model = tiny_model(family, **changes)
     prompt = list(range(60))
-    llm = LLM(folder, dtype="float32", max_num_batched_tokens=max_num_batched_tokens)
+    llm = LLM(folder, dtype="float32", kernels=kernels, max_num_batched_tokens=max_num_batched_tokens)
     seen: list[torch.Tensor] = []
     run = llm.llm_engine.runner.run
     monkeypatch.setattr(llm.llm_engine.runner, "run", lambda step: seen.append(run(step)) or seen[-1])
@@ -218,9 +226,9 @@ def test_qwen2s_own_config_json_has_a_window_that_is_not_in_use() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"hidden_act": "gelu"}, "asks for hidden_act 'gelu'; this engine has silu only"),
+        ({"hidden_act": "gelu"}, "has hidden_act 'gelu'; this engine has silu only"),
         ({"num_key_value_heads": 5}, "32 query heads cannot share 5 kv heads evenly"),
-        ({"head_dim": 7}, "heads of 7 numbers have no halves"),
+        ({"head_dim": 7}, "head_dim is 7; it must be even"),
         ({"num_attention_heads": "32"}, "gives num_attention_heads '32'; it must be a whole number, at least 1"),
         ({"num_hidden_layers": 0}, "gives num_hidden_layers 0; it must be"),
         ({"layer_types": ["full_attention"]}, "has 32 layers and layer_types for 1"),
@@ -237,7 +245,7 @@ def test_what_no_family_here_has_is_refused(changes: dict[str, Any], said: str) 
 
 
 def test_a_missing_size_is_named() -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json has no intermediate_size"):
+    with pytest.raises(CheckpointError, match=r"config\.json has no intermediate_size, which is required"):
         LlamaConfig.from_hf({key: value for key, value in SIZES.items() if key != "intermediate_size"})
 
 
@@ -255,11 +263,20 @@ def test_rope_keeps_no_table_and_is_no_parameter() -> None:
     assert not any("rotary" in name for name in model.state_dict())
 
 
-def test_twenty_prompts_of_smollm2_equal_transformers_batched_and_alone(smollm2: Path) -> None:
-    llm = LLM(smollm2, dtype="float32", enable_prefix_caching=False)
-    assert llm.tokenizer
-    prompts = twenty_prompts(llm.tokenizer)
+@pytest.fixture(scope="module")
+def transformers_smollm2(smollm2: Path) -> tuple[list[list[int]], list[list[int]]]:
+    """Twenty prompts, and what transformers generates."""
+    prompts = twenty_prompts(Tokenizer(smollm2))
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
-    expected = [transformers_greedy(model, prompt, 8) for prompt in prompts]
+    return prompts, [transformers_greedy(model, prompt, 8) for prompt in prompts]
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_twenty_prompts_of_smollm2_equal_transformers_batched_and_alone(
+    smollm2: Path, transformers_smollm2: tuple[list[list[int]], list[list[int]]], kernels: bool
+) -> None:
+    prompts, expected = transformers_smollm2
+    llm = LLM(smollm2, dtype="float32", kernels=kernels, enable_prefix_caching=False)
     assert greedy(llm, prompts, 8) == expected
-    assert [greedy(llm, [prompt], 8)[0] for prompt in prompts] == expected
+    for alone in range(0, 20, 1 if kernels else 5):  # plain torch takes seconds for each
+        assert greedy(llm, [prompts[alone]], 8) == [expected[alone]]

@@ -1,4 +1,4 @@
-"""Packed, int8 and int4 weights against the plain ones."""
+"""Packed, int8 and int4 weights against plain float32 ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from mini_vllm import LLM, SamplingParams
 from mini_vllm.build import build_engine
 from mini_vllm.config import QuantizationConfig
 from mini_vllm.forward_context import ForwardContext, KVCache, set_forward_context
+from mini_vllm.kernels.install import install_kernels
+from mini_vllm.kernels.packed_linear import PackedKernel
+from mini_vllm.kernels.packed_matmul import pack, packed_shape, unpack
 from mini_vllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from mini_vllm.layers.linear import ColumnParallelLinear, RowParallelLinear
-from mini_vllm.layers.norm import RMSNorm
-from mini_vllm.layers.packed_matmul import pack, packed_shape, unpack
-from mini_vllm.layers.quantization import PackedKernel, QuantizedWeight, process_weights_after_loading, weight_bytes
+from mini_vllm.layers.quantization import QuantizedWeight, process_weights_after_loading, weight_bytes
 from mini_vllm.loading.checkpoint import Checkpoint
 from mini_vllm.parallel import TPGroup, tp_group
 from mini_vllm.tokenizer import Tokenizer
@@ -31,6 +32,17 @@ from mini_vllm.tokenizer import Tokenizer
 TinyLlama = Callable[..., tuple[Path, PreTrainedModel]]
 ROOT = Path(__file__).resolve().parents[2]
 INT8, INT4 = QuantizationConfig("int8"), QuantizationConfig("int4", 32)
+
+
+def process(model: nn.Module, quantization: QuantizationConfig | None = None, kernels: bool = True) -> None:
+    """What build_engine does with a loaded model."""
+    if quantization:
+        process_weights_after_loading(model, quantization)
+    if kernels:
+        install_kernels(model)
+
+
+both_ways = pytest.mark.parametrize("kernels", [False, True])
 
 
 def filled(layer: nn.Module) -> nn.Module:
@@ -45,7 +57,7 @@ def filled(layer: nn.Module) -> nn.Module:
 def test_a_packed_linear_gives_the_plain_product(size: tuple[int, int], rows: int, bias: bool) -> None:
     layer, x = filled(ColumnParallelLinear(*size, bias)), torch.randn(rows, size[0])
     expected = layer(x)
-    process_weights_after_loading(layer)
+    process(layer)
     assert layer.weight.numel() == 0, "the plain weight is no longer a parameter"
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-4)
 
@@ -106,21 +118,23 @@ def test_int4_is_packed_two_to_a_byte() -> None:
     assert torch.equal(unpack(packed)[:, :33], weight.t())
 
 
+@both_ways
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 32, 256, 257, 300])
 @pytest.mark.parametrize(("size", "group_size"), [((64, 96), 32), ((96, 33), 32), ((40, 50), 8), ((128, 1), 64), ((30, 100), 10)])
-def test_an_int4_product_is_that_of_the_rounded_weight(size: tuple[int, int], group_size: int, rows: int) -> None:
+def test_an_int4_product_is_that_of_the_rounded_weight(size: tuple[int, int], group_size: int, rows: int, kernels: bool) -> None:
     layer, x = filled(ColumnParallelLinear(*size, bias=True)), torch.randn(rows, size[0])
     rounded = dequantized(QuantizedWeight.int4(layer.weight, group_size))
-    process_weights_after_loading(layer, QuantizationConfig("int4", group_size))
+    process(layer, QuantizationConfig("int4", group_size), kernels)
     torch.testing.assert_close(layer(x), (x.double() @ rounded.t() + layer.bias.double()).float(), rtol=1e-5, atol=1e-4)
 
 
+@both_ways
 @pytest.mark.parametrize("quantization", [INT8, INT4])
-def test_the_lm_head_is_int8_in_groups_with_either_method(quantization: QuantizationConfig) -> None:
+def test_the_lm_head_is_int8_in_groups_with_either_method(quantization: QuantizationConfig, kernels: bool) -> None:
     for hidden, group_size in ((64, 32), (48, None)):
         head, x = filled(ParallelLMHead(70, hidden)), torch.randn(5, hidden)
         rounded = dequantized(QuantizedWeight.int8(head.weight, group_size))
-        process_weights_after_loading(head, quantization)
+        process(head, quantization, kernels)
         assert head.kernel is not None
         torch.testing.assert_close(head.kernel(x), (x.double() @ rounded.t()).float(), rtol=1e-5, atol=1e-4)
 
@@ -134,11 +148,11 @@ def test_numbers_that_bfloat16_holds_take_two_bytes_and_multiply_as_they_are(siz
     wide.weight.data[-1, -1] = 1 + 2**-12  # one number with more digits, in the last row that is looked at
     x, expected = torch.randn(rows, size[0]), plain.weight.double()
     for layer, width in ((plain, 2), (wide, 4)):
-        process_weights_after_loading(layer)
+        process(layer)
         assert isinstance(layer.kernel, PackedKernel)
         assert layer.kernel.packed.itemsize == width
     torch.testing.assert_close(plain(x), (x.double() @ expected.t()).float(), rtol=1e-5, atol=1e-4)
-    if size[1] > 32 and rows < PackedKernel.ENOUGH_FOR_TILES:
+    if size[1] > 32 and rows < PackedKernel.MIN_AMX_ROWS:
         assert torch.equal(plain(x)[:, :32], wide(x)[:, :32]), "the same products and the same sums, to the last bit"
 
 
@@ -147,7 +161,7 @@ def test_no_bit_of_a_float32_is_lost_beside_weights_in_two_bytes(rows: int) -> N
     """Times one, and nothing else added, is the number itself: so for all 24 bits of its fraction, whoever multiplies."""
     layer = ColumnParallelLinear(64, 64)
     layer.weight.data.copy_(torch.eye(64))
-    process_weights_after_loading(layer)
+    process(layer)
     x = torch.randn(rows, 64) * torch.logspace(-20, 20, 64)
     assert isinstance(layer.kernel, PackedKernel)
     assert layer.kernel.packed.itemsize == 2
@@ -157,7 +171,7 @@ def test_no_bit_of_a_float32_is_lost_beside_weights_in_two_bytes(rows: int) -> N
 def test_memory_is_what_the_numbers_take() -> None:
     """96 and 192 outputs fill the lanes of every processor."""
 
-    def held(quantization: QuantizationConfig | None, rounded: bool = False) -> int:
+    def held(quantization: QuantizationConfig | None, rounded: bool = False, kernels: bool = True) -> int:
         linear, table = filled(ColumnParallelLinear(64, 96, bias=True)), filled(VocabParallelEmbedding(192, 8))
         if rounded:
             linear.weight.data = linear.weight.bfloat16().float()
@@ -165,7 +179,7 @@ def test_memory_is_what_the_numbers_take() -> None:
         model = nn.ModuleList([linear, table, ParallelLMHead(192, 8)])
         model[2].weight = table.weight
         assert weight_bytes(model) == 4 * (64 * 96 + 96 + 192 * 8), "a shared table counts once"
-        process_weights_after_loading(model, quantization)
+        process(model, quantization, kernels)
         return weight_bytes(model)
 
     # 4 bytes for a bias or a scale, 2 for a float16; the head, no longer shared, has a byte a weight.
@@ -174,39 +188,34 @@ def test_memory_is_what_the_numbers_take() -> None:
     assert held(None, rounded=True) == rest + 2 * (64 * 96 + 192 * 8) + 4 * (96 + 192), "two bytes a weight, four a scale"
     assert held(INT8) == rest + 64 * 96 + 4 * 96 + 192 * 8 + 4 * 192
     assert held(INT4) == rest + 64 * 96 // 2 + 2 * 2 * 2 * 96 + 192 * 8 + 4 * 192
+    assert held(INT8, kernels=False) == held(INT8)
+    assert held(INT4, kernels=False) == held(INT4) + 64 * 96 // 2, "a byte for each number that is not packed"
 
 
+@both_ways
 @pytest.mark.parametrize("rows", [1, 2, 256, 257])
-def test_int8_products_stay_within_what_rounding_allows(rows: int) -> None:
+def test_int8_products_stay_within_the_rounding_error(rows: int, kernels: bool) -> None:
     layer, x = filled(ColumnParallelLinear(96, 50, bias=True)), torch.randn(rows, 96)
     expected = layer(x)
     largest = layer.weight.abs().amax(1)
-    process_weights_after_loading(layer, INT8)
+    process(layer, INT8, kernels)
     # Half a scale for each weight; x is not rounded.
     allowed = x.abs().sum(1, keepdim=True) * (largest / 127 / 2) + 1e-4
     assert ((layer(x) - expected).abs() <= allowed).all()
     assert not torch.allclose(layer(x), expected, rtol=1e-3), "it is quantized indeed"
 
 
+@both_ways
 @pytest.mark.parametrize("quantization", [None, INT8, QuantizationConfig("int4", 8)])
-def test_a_shared_embedding_keeps_its_rows(quantization: QuantizationConfig | None) -> None:
+def test_a_shared_embedding_keeps_its_rows(quantization: QuantizationConfig | None, kernels: bool) -> None:
     model = nn.Module()
     model.embed, model.head = VocabParallelEmbedding(30, 8), ParallelLMHead(30, 8)
     model.head.weight = filled(model.embed).weight
     before = model.embed(torch.arange(30)).clone()
-    process_weights_after_loading(model, quantization)
-    process_weights_after_loading(model, quantization)
+    process(model, quantization, kernels)
+    process(model, quantization, kernels)
     assert torch.equal(model.embed(torch.arange(30)), before)
-    assert model.head.weight.numel() == 0
-
-
-def test_rms_norm_in_one_pass_is_torchs() -> None:
-    for shape in ((1, 576), (7, 3, 16), (300, 64)):
-        x, norm = torch.randn(shape) * 30, filled(RMSNorm(shape[-1], 1e-5))
-        expected = torch.nn.functional.rms_norm(x.double(), shape[-1:], norm.weight.double(), 1e-5).float()
-        torch.testing.assert_close(norm(x), expected)
-        strided = torch.randn(*shape[:-1], 2 * shape[-1])[..., : shape[-1]]
-        torch.testing.assert_close(norm(strided), norm(strided.contiguous()))
+    assert (model.head.weight.numel() == 0) == (kernels or quantization is not None)
 
 
 def test_inputs_that_are_no_whole_number_of_groups_are_refused_and_nothing_is_touched() -> None:
@@ -276,7 +285,7 @@ def test_the_argument_and_config_json_choose_the_same(
     assert llm.weight_bytes < plain / 2
 
 
-def test_nothing_is_touched_of_what_is_no_module() -> None:
+def test_an_object_that_is_no_module_is_not_touched() -> None:
     touched: list[str] = []
 
     class Untouched:
@@ -284,18 +293,19 @@ def test_nothing_is_touched_of_what_is_no_module() -> None:
             touched.append(name)
             return object.__getattribute__(self, name)
 
-    process_weights_after_loading(Untouched(), INT8)
+    process(Untouched(), INT8)  # type: ignore[arg-type]
     assert weight_bytes(Untouched()) == 0
     assert touched == []
 
 
 # In bfloat16 two first tokens are near a tie: without quantization, as with int4, the answer begins with "L'Étoile".
+@both_ways
 @pytest.mark.parametrize(
     ("quantization", "dtype"),
     [("int8", "float32"), ("int8", "bfloat16"), ("int8", "float16"), ("int4", "float32"), ("int4", "float16")],
 )
-def test_smollm2_answers_paris(smollm2: Path, quantization: str, dtype: str) -> None:
-    llm = LLM(smollm2, dtype=dtype, quantization=quantization)
+def test_smollm2_answers_paris(smollm2: Path, quantization: str, dtype: str, kernels: bool) -> None:
+    llm = LLM(smollm2, dtype=dtype, quantization=quantization, kernels=kernels)
     answer = llm.chat([{"role": "user", "content": QUESTION}], SamplingParams(temperature=0, max_tokens=12))[0].outputs[0].text
     assert "Paris" in answer
 

@@ -10,7 +10,8 @@ from transformers import LlamaConfig as TransformersConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from mini_vllm.layers.rotary import RotaryEmbedding, apply_rotary, inverse_frequency
+from mini_vllm.layers.rope_scaling import inverse_frequency
+from mini_vllm.layers.rotary import RotaryEmbedding, apply_rotary
 from mini_vllm.loading.checkpoint import CheckpointError
 from mini_vllm.models.llama import LlamaConfig
 
@@ -172,7 +173,7 @@ def test_nothing_said_is_plain_rope(spelling: dict[str, Any]) -> None:
         ({"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 64}}, "by 'longrope', which needs a short_factor"),
         (
             {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 64, "short_factor": [1.0] * 3}},
-            "gives short_factor 3 numbers; heads of 128 have 64 pairs to turn",
+            "gives short_factor 3 numbers; heads of size 128 have 64 pairs",
         ),
         ({"rope_scaling": {"type": "linear", "factor": "two"}}, "by 'linear', which needs a factor, and gives 'two'"),
         ({"partial_rotary_factor": 0.5}, "the partial_rotary_factor 0.5"),
@@ -180,7 +181,7 @@ def test_nothing_said_is_plain_rope(spelling: dict[str, Any]) -> None:
         ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, r"the mrope_section \[1, 2\]"),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
-            "gives rope the full_attention {'rope_type': 'default'}",
+            "has full_attention {'rope_type': 'default'} for rope",
         ),
     ],
 )
@@ -190,5 +191,5 @@ def test_what_rope_cannot_do_is_said(config: dict[str, Any], said: str) -> None:
 
 
 def test_the_layer_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(ValueError, match="'stretchy' is not known; the layer knows default, linear"):
+    with pytest.raises(ValueError, match="'stretchy' is not supported; use one of default, linear"):
         RotaryEmbedding(8, 16, 100.0, {"rope_type": "stretchy"})

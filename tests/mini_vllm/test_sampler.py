@@ -99,7 +99,7 @@ def test_penalties_by_hand() -> None:
 def test_logit_bias_changes_a_greedy_choice() -> None:
     assert next_token(LOGITS, request(temperature=0, logit_bias={3: 8.0})) == 3
     assert next_token(LOGITS, request(temperature=0, logit_bias={1: -100})) == 2
-    with pytest.raises(ValueError, match="logit_bias names token 4; ids go from 0 to 3"):
+    with pytest.raises(ValueError, match="logit_bias has token 4; ids go from 0 to 3"):
         next_token(LOGITS, request(logit_bias={4: 1.0}))
 
 

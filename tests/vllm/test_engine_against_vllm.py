@@ -1,4 +1,4 @@
-"""mini_vllm's engine against the real vLLM on the same checkpoint: tokens, texts, endings and log probabilities."""
+"""mini_vllm, plain and with kernels, against the real vLLM on the same checkpoint: tokens, texts, finish reasons, logprobs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from labkit.checkpoints.fetch import fetch_smollm2
 from mini_vllm import LLM, SamplingParams
 from mini_vllm.engine.sampler import truncated
 from mini_vllm.outputs import RequestOutput
+from mini_vllm.tokenizer import Tokenizer
 
 GREEDY = {"temperature": 0, "max_tokens": 16}
-# Greedy, all of them: vLLM's dice on a CPU are its own kernel's (vllm/v1/sample/ops/topk_topp_sampler.py:315).
+# All greedy: on a CPU vLLM draws random numbers in a kernel of its own (vllm/v1/sample/ops/topk_topp_sampler.py:315).
 PARAMS: dict[str, dict[str, Any]] = {
     "repetition penalty": GREEDY | {"repetition_penalty": 1.4},
     "frequency penalty": GREEDY | {"frequency_penalty": 1.1},
@@ -46,18 +47,29 @@ def ask(model: Path, requests: list[dict[str, Any]], answers: Path) -> list[dict
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[RequestOutput], list[dict[str, Any]]]:
-    """What the two engines say to the twenty prompts, greedily, and then to one prompt with each of PARAMS."""
-    model = fetch_smollm2()
-    llm = LLM(model, dtype="float32")
-    assert llm.tokenizer
-    requests = [{"prompt_token_ids": prompt, "params": GREEDY} for prompt in twenty_prompts(llm.tokenizer)]
-    requests += [{"prompt_token_ids": llm.tokenizer.encode(TEXT)[:40], "params": params} for params in PARAMS.values()]
-    ours = llm.generate(
-        [{"prompt_token_ids": request["prompt_token_ids"]} for request in requests],
-        [SamplingParams(**request["params"]) for request in requests],
+def requests() -> list[dict[str, Any]]:
+    """The twenty prompts, greedy, and then one prompt with each of PARAMS."""
+    tokenizer = Tokenizer(fetch_smollm2())
+    requests = [{"prompt_token_ids": prompt, "params": GREEDY} for prompt in twenty_prompts(tokenizer)]
+    return requests + [{"prompt_token_ids": tokenizer.encode(TEXT)[:40], "params": params} for params in PARAMS.values()]
+
+
+@pytest.fixture(scope="module")
+def theirs(requests: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """vLLM's answers."""
+    return ask(fetch_smollm2(), requests, tmp_path_factory.mktemp("vllm") / "answers.json")
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["kernels", "plain"])
+def both(
+    requests: list[dict[str, Any]], theirs: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> tuple[list[RequestOutput], list[dict[str, Any]]]:
+    """Both engines' answers."""
+    ours = LLM(fetch_smollm2(), dtype="float32", kernels=request.param).generate(
+        [{"prompt_token_ids": each["prompt_token_ids"]} for each in requests],
+        [SamplingParams(**each["params"]) for each in requests],
     )
-    return ours, ask(model, requests, tmp_path_factory.mktemp("vllm") / "answers.json")
+    return ours, theirs
 
 
 def test_twenty_prompts_get_the_same_greedy_tokens(both: tuple[list[RequestOutput], list[dict[str, Any]]]) -> None:

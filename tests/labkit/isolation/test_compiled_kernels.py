@@ -11,7 +11,7 @@ import pytest
 
 from labkit.isolation.compiled_kernels import link_kernels
 
-WHERE = "from mini_vllm.layers.packed_matmul import _packed_matmul as loop; print(loop._cache.cache_path)"
+WHERE = "from mini_vllm.kernels.packed_matmul import _packed_matmul as loop; print(loop._cache.cache_path)"
 """Prints the folder that numba itself reads."""
 
 

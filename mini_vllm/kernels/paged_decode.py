@@ -1,17 +1,18 @@
-"""Attention of decodes straight out of the blocks, compiled by numba: nothing is gathered, and keys and values are read once.
+"""Attention of decodes that reads keys and values in place: nothing is gathered, and each is read once.
 
     block table of request s    7              2              9
     tokens                      0 1 2 3   |    4 5 6 7   |    8
     tiles                       |-------------------|------->   as many tokens as a vector has numbers
-                                                    ^^^^^^^^^   on its way from memory while the tile before is worked on
+                                                    ^^^^^^^^^   prefetched while the tile before is computed
 
-At 32 requests a step's keys and values fit in no cache, and blocks lie anywhere, so that the processor cannot foresee what
-follows; the kernel asks for the next tile by name.
+At 32 requests a step's keys and values fit in no cache, and the blocks are scattered, so that the CPU's prefetcher cannot predict
+the addresses; the kernel prefetches the next tile itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,75 +23,94 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from mini_vllm.layers.compiled import call, compiled, exp, use_torchs_threads
-from mini_vllm.layers.vectors import REGISTERS, Vectors
+from mini_vllm.forward_context import ForwardContext
+from mini_vllm.kernels.llvm_vectors import REGISTERS, Vectors
+from mini_vllm.kernels.numba_jit import call, compiled, exp, use_torchs_threads
+from mini_vllm.layers.attention import as_slice
+
+TABLE_STEP = 64
+"""Block tables are padded to a multiple of it, so that consecutive steps mostly have tables of the same width."""
 
 FLOATS_PER_CACHE_LINE = 16
 
-MOST_TOGETHER = 4
-"""Queries of a kv head that are worked on side by side; more would take the compiler long."""
+MOST_QUERIES = 4
+"""Queries of a kv head that are computed side by side; more would take long to compile."""
 
 
-def paged_decode_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    block_tables: Tensor,
-    lengths: Tensor,
-    window: int | None = None,
-) -> Tensor:
-    """One query of each request over the tokens it has in the cache, once its own key and value are written there; everything in
-    float32 on the CPU.
+@dataclass(frozen=True)
+class PagedDecodes:
+    """The decodes of a step; an AttentionGroup (layers/attention.py).
+
+    Attributes:
+        rows: the decodes' rows of the step.
+        block_tables: int64 of shape (S, blocks of the longest request rounded up to TABLE_STEP), padded with zeros.
+        lengths: int64 of shape (S,): the tokens of each request in the cache.
+        window: how many of the newest tokens a query attends to; None for all.
+    """
+
+    rows: Tensor | slice
+    block_tables: Tensor
+    lengths: Tensor
+    window: int | None
+
+    @classmethod
+    def of(cls, context: ForwardContext, requests: Sequence[int], window: int | None, q: Tensor | None = None) -> PagedDecodes:
+        """Makes the group of these requests, each with one query in the step."""
+        tables = [context.block_tables[r] for r in requests]
+        num_blocks = -(-max(map(len, tables)) // TABLE_STEP) * TABLE_STEP
+        rows = [context.query_start[r] for r in requests]
+        return cls(
+            rows=as_slice(rows) or torch.tensor(rows),
+            block_tables=torch.tensor([table + (0,) * (num_blocks - len(table)) for table in tables]),
+            lengths=torch.tensor([context.lengths[r] for r in requests]),
+            window=window,
+        )
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+        """As AttentionGroup.attend; everything is float32 on the CPU."""
+        if isinstance(self.rows, slice):
+            paged_decode(q[self.rows], keys, values, self.block_tables, self.lengths, self.window, out[self.rows])
+        else:
+            rows = torch.empty(len(self.rows), *out.shape[1:])
+            paged_decode(q[self.rows], keys, values, self.block_tables, self.lengths, self.window, rows)
+            out[self.rows] = rows
+
+
+def paged_decode(
+    q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, lengths: Tensor, window: int | None, out: Tensor
+) -> None:
+    """Computes attention of one query of each request over its tokens in the cache; all float32 on the CPU.
 
     Args:
         q: (S, N, D), the newest token of each request.
-        k: (S, K, D), its key, whose slot is the last of ``lengths``.
-        v: (S, K, D), its value.
         keys: (B, block_size, K, D), contiguous.
         values: (B, block_size, K, D), contiguous.
         block_tables: int64 of shape (S, blocks of the longest request), contiguous; a row's padding is not read.
         lengths: int64 of shape (S,): the tokens of each request, its query's own the last, at least one; contiguous.
-        window: how many of the newest tokens a query sees; None for all.
-
-    Returns:
-        (S, N, D).
+        window: how many of the newest tokens a query attends to; None for all.
+        out: (S, N, D), contiguous; overwritten.
     """
     block_size, kv_heads, head_dim = keys.shape[1:]
-    out = torch.empty(q.shape)
     use_torchs_threads()
     kernel = _kernel(q.shape[1] // kv_heads, head_dim, block_size)
-    # One task takes all heads of a request, whose rows lie side by side; too few tasks for the threads are one for each head.
+    # One task has all heads of a request, whose rows are adjacent; with fewer requests than threads, one task per head.
     tasks_per_request = 1 if len(q) >= torch.get_num_threads() else kv_heads
-    arrays = (q, k, v, keys, values, block_tables, lengths)
+    arrays = (q, keys, values, block_tables, lengths)
     call(kernel, *(array.numpy() for array in arrays), window or 0, tasks_per_request, out.numpy())
-    return out
 
 
 @cache
 def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
-    """Compiled for G = ``group`` queries that share a kv head."""
+    """Compiles the loop for G = ``group`` queries that share a kv head."""
     scale = np.float32(head_dim**-0.5)
     lanes = _lanes(head_dim)
-    together = max(count for count in range(1, MOST_TOGETHER + 1) if group % count == 0)
+    together = max(count for count in range(1, MOST_QUERIES + 1) if group % count == 0)
 
-    # One signature: q, k and v may be views into a wider tensor, all else is contiguous.
-    new, cached = "f4[:,:,:]", "f4[:,:,:,::1]"
-    signature = f"void({new}, {new}, {new}, {cached}, {cached}, i8[:,::1], i8[::1], i8, i8, f4[:,:,::1])"
+    # One signature: q may be a view into a wider tensor, all else is contiguous.
+    cached = "f4[:,:,:,::1]"
+    signature = f"void(f4[:,:,:], {cached}, {cached}, i8[:,::1], i8[::1], i8, i8, f4[:,:,::1])"
 
-    def kernel(
-        q: Any,
-        k: Any,
-        v: Any,
-        keys: Any,
-        values: Any,
-        tables: Any,
-        lengths: Any,
-        window: int,
-        tasks_per_request: int,
-        out: Any,
-    ) -> None:
+    def kernel(q: Any, keys: Any, values: Any, tables: Any, lengths: Any, window: int, tasks_per_request: int, out: Any) -> None:
         kv_heads = keys.shape[2]
         for task in prange(len(q) * tasks_per_request):
             request, part = task // tasks_per_request, task % tasks_per_request
@@ -100,17 +120,11 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
             num_tokens = stop - start
             num_tiles = -(-num_tokens // lanes)
 
-            # Where each token's keys and values begin; what is beyond the last token is the last one again.
+            # The offset of each token's keys and values; positions after the last token repeat it.
             rows = np.empty(num_tiles * lanes, np.int64)
             for i in range(len(rows)):
                 position = min(start + i, stop - 1)
                 rows[i] = (table[position // block_size] * block_size + position % block_size) * kv_heads * head_dim
-
-            newest = (stop - 1) % block_size
-            for head in range(first, last):
-                for d in range(head_dim):
-                    keys[table[(stop - 1) // block_size], newest, head, d] = k[request, head, d]
-                    values[table[(stop - 1) // block_size], newest, head, d] = v[request, head, d]
 
             queries = np.empty((kv_heads, group, head_dim), np.float32)
             for head in range(first, last):
@@ -122,9 +136,9 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
             for tile in range(num_tiles):
                 for head in range(first, last):
                     if tile + 1 < num_tiles:
-                        _ask_for(keys, rows, head, tile + 1, head_dim)
+                        _prefetch(keys, rows, head, tile + 1, head_dim)
                     else:
-                        _ask_for(values, rows, head, 0, head_dim)
+                        _prefetch(values, rows, head, 0, head_dim)
                     for g in range(0, group, together):
                         _score(queries, keys, rows, weights, head, g, tile, together, head_dim)
 
@@ -146,7 +160,7 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
             for tile in range(num_tiles):
                 for head in range(first, last):
                     if tile + 1 < num_tiles:
-                        _ask_for(values, rows, head, tile + 1, head_dim)
+                        _prefetch(values, rows, head, tile + 1, head_dim)
                     for g in range(0, group, together):
                         _add_values(weights, values, rows, sums, head, g, tile, together, head_dim)
             for head in range(first, last):
@@ -158,42 +172,42 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
 
 
 def _lanes(head_dim: int) -> int:
-    """Numbers in a vector, and tokens in a tile: at most 16, and a head is made of whole vectors."""
+    """Numbers in a vector, which is also the tokens in a tile: at most 16, and a divisor of the head size."""
     return min(16, head_dim & -head_dim)
 
 
 class _Tile(Vectors):
-    """What an intrinsic is given of a tile: its last arguments are the kv head, the first of G' queries, the tile, G' and D."""
+    """Arguments of an intrinsic on one tile: the last five are kv head, first of the queries, tile, number of queries, and D."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
         *_, together, head_dim = signature.args
         self.together, self.head_dim = together.literal_value, head_dim.literal_value
         super().__init__(context, builder, signature, arguments, _lanes(self.head_dim))
         self.head, self.first_query, self.tile = arguments[4:7]
-        self.given, self.cached, self.result = (self.array(argument).data for argument in (0, 1, 3))
+        self.input, self.cached, self.result = (self.array(argument).data for argument in (0, 1, 3))
         self.rows = _rows(self, 2, self.head, self.tile, self.head_dim)
         self.parts = range(0, self.head_dim, self.lanes)
 
     def of_query(self, argument: int, g: int) -> Any:
-        """Where a query's row begins in an array (K, G, ...)."""
+        """Offset of a query's row in an array (K, G, ...)."""
         query = self.plus(self.plus(self.times(self.size(argument, 1), self.head), self.first_query), g)
         return self.times(self.size(argument, 2), query)
 
     def weights(self, argument: int, g: int) -> Any:
-        """Where the weights of a query for this tile begin in (K, G, tokens)."""
+        """Offset of a query's weights for this tile in (K, G, tokens)."""
         return self.plus(self.of_query(argument, g), self.times(self.tile, self.lanes))
 
 
 def _rows(its: Vectors, argument: int, head: Any, tile: Any, head_dim: int) -> list[Any]:
-    """Where the head's numbers of each of a tile's tokens begin."""
+    """Offsets of the head's numbers for each token of a tile."""
     rows, first, start = its.array(argument).data, its.times(tile, its.lanes), its.times(head, head_dim)
-    places = [its.builder.gep(rows, [its.plus(first, token)]) for token in range(its.lanes)]
-    return [its.plus(its.builder.load(place), start) for place in places]
+    addresses = [its.builder.gep(rows, [its.plus(first, token)]) for token in range(its.lanes)]
+    return [its.plus(its.builder.load(address), start) for address in addresses]
 
 
 @intrinsic(prefer_literal=True)
-def _ask_for(typing_context: Any, cached: Any, rows: Any, head: Any, tile: Any, head_dim: Any) -> Any:
-    """Has a head's keys or values of a tile brought in from memory."""
+def _prefetch(typing_context: Any, cached: Any, rows: Any, head: Any, tile: Any, head_dim: Any) -> Any:
+    """Prefetches a head's keys or values of a tile."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         size = head_dim.literal_value
@@ -214,15 +228,15 @@ def _score(
     rows: Any,
     weights: Any,
     head: Any,
-    first_query: Any,
+    g: Any,
     tile: Any,
     together: Any,
     head_dim: Any,
 ) -> Any:
-    """weights[head, g, token] = queries[head, g] . keys[rows[token], head] for each of the tile's tokens.
+    """weights[head, g, token] = queries[head, g] . keys[rows[token], head], for each of the tile's tokens.
 
-    The products of a query and a token fill the lanes of a vector. To add them up, of two vectors is made one, of the sums of
-    neighbours, and so on, until a single one has the sum of each token in a lane of its own.
+    The products of a query and a token fill the lanes of a vector. Sums of neighboring lanes turn two vectors into one, again and
+    again, until one vector has the sum of each token in a lane.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -230,7 +244,7 @@ def _score(
         even, odd = range(0, 2 * its.lanes, 2), range(1, 2 * its.lanes, 2)
 
         def sums(query: list[Any], first: int, count: int) -> Any:
-            """Of the products of ``count`` tokens, each in its share of the lanes."""
+            """Sums of the products of ``count`` tokens, each in its share of the lanes."""
             if count > 1:
                 a, b = sums(query, first, count // 2), sums(query, first + count // 2, count // 2)
                 return builder.fadd(its.shuffle(a, b, even), its.shuffle(a, b, odd))
@@ -240,11 +254,11 @@ def _score(
             return total
 
         for g in range(its.together):
-            query = [its.load(its.given, its.plus(its.of_query(0, g), d)) for d in its.parts]
+            query = [its.load(its.input, its.plus(its.of_query(0, g), d)) for d in its.parts]
             its.store(sums(query, 0, its.lanes), its.result, its.weights(3, g))
         return context.get_dummy_value()
 
-    return types.void(queries, keys, rows, weights, head, first_query, tile, together, head_dim), generate
+    return types.void(queries, keys, rows, weights, head, g, tile, together, head_dim), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -255,7 +269,7 @@ def _add_values(
     rows: Any,
     sums: Any,
     head: Any,
-    first_query: Any,
+    g: Any,
     tile: Any,
     together: Any,
     head_dim: Any,
@@ -267,16 +281,16 @@ def _add_values(
         at_once = max(1, REGISTERS * 3 // 4 // its.together)
         for part in range(0, len(its.parts), at_once):
             parts = its.parts[part : part + at_once]
-            places = {(g, d): its.plus(its.of_query(3, g), d) for g in range(its.together) for d in parts}
-            totals = {place: its.load(its.result, index) for place, index in places.items()}
+            offsets = {(g, d): its.plus(its.of_query(3, g), d) for g in range(its.together) for d in parts}
+            totals = {key: its.load(its.result, offset) for key, offset in offsets.items()}
             for token, row in enumerate(its.rows):
                 numbers = {d: its.load(its.cached, its.plus(row, d)) for d in parts}
                 for g in range(its.together):
-                    weight = its.splat(its.given, its.plus(its.weights(0, g), token))
+                    weight = its.splat(its.input, its.plus(its.weights(0, g), token))
                     for d in parts:
                         totals[g, d] = its.multiply_add(weight, numbers[d], totals[g, d])
-            for place, index in places.items():
-                its.store(totals[place], its.result, index)
+            for key, offset in offsets.items():
+                its.store(totals[key], its.result, offset)
         return context.get_dummy_value()
 
-    return types.void(weights, values, rows, sums, head, first_query, tile, together, head_dim), generate
+    return types.void(weights, values, rows, sums, head, g, tile, together, head_dim), generate

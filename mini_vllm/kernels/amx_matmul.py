@@ -1,8 +1,8 @@
-"""Matrix products with many rows on the processor's matrix unit (Intel's AMX): in float32's precision, from bfloat16 tiles.
+"""Matrix products with many rows on Intel's matrix unit (AMX), in float32's precision from bfloat16 tiles.
 
-The unit multiplies a tile of 16 rows by 32 bfloat16 with one of 32 by 16, and adds up in float32. A weight that bfloat16 holds
-goes in as it is. A float32 goes in as three bfloat16 of 8 bits each, whose sum it is: ``x = high + middle + low``. Three products
-of tiles are still faster than float32's own instructions; benchmarks/README.md has by how much.
+The unit multiplies a tile of 16 x 32 bfloat16 with one of 32 x 16 and accumulates in float32. Weights are bfloat16. A float32
+input is split into three bfloat16 of 8 bits each, ``x = high + middle + low``; three tile products are still faster than float32
+instructions (benchmarks/ledger.md has the ratio).
 
 Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, "Programming with Intel AMX".
 """
@@ -22,21 +22,21 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from mini_vllm.layers.compiled import call, compiled, use_torchs_threads
-from mini_vllm.layers.packed_matmul import PackedWeight, scratch
-from mini_vllm.layers.vectors import BYTE, INT32
+from mini_vllm.kernels.llvm_vectors import BYTE, INT32
+from mini_vllm.kernels.numba_jit import call, compiled, use_torchs_threads
+from mini_vllm.kernels.packed_matmul import PackedWeight, scratch
 
 ROWS, PAIRS, OUTPUTS = 16, 16, 48
-"""Of x, of inputs, and outputs in three tiles: as many as one block of the packed weight has."""
+"""Sizes of a product: rows of x, pairs of inputs, and outputs, which are one block of the packed weight in three tiles."""
 
 CHUNK = 256
-"""Rows whose parts stay in the processor's second cache while all blocks of weights go by."""
+"""Rows whose parts stay in the second-level cache while all blocks of weights are multiplied with them."""
 
 INT16, INT64, FLOAT = ir.IntType(16), ir.IntType(64), ir.FloatType()
 
 
-def _granted() -> bool:
-    """Whether the processor has the unit and Linux lets this process use it: a tile's 8 kB of registers must be asked for."""
+def _is_available() -> bool:
+    """Whether the CPU has the unit and Linux permits its use: a process must request the 8 kB of tile registers."""
     features = llvm.get_host_cpu_features()
     if platform.system() != "Linux" or not (features.get("amx-bf16") and features.get("avx512f")):
         return False
@@ -44,15 +44,15 @@ def _granted() -> bool:
     return bool(ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0)
 
 
-AVAILABLE = _granted()
+AVAILABLE = _is_available()
 
-# Palette 1; bytes 16 and on: 64 bytes in a row of each of the eight tiles; bytes 48 and on: their 16 rows.
+# Palette 1; from byte 16: 64 bytes per row of each of the eight tiles; from byte 48: their 16 rows.
 _CONFIG = np.zeros(64, np.uint8)
 _CONFIG[0], _CONFIG[16:32:2], _CONFIG[48:56] = 1, 64, 16
 
 
-def tile_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
-    """x @ weight.T + bias for many rows of x; only where :data:`AVAILABLE`.
+def amx_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
+    """Computes x @ weight.T + bias for many rows of x; only where :data:`AVAILABLE`.
 
     Args:
         x: float32 (T, in).
@@ -67,13 +67,13 @@ def tile_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
     memory = scratch(3 * CHUNK * inputs, torch.int16)[: 3 * CHUNK * inputs].view(3, CHUNK, inputs).numpy()
     for rows, results in zip(x.split(CHUNK), out.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
         call(_split, rows.numpy(), memory)
-        call(_tile_matmul, memory, weight.packed, weight.bias, _CONFIG, results.numpy())
+        call(_amx_matmul, memory, weight.packed, weight.bias, _CONFIG, results.numpy())
     return out
 
 
 @intrinsic
 def _upper_half(typing_context: Any, x: Any) -> Any:
-    """A float32's sign, exponent and first 7 bits of fraction: a bfloat16, and what it leaves of the float32."""
+    """Splits a float32 into a bfloat16, its sign, exponent and first 7 bits of fraction, and the remainder."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = builder.bitcast(arguments[0], INT32)
@@ -86,7 +86,7 @@ def _upper_half(typing_context: Any, x: Any) -> Any:
 
 @compiled
 def _split(x: Any, parts: Any) -> None:
-    """x (T, in) to three bfloat16 of each number, (3, T or more, in rounded up); inputs that x has not are zero."""
+    """Splits each number of x (T, in) into three bfloat16, (3, T or more, in rounded up); padding is zero."""
     for row in prange(x.shape[0]):
         for k in range(x.shape[1]):
             parts[0, row, k], rest = _upper_half(x[row, k])
@@ -96,8 +96,8 @@ def _split(x: Any, parts: Any) -> None:
 
 
 @compiled
-def _tile_matmul(parts: Any, packed: Any, bias: Any, config: Any, out: Any) -> None:
-    """A block of 48 outputs at a time, its weights laid out as tiles want them: two inputs of one output side by side."""
+def _amx_matmul(parts: Any, packed: Any, bias: Any, config: Any, out: Any) -> None:
+    """Multiplies 48 outputs at a time, their weights reordered for the tiles: two inputs of one output side by side."""
     num_rows, num_out = out.shape
     num_in = packed.shape[1]
     for block in prange(len(packed)):
@@ -120,7 +120,7 @@ def _tile_matmul(parts: Any, packed: Any, bias: Any, config: Any, out: Any) -> N
         _release()
 
 
-def _say(builder: Any, instruction: str, *arguments: Any) -> None:
+def _emit(builder: Any, instruction: str, *arguments: Any) -> None:
     kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{instruction}"), arguments)
 
@@ -129,7 +129,7 @@ def _say(builder: Any, instruction: str, *arguments: Any) -> None:
 def _configure(typing_context: Any, config: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        _say(builder, "ldtilecfg", builder.bitcast(data, BYTE.as_pointer()))
+        _emit(builder, "ldtilecfg", builder.bitcast(data, BYTE.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(config), generate
@@ -138,7 +138,7 @@ def _configure(typing_context: Any, config: Any) -> Any:
 @intrinsic
 def _release(typing_context: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _say(builder, "tilerelease")
+        _emit(builder, "tilerelease")
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -146,7 +146,7 @@ def _release(typing_context: Any) -> Any:
 
 @intrinsic
 def _multiply(typing_context: Any, parts: Any, row: Any, pairs: Any, sums: Any) -> Any:
-    """16 rows, from ``row`` on, times a whole block. Of the eight tiles 0 to 2 hold sums, 3 to 5 weights, 6 and 7 parts of x."""
+    """Multiplies 16 rows, from ``row`` on, with a block. Tiles 0 to 2 hold sums, 3 to 5 weights, 6 and 7 parts of x."""
     bytes_of_pairs = 2 * OUTPUTS * 2
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -155,22 +155,22 @@ def _multiply(typing_context: Any, parts: Any, row: Any, pairs: Any, sums: Any) 
         _, num_rows, num_in = cgutils.unpack_tuple(builder, arrays[0].shape)
         bytes_of_row = builder.mul(num_in, INT64(2))
 
-        def load(tile: int, data: Any, place: Any, stride: Any) -> None:
-            _say(builder, "tileloadd64", BYTE(tile), builder.gep(data, [place]), stride)
+        def load(tile: int, data: Any, offset: Any, stride: Any) -> None:
+            _emit(builder, "tileloadd64", BYTE(tile), builder.gep(data, [offset]), stride)
 
         for tile in range(3):
-            _say(builder, "tilezero", BYTE(tile))
+            _emit(builder, "tilezero", BYTE(tile))
         with cgutils.for_range(builder, builder.sdiv(num_in, INT64(2 * PAIRS))) as loop:
             for tile in range(3):
-                place = builder.add(builder.mul(loop.index, INT64(PAIRS * bytes_of_pairs)), INT64(64 * tile))
-                load(3 + tile, weights, place, INT64(bytes_of_pairs))
+                offset = builder.add(builder.mul(loop.index, INT64(PAIRS * bytes_of_pairs)), INT64(64 * tile))
+                load(3 + tile, weights, offset, INT64(bytes_of_pairs))
             for part in range(3):
                 first = builder.mul(builder.add(builder.mul(num_rows, INT64(part)), arguments[1]), bytes_of_row)
                 load(6 + part % 2, x, builder.add(first, builder.mul(loop.index, INT64(64))), bytes_of_row)
                 for tile in range(3):
-                    _say(builder, "tdpbf16ps", BYTE(tile), BYTE(6 + part % 2), BYTE(3 + tile))
+                    _emit(builder, "tdpbf16ps", BYTE(tile), BYTE(6 + part % 2), BYTE(3 + tile))
         for tile in range(3):
-            _say(builder, "tilestored64", BYTE(tile), builder.gep(totals, [INT64(64 * tile)]), INT64(4 * OUTPUTS))
+            _emit(builder, "tilestored64", BYTE(tile), builder.gep(totals, [INT64(64 * tile)]), INT64(4 * OUTPUTS))
         return context.get_dummy_value()
 
     return types.void(parts, types.intp, pairs, sums), generate

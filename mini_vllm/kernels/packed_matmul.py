@@ -1,9 +1,7 @@
-"""Matrix products with few rows, at the speed at which memory gives the weights: float32, bfloat16, int8, or two 4-bit numbers
-to a byte.
+"""Matrix products with few rows, at the speed of reading the weights: float32, bfloat16, int8, or two 4-bit numbers in a byte.
 
-A decode step of a few requests reads every weight once and does little with it. What torch's own kernels reach of memory's speed,
-and what this one does, is in the ledger of benchmarks/README.md. numba compiles it for the processor at hand and runs it on the
-threads of torch's own OpenMP.
+A decode step of a few requests reads every weight once and computes little with it. benchmarks/ledger.md has the rates
+of torch's kernels and of this one.
 """
 
 from __future__ import annotations
@@ -21,36 +19,36 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mini_vllm.layers.compiled import call, compiled, use_torchs_threads
-from mini_vllm.layers.vectors import BYTE, INT32, REGISTERS, Vectors
+from mini_vllm.kernels.llvm_vectors import BYTE, INT32, REGISTERS, Vectors
+from mini_vllm.kernels.numba_jit import call, compiled, use_torchs_threads
 
 _LARGEST_TILE, _LANES = (8, 48) if REGISTERS == 32 else (2, 32)
-"""Rows, and outputs, computed side by side: as many as there are registers for their sums."""
+"""Rows and outputs computed side by side: as many as the registers hold sums of."""
 
 _LANES_OF_4_BITS = 32
 
 
 def lanes(dtype: torch.dtype) -> int:
-    """Outputs computed side by side for weights of this dtype; 4-bit numbers are uint8."""
+    """Outputs computed side by side for weights of this dtype; uint8 stands for 4-bit numbers."""
     return _LANES_OF_4_BITS if dtype == torch.uint8 else _LANES
 
 
 def packed_shape(weight: Tensor) -> tuple[int, int, int]:
-    """(ceil(out / lanes), in, lanes) for a weight of shape (out, in); of 4-bit numbers, which are uint8, half as many bytes."""
+    """Shape of a packed weight (out, in): (ceil(out / lanes), in, lanes), or lanes / 2 bytes for 4-bit numbers."""
     width = lanes(weight.dtype)
     return -(-len(weight) // width), weight.shape[1], width // 2 if weight.dtype == torch.uint8 else width
 
 
 def pack(weight: Tensor, into: Tensor) -> None:
-    """Lays a weight out in the order in which :func:`packed_matmul` reads it:
+    """Copies a weight into the order in which :func:`packed_matmul` reads it, for each input:
 
-        all but 4 bits     out 0     1     2     3  ...  31 ...     one after the other, for each input
-        4 bits             out 0 16  1 17  2 18  3 19 .. 15 31      two to a byte, the first in the low half
+        all but 4 bits     out 0     1     2     3  ...  31 ...     consecutive
+        4 bits             out 0 16  1 17  2 18  3 19 .. 15 31      two in a byte, the first in the low half
 
     Args:
         weight: (out, in); float32, bfloat16, int8, or uint8 with numbers from 0 to 15.
-        into: of :func:`packed_shape` and the same dtype, or bfloat16 for a float32 weight all of whose numbers it holds; what the
-            weight does not fill is zero.
+        into: of :func:`packed_shape` and the same dtype, or bfloat16 for a float32 weight whose numbers bfloat16 represents
+            exactly; the padding is set to zero.
     """
     width = lanes(weight.dtype)
     if weight.dtype == torch.uint8:
@@ -68,7 +66,7 @@ def pack(weight: Tensor, into: Tensor) -> None:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """What :func:`pack` made, to (in, out rounded up): the weight's transpose, good until the next call; bfloat16 as float32."""
+    """Transpose of the packed weight, (in, out rounded up), in :func:`scratch` memory; bfloat16 becomes float32."""
     num_blocks, num_in, _ = packed.shape
     width = lanes(packed.dtype)
     dtype = torch.float32 if packed.dtype == torch.bfloat16 else packed.dtype
@@ -81,32 +79,33 @@ def unpack(packed: Tensor) -> Tensor:
     return plain.view(num_in, -1)
 
 
-class _Kept(threading.local):
-    """One piece of memory of each dtype, for each thread its own."""
+class _Scratch(threading.local):
+    """Memory of one thread."""
 
     def __init__(self) -> None:
         self.by_dtype: dict[torch.dtype, Tensor] = {}
 
 
-_kept = _Kept()
+_scratch = _Scratch()
 
 
 def scratch(size: int, dtype: torch.dtype) -> Tensor:
-    """Memory that is asked for once: the system clears each new page, which takes longer than to write it."""
-    kept = _kept.by_dtype
+    """Memory that each thread allocates once per dtype and reuses in the next call: the kernel clears each new page, which takes
+    longer than writing it."""
+    kept = _scratch.by_dtype
     if dtype not in kept or len(kept[dtype]) < size:
-        with torch.inference_mode(False):  # so that it can be written to inside and outside of inference mode
+        with torch.inference_mode(False):  # so that it can be written inside and outside of inference mode
             kept[dtype] = torch.empty(size, dtype=dtype)
     return kept[dtype]
 
 
 class PackedWeight(NamedTuple):
-    """weight = packed * scale + zero and a bias, as the loop takes them: made once, not in each step.
+    """Arguments of the loop for one weight, packed * scale + zero, and its bias.
 
     Attributes:
-        packed: as :func:`pack` lays it out.
-        scale: (groups, out rounded up to lanes), one for each group of inputs of each output; float16 for 4 bits, else float32.
-        zero: the same, for 4 bits; of shape (0, 0) for the others, which have none.
+        packed: in the order of :func:`pack`.
+        scale: (groups, out rounded up to lanes), for each group of inputs of each output; float16 for 4 bits, else float32.
+        zero: the same, for 4 bits; of shape (0, 0) for all else.
         bias: float32 (out,), or of shape (0,) for none.
         out_size: out.
     """
@@ -119,19 +118,19 @@ class PackedWeight(NamedTuple):
 
     @classmethod
     def of(cls, packed: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None, out_size: int) -> PackedWeight:
-        """The same memory as the tensors'."""
+        """Wraps the tensors without copying them."""
         added = torch.empty(0) if bias is None else bias.detach().float()
         return cls(_as_numpy(packed), _as_numpy(scale), _as_numpy(zero), added.numpy(), out_size)
 
 
 def _as_numpy(numbers: Tensor) -> NDArray[Any]:
-    """numba has no 16-bit floats on processors: they pass as int16, and the loop in LLVM's words reads them."""
+    """numba has no 16-bit floats on CPUs: they are passed as int16, and the LLVM loop reads them as what they are."""
     half = numbers.is_floating_point() and numbers.itemsize == 2
     return (numbers.view(torch.int16) if half else numbers).numpy()
 
 
 def packed_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
-    """x @ weight.T + bias for few rows of x.
+    """Computes x @ weight.T + bias for few rows of x.
 
     Args:
         x: float32 (T, in).
@@ -147,12 +146,12 @@ def packed_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
 
 
 def _tile(num_rows: int) -> Callable[..., None]:
-    """The innermost loop, in LLVM's own words, since numba would keep the sums in memory:
+    """Makes the innermost loop, in LLVM instructions, as numba would keep the sums in memory:
 
         for k in the group's inputs:  sums[r, lane] += x[row + r, k] * packed[block, k, lane]      for all lanes, and r < num_rows
         totals[r, lane] += sums[r, lane] * scale[group, lane] + x_sums[row + r, group] * zero[group, lane]
 
-    With each k it asks memory for what lies ``ahead + k * step`` bytes behind the block's beginning, and does not wait for it.
+    With each k it prefetches what is ``ahead + k * step`` bytes after the beginning of the block.
     """
     half = 16
 
@@ -171,8 +170,7 @@ def _tile(num_rows: int) -> Callable[..., None]:
         ahead: Any,
         step: Any,
     ) -> Any:
-        four_bits = packed.dtype == types.uint8
-        width = packed.dtype.bitwidth // 8
+        four_bits, width = packed.dtype == types.uint8, packed.dtype.bitwidth // 8
         num_lanes = _LANES_OF_4_BITS if four_bits else _LANES
         halves, bytes_per_k = range(0, num_lanes, half), num_lanes // 2 if four_bits else num_lanes * width
 
@@ -190,16 +188,16 @@ def _tile(num_rows: int) -> Callable[..., None]:
                     numbers = builder.and_(pairs, bits[1]), builder.lshr(pairs, bits[0])
                     return [builder.uitofp(builder.zext(number, wide), its.vector) for number in numbers]
                 kind = its.vector if width == 4 else ir.VectorType(ir.IntType(8 * width), half)
-                stored = [its.load(packed, its.plus(first, lane), kind) for lane in halves]
+                parts = [its.load(packed, its.plus(first, lane), kind) for lane in halves]
                 if width == 1:
-                    return [builder.sitofp(builder.sext(part, wide), its.vector) for part in stored]
+                    return [builder.sitofp(builder.sext(part, wide), its.vector) for part in parts]
                 if width == 2:  # a bfloat16 is the upper half of a float32
                     upper = ir.Constant(wide, [16] * half)
-                    return [builder.bitcast(builder.shl(builder.zext(part, wide), upper), its.vector) for part in stored]
-                return stored
+                    return [builder.bitcast(builder.shl(builder.zext(part, wide), upper), its.vector) for part in parts]
+                return parts
 
             def of_group(argument: int) -> list[Any]:
-                """The group's scale or zero for all lanes."""
+                """Loads the group's scale or zero for all lanes."""
                 kind = ir.VectorType(ir.HalfType(), half) if four_bits else its.vector
                 first = its.times(its.plus(its.times(group, num_blocks), block), num_lanes)
                 loaded = [its.load(its.array(argument).data, its.plus(first, lane), kind) for lane in halves]
@@ -216,10 +214,10 @@ def _tile(num_rows: int) -> Callable[..., None]:
             builder.position_at_end(loop)
             k = builder.phi(num_in.type)
             sums = [[builder.phi(its.vector) for _ in halves] for _ in range(num_rows)]
-            wanted = its.plus(ahead_from, its.times(k, step))
+            prefetched = its.plus(ahead_from, its.times(k, step))
             in_bytes = builder.bitcast(packed, BYTE.as_pointer())
             for line in range(0, bytes_per_k, 64):
-                its.prefetch(in_bytes, its.plus(wanted, line))
+                its.prefetch(in_bytes, its.plus(prefetched, line))
             loaded = weights(its.times(its.plus(first_weight, k), bytes_per_k // width))
             after_k = []
             for r, parts in enumerate(sums):
@@ -240,11 +238,11 @@ def _tile(num_rows: int) -> Callable[..., None]:
                 if four_bits:
                     x_sum = its.splat(its.array(7).data, its.plus(its.times(its.plus(row, r), num_groups), group))
                 for p, (new_part, lane) in enumerate(zip(new_parts, halves, strict=True)):
-                    place = num_in.type(r * num_lanes + lane)
-                    total = its.multiply_add(new_part, scales[p], its.load(totals, place))
+                    offset = num_in.type(r * num_lanes + lane)
+                    total = its.multiply_add(new_part, scales[p], its.load(totals, offset))
                     if four_bits:
                         total = its.multiply_add(zeros[p], x_sum, total)
-                    its.store(total, totals, place)
+                    its.store(total, totals, offset)
             return context.get_dummy_value()
 
         number = types.intp
@@ -258,7 +256,7 @@ _TILE_8, _TILE_4, _TILE_2, _TILE_1 = (_tile(num_rows) for num_rows in (8, 4, 2, 
 
 @compiled
 def _packed_matmul(x: Any, packed: Any, scale: Any, zero: Any, bias: Any, out: Any) -> None:
-    """A block of weights stays in the processor's own cache while all rows go by it, and brings the next block in bit by bit."""
+    """Multiplies one block of weights with all rows while it is in the CPU's cache, and prefetches the next block meanwhile."""
     num_rows, num_out = out.shape
     num_in, num_groups, bytes_per_k = packed.shape[1], len(scale), packed.shape[2] * packed.itemsize
     num_lanes = scale.shape[1] // len(packed)

@@ -1,0 +1,138 @@
+"""Decode steps without the Python between their loops: a step's calls are recorded, and repeated for the next step of its shape.
+
+As with vLLM's CUDA graphs (``CUDAGraphWrapper``, vllm/compilation/cuda_graph.py), a step is *captured* while it runs, with the
+memory it uses, and *replayed* after new inputs are copied into that memory. A decode step of a small model is a few hundred loops
+of a few microseconds each, and the Python between them takes as long again.
+
+    decode steps of as many rows     1st       2nd        3rd        4th ...
+                                     computed  captured   replayed   replayed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mini_vllm.forward_context import ForwardContext, KVCache, get_forward_context
+from mini_vllm.kernels.numba_jit import Call, recorded_calls, use_torchs_threads
+from mini_vllm.kernels.paged_decode import PagedDecodes
+
+MAX_ROWS = 32
+"""With more rows, Python is a small part of the step, and the memory of a captured step is large."""
+
+Region = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The part of a model that is captured: hidden states, cos and sin, each with the step's rows first, to hidden states."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Properties that a captured step and the step replayed as it have in common."""
+
+    kv_cache: KVCache
+    num_rows: int
+    table_width: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One captured step.
+
+    Attributes:
+        shape: the steps that it can replay.
+        inputs: memory of the region's inputs.
+        write_slots: memory of the slots that the loops write to.
+        decodes: memory of block tables and lengths, for each sliding window of the model.
+        calls: each loop with its arguments, in order; the arguments keep the memory alive.
+        output: memory of the result.
+    """
+
+    shape: Shape
+    inputs: tuple[Tensor, ...]
+    write_slots: Tensor
+    decodes: tuple[PagedDecodes, ...]
+    calls: tuple[Call, ...]
+    output: Tensor
+
+    def replay(self, inputs: tuple[Tensor, ...], context: ForwardContext, step: PagedDecodes) -> Tensor:
+        """Computes the region for other inputs; the result is overwritten by the next replay."""
+        for own, new in zip(self.inputs, inputs, strict=True):
+            own.copy_(new)
+        self.write_slots.copy_(context.write_slots)
+        for decodes in self.decodes:
+            decodes.block_tables.copy_(step.block_tables)
+            decodes.lengths.copy_(step.lengths)
+        use_torchs_threads()
+        for loop, arguments in self.calls:
+            loop(*arguments)
+        return self.output
+
+
+class DecodeGraph:
+    """Computes a region of a model, by replay where possible: not in prefills, with an adapter, or with more than MAX_ROWS rows,
+    and never when the region computes anything by torch.
+
+    Args:
+        region: calls the same loops for the same shape; it may write to its inputs and to the KV cache, and keeps no other state.
+
+    Attributes:
+        replays: how many steps were replayed.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._graph: Graph | None = None
+        self._last: Shape | None = None
+        self._uses_torch = False
+        self.replays = 0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Returns ``region(*inputs)``."""
+        context = get_forward_context()
+        all_decodes = len(inputs[0]) == len(context.lengths) <= MAX_ROWS
+        if self._uses_torch or not all_decodes or any(context.lora_ids) or inputs[0].dtype != torch.float32:
+            return self._region(*inputs)
+        step = PagedDecodes.of(context, range(len(context.lengths)), None)
+        shape = Shape(context.kv_cache, len(inputs[0]), step.block_tables.shape[1])
+        if self._graph and self._graph.shape == shape:
+            self.replays += 1
+            return self._graph.replay(inputs, context, step)
+        if self._last != shape:
+            self._last = shape
+            return self._region(*inputs)
+        return self._capture(context, shape, inputs)
+
+    def _capture(self, context: ForwardContext, shape: Shape, inputs: tuple[Tensor, ...]) -> Tensor:
+        own = tuple(each.clone() for each in inputs)
+        with recorded_calls() as calls, _TorchWatch() as watch:
+            output = self._region(*own)
+        self._uses_torch = watch.found
+        if not self._uses_torch:
+            decodes = tuple(group for (group,) in context.attention_metadata.values())
+            self._graph = Graph(shape, own, context.write_slots, decodes, tuple(calls), output)
+        return output
+
+
+HARMLESS = torch.ops.aten.empty.memory_format, torch.ops.aten.detach_.default
+"""Operations that may be left out of a replay: allocation, and the conversion to numpy."""
+
+
+class _TorchWatch(TorchDispatchMode):
+    """Finds whether torch computes anything, which a replay would leave out; making views of known memory is no computation."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in HARMLESS:
+            known = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
+            made = [each for each in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(each, Tensor)]
+            is_view = not func._schema.is_mutable and all(each.untyped_storage().data_ptr() in known for each in made)
+            self.found = self.found or not is_view
+        return result

@@ -1,0 +1,135 @@
+"""Compilation of loops by numba for this CPU, on the threads of torch's OpenMP; and recording of their calls.
+
+A decode step of one request is a few hundred calls of a few microseconds each, and between two of them the weights have evicted
+Python from the CPU caches: wrappers around a loop are kept short.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import config, njit, set_num_threads, types
+from numba.extending import intrinsic
+
+# LLVM uses half of AVX-512's width by default, which suits mixed code; these loops are all arithmetic.
+config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+
+
+PARALLEL_SIZE = 2**15
+"""Numbers from which on a loop runs on all threads; torch's own grain size."""
+
+
+class _ThreadState(threading.local):
+    """State of one calling thread.
+
+    Attributes:
+        num_threads: the last argument of set_num_threads, which numba stores per calling thread.
+        calls: where calls are recorded; None while nothing is recorded.
+    """
+
+    num_threads = 0
+    calls: list[Call] | None = None
+
+
+Call = tuple[Callable[..., None], tuple[Any, ...]]
+"""A compiled loop and its arguments."""
+
+_thread = _ThreadState()
+
+
+def use_torchs_threads() -> None:
+    """Makes parallel loops use as many threads as torch does now; the caller of the engine may have changed it."""
+    threads = torch.get_num_threads()
+    if threads == _thread.num_threads:
+        return
+    _thread.num_threads = threads
+    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:
+        # numba's thread pool starts at the first call and sets OpenMP's thread count to the number of CPUs.
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def recorded_calls() -> Iterator[list[Call]]:
+    """Records every loop that this thread calls inside the block; the arguments keep their memory alive."""
+    calls: list[Call] = []
+    _thread.calls = calls
+    try:
+        yield calls
+    finally:
+        _thread.calls = None
+
+
+def call(loop: Callable[..., None], *arguments: Any) -> None:
+    """Calls a compiled loop, and records the call inside :func:`recorded_calls`. Every kernel calls its loops through it."""
+    if _thread.calls is not None:
+        _thread.calls.append((loop, arguments))
+    loop(*arguments)
+
+
+def row_loop(loop: Callable[..., None]) -> Callable[..., None]:
+    """Compiles a loop for one thread and for all; from PARALLEL_SIZE numbers on, all threads run it.
+
+    Args:
+        loop: its first argument is an array (rows, ...), over whose rows it loops with ``prange``.
+    """
+    one_thread, all_threads = compiled(loop, parallel=False), compiled(loop)
+
+    def run(rows: Any, *others: Any) -> None:
+        if rows.size < PARALLEL_SIZE:
+            call(one_thread, rows, *others)
+        else:
+            use_torchs_threads()
+            call(all_threads, rows, *others)
+
+    return run
+
+
+def compiled(loop: Callable[..., None], *signature: str, parallel: bool = True) -> Callable[..., None]:
+    """Compiles a loop to machine code and caches it on disk, so that only the first run on a machine compiles.
+
+    Args:
+        loop: a function of arrays and numbers, in the part of Python that numba supports.
+        signature: the one type to compile for now; without it, numba compiles for each type it is called with.
+        parallel: whether ``prange`` is divided among the threads.
+    """
+    options = {"parallel": parallel, "fastmath": True, "error_model": "numpy", "nogil": True}
+    try:
+        return njit(*signature, cache=True, **options)(loop)  # type: ignore[no-any-return]
+    except RuntimeError:  # neither the source's directory nor the user's cache directory is writable
+        return njit(*signature, **options)(loop)  # type: ignore[no-any-return]
+
+
+LN_2, LN_2_HIGH = math.log(2), 0.693359375
+"""LN_2_HIGH has 9 bits, so that its product with a small integer is exact (Cody & Waite 1980)."""
+
+
+@njit(fastmath=True)
+def exp(x: Any) -> Any:
+    """e^x for x <= 88, in code that LLVM vectorizes, unlike np.exp. x = n ln 2 + f; e^f by the Taylor series to f^7, whose
+    remainder for |f| <= ln 2 / 2 is below 6e-9."""
+    x = max(x, np.float32(-87))
+    n = np.floor(x * np.float32(1 / LN_2) + np.float32(0.5))
+    f = x - n * np.float32(LN_2_HIGH) - n * np.float32(LN_2 - LN_2_HIGH)
+    power = np.float32(1 / 5040)
+    for factorial in (720, 120, 24, 6, 2, 1, 1):
+        power = power * f + np.float32(1 / factorial)
+    return power * _float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@intrinsic
+def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+    """The float32 with the bits of an int32: sign 1, exponent 8, fraction 23."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
