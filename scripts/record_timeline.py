@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from labkit.checkpoints.fetch import fetch_smollm2  # noqa: E402  # found only with the line above
-from labkit.pictures.timeline import draw, read, write  # noqa: E402
+from labkit.pictures.timeline import draw, read  # noqa: E402
+from labkit.system.atomic_write import atomic_write  # noqa: E402
 from mini_vllm import LLM, SamplingParams  # noqa: E402
 
 SYSTEM = "You are a helpful assistant. Answer in one short sentence, and then stop talking at once. The question is: "
@@ -39,7 +40,7 @@ def main() -> None:
         params = [SamplingParams(temperature=0, max_tokens=10 + 2 * i, ignore_eos=True) for i in range(len(QUESTIONS))]
         llm.generate([SYSTEM + question for question in QUESTIONS], params)
         picture = ROOT / "mini_vllm" / "timeline.svg"
-        write(draw(read(trace), trace.name), picture)
+        atomic_write(picture, draw(read(trace), trace.name))
     print(f"{llm.llm_engine.stats}\nwritten: {picture}")
 
 

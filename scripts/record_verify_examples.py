@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import record_verified  # noqa: E402  # found only with the line above
 
-from labkit.checkpoints.faults import break_checkpoint  # noqa: E402
+from labkit.checkpoints.faults import inject_fault  # noqa: E402
 from labkit.checkpoints.known_models import resolve  # noqa: E402
 from labkit.load.explain import find_error, find_fix  # noqa: E402
 from labkit.load.explain.fix import fix_lines  # noqa: E402
@@ -53,7 +53,7 @@ def silent() -> str:
     """``./lab verify my-llama --tp 1,2``, for a checkpoint that lacks a k_proj."""
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
-        break_checkpoint(Path("good"), "missing-k", Path("my-llama"))
+        inject_fault(Path("good"), "missing-k", Path("my-llama"))
         return "\n".join(report_lines(verify_model("my-llama", (1, 2), logits=False)))
 
 
@@ -61,7 +61,7 @@ def garbage() -> str:
     """``./lab verify from-gguf --tp 1 --against good``, for one whose q and k are permuted."""
     with _in_a_folder():
         record_verified.make("LlamaForCausalLM", Path("good"))
-        break_checkpoint(Path("good"), "permuted-qk", Path("from-gguf"))
+        inject_fault(Path("good"), "permuted-qk", Path("from-gguf"))
         return "\n".join(report_lines(verify_model("from-gguf", (1,), against=Path("good"))))
 
 

@@ -1,6 +1,6 @@
-"""A checkpoint that is copied in order to be changed: its tensors and config.json in memory, written elsewhere in one rename.
+"""A copy of a checkpoint that can be edited: its tensors and config.json in memory, written to another directory in one rename.
 
-The values stay in the source's files, mapped into memory, until they are written: 16 GB of weights take one file's room at most.
+The tensors stay memory-mapped in the source's files until they are written: 16 GB of weights need the memory of one file at most.
 """
 
 from __future__ import annotations
@@ -14,71 +14,64 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.checkpoints.headers import INDEX, PICKLES, HeaderError, read_checkpoint, weight_files
+from labkit.checkpoints.headers import INDEX, PICKLES, read_checkpoint, weight_files
+from labkit.checkpoints.known_models import read_config
 from labkit.system.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 NOT_COPIED = (".safetensors", ".safetensors.index.json", *PICKLES)
-"""Ends of the names of files that a copy leaves out: weights are written anew, and pickles would hold them as they were."""
+"""Suffixes of files that are not copied: the weights are written anew, and pickles hold the unchanged weights."""
 
-NOT_OURS = ("README.md", "mini-vllm-labs.json")
-"""Files about the source that would be untrue beside a changed copy."""
+REPLACED = ("config.json", "README.md", "mini-vllm-labs.json")
+"""Files that are written anew, or describe the source."""
 
 
 @dataclass
-class Draft:
-    """A checkpoint as it will be written.
+class EditableCheckpoint:
+    """A checkpoint to be changed and written.
 
     Attributes:
-        source: the directory that it was read from; nothing is written there.
-        config: what its config.json will say.
-        files: its safetensors files by name, each with its tensors.
-        indexed: whether an index will name the file of each tensor.
-        index_says: where the index will place a tensor, if not in the last of the files that hold it.
-        bytes_lost: how many bytes will be missing at the end of its last file.
+        source: the directory it was read from, which is not changed.
+        config: the content of its config.json.
+        files: the tensors of each safetensors file, by the file's name.
+        indexed: whether to write an index.
+        index_overrides: tensor -> file, where the index must differ from the last file that holds the tensor.
+        bytes_lost: bytes to cut off at the end of its last file.
     """
 
     source: Path
     config: dict[str, Any]
     files: dict[str, dict[str, Tensor]]
     indexed: bool
-    index_says: dict[str, str] = field(default_factory=dict)
+    index_overrides: dict[str, str] = field(default_factory=dict)
     bytes_lost: int = 0
 
     @classmethod
-    def read(cls, source: Path) -> Draft:
-        """The checkpoint in a directory, as it is.
+    def read(cls, source: Path) -> EditableCheckpoint:
+        """Reads a directory.
 
         Raises:
-            UserError: there is no config.json, no safetensors file, or one that cannot be read.
+            UserError: there is no config.json or no safetensors file, or one of them cannot be read.
         """
         from safetensors import safe_open
 
-        path = source / "config.json"
+        config, files = read_config(source), {}
+        read_checkpoint(source)
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            read_checkpoint(source)
-            files = {}
             for file in weight_files(source):
                 with safe_open(file, framework="pt") as tensors:
                     files[file.name] = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"there is no {path.name} in {source}; give a directory with config.json and safetensors") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{source} cannot be read ({error}); fetch the checkpoint again") from error
-        except HeaderError as error:
-            raise UserError(str(error)) from error
-        if not isinstance(config, dict):
-            raise UserError(f"{path} holds no JSON object; fetch it again")
         return cls(source, config, files, (source / INDEX).is_file())
 
     def __getitem__(self, name: str) -> Tensor:
         return self._file_of(name)[name]
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
-        """Replaces a tensor where it is stored; a new one goes into the last file."""
+        """Replaces a tensor in its file; a new one goes into the last file."""
         file = self._file_of(name) if name in self else list(self.files.values())[-1]
         file[name] = tensor.contiguous()
 
@@ -97,16 +90,16 @@ class Draft:
                 return tensors
         raise UserError(f"{self.source} has no {name}; give a checkpoint that has")
 
-    def write(self, to: Path, about: Mapping[str, str], readme: str) -> None:
-        """Writes the directory, whole or not at all: what a killed run leaves behind has another name and no config.json.
+    def write(self, to: Path, metadata: Mapping[str, str], readme: str) -> None:
+        """Writes the directory atomically: a killed run leaves only a directory of another name, without config.json.
 
         Args:
-            to: a directory that does not exist yet or is empty, outside the source.
-            about: goes into the metadata of every safetensors file.
-            readme: the text of its README.md.
+            to: a directory outside the source that does not exist yet or is empty.
+            metadata: entries for the metadata of every safetensors file.
+            readme: the text of README.md.
 
         Raises:
-            UserError: the directory will not do, or cannot be written; what was there is as it was.
+            UserError: the directory cannot be written, or is none of these; it is not changed then.
         """
         from safetensors import SafetensorError
 
@@ -117,7 +110,7 @@ class Draft:
             with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent, ignore_cleanup_errors=True) as workshop:
                 made = Path(workshop, "made")
                 made.mkdir()
-                self._fill(made, about)
+                self._write_weights(made, metadata)
                 (made / "README.md").write_text(readme, encoding="utf-8")
                 (made / "config.json").write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
                 made.rename(to)
@@ -126,19 +119,19 @@ class Draft:
                 f"cannot write {to}: {getattr(error, 'strerror', None) or error}; name a directory in a folder of yours"
             ) from error
 
-    def _fill(self, made: Path, about: Mapping[str, str]) -> None:
-        """Everything but README.md and config.json."""
+    def _write_weights(self, made: Path, metadata: Mapping[str, str]) -> None:
+        """Writes the safetensors files and the index, and copies the other files."""
         from safetensors.torch import save_file
 
         for path in sorted(self.source.iterdir()):
-            if path.is_file() and not path.name.endswith(NOT_COPIED) and path.name not in (*NOT_OURS, "config.json"):
+            if path.is_file() and not path.name.endswith(NOT_COPIED) and path.name not in REPLACED:
                 shutil.copyfile(path, made / path.name)
         for name, tensors in self.files.items():
-            save_file(tensors, made / name, metadata={"format": "pt", **about})
+            save_file(tensors, made / name, metadata={"format": "pt", **metadata})
         if self.indexed:
             places = {name: file for file, tensors in self.files.items() for name in tensors}
             size = sum(tensor.nbytes for tensors in self.files.values() for tensor in tensors.values())
-            index = {"metadata": {"total_size": size}, "weight_map": places | self.index_says}
+            index = {"metadata": {"total_size": size}, "weight_map": places | self.index_overrides}
             (made / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         if self.bytes_lost:
             last = made / list(self.files)[-1]
@@ -146,11 +139,10 @@ class Draft:
 
 
 def _check_target(to: Path, source: Path) -> None:
-    """Sees that the directory can be made: it is not there or is empty, and does not lie in the source."""
     inside = to.resolve()
     if source.resolve() in (inside, *inside.parents):
-        raise UserError(f"{to} lies in {source}, where nothing is changed; name a directory outside it")
+        raise UserError(f"{to} is in {source}, where nothing is changed; name a directory outside it")
     if to.is_symlink() or (to.exists() and not to.is_dir()):
-        raise UserError(f"{to} is there and is no directory; name one that does not exist yet")
+        raise UserError(f"{to} exists and is no directory; name one that does not exist yet")
     if to.is_dir() and (held := sorted(path.name for path in to.iterdir())):
         raise UserError(f"{to} holds {held[0]} ({len(held)} in all); name a directory that does not exist yet, or an empty one")

@@ -1,6 +1,6 @@
-"""Which model a checkpoint is, by the headers of its files alone: names and shapes against the known models' configs.
+"""Identifies the model of a checkpoint by comparing the names and shapes in its headers with the known models' configs.
 
-Shapes are a fingerprint and no proof. What they cannot tell is said with every answer.
+Shapes are no proof: the output lists what they cannot show.
 """
 
 from __future__ import annotations
@@ -9,52 +9,48 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from labkit.checkpoints.headers import LEFT_OVER, HeaderError, Shape, StoredTensor, read_checkpoint
-from labkit.checkpoints.known_models import FAMILY, KNOWN, MOST_LAYERS, implied_shapes, known_names
-from labkit.system.console import visible
+from labkit.checkpoints.headers import UNREAD_SUFFIXES, Shape, StoredTensor, read_checkpoint
+from labkit.checkpoints.known_models import FAMILY, KNOWN, MAX_LAYERS, implied_shapes, known_names
 
 EMBED, HEAD, FIRST = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0."
 LAYER = r"model\.layers\.(\d{1,6})\."
-COMPUTED = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings", "sliding_window")
-"""What a config says and no tensor shows."""
+NOT_IN_SHAPES = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings", "sliding_window")
+"""Config values that no tensor's shape depends on."""
 
-MOST_ROWS = 16384
-"""Heads of more rows than these are not looked for."""
+MAX_HEAD_SIZE = 16384
 
-OTHER_WAYS = {
-    r"lora_[AB]\.": "a LoRA adapter: what is added to a model, and no model",
-    r"\.(qweight|qzeros|weight_packed|weight_scale)$": "quantized weights: packed, with scales of their own",
+OTHER_FORMATS = {
+    r"lora_[AB]\.": "a LoRA adapter: it is added to a model, and is none itself",
+    r"\.(qweight|qzeros|weight_packed|weight_scale)$": "quantized weights: packed, with scales in tensors of their own",
     r"layers\.\d+\.attention\.w[qkvo]\.": "the names of Mistral's and Meta's own files (wq, wk, wv), not those of transformers",
     r"\.(experts|block_sparse_moe)\.": "a mixture of experts",
-    r"(qkv_proj|query_key_value|c_attn|W_pack|gate_up_proj)\.": "q, k and v, or gate and up, as one tensor on disk",
-    r"^(language_model|model\.language_model)\.": "a text model under a prefix, as multimodal checkpoints have it",
-    r"^(transformer|gpt_neox|backbone)\.": "names of another family (GPT-2, GPT-NeoX, Mamba or the like)",
+    r"(qkv_proj|query_key_value|c_attn|W_pack|gate_up_proj)\.": "q, k and v, or gate and up, stored as one tensor",
+    r"^(language_model|model\.language_model)\.": "a text model under a prefix, as in multimodal checkpoints",
+    r"^(transformer|gpt_neox|backbone)\.": "names of another family (GPT-2, GPT-NeoX, Mamba or similar)",
 }
-"""Names that no plain Llama has -> what they are signs of."""
+"""Patterns of names that no plain Llama has -> what such a checkpoint is."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the names and shapes of a Llama-family checkpoint show.
+    """The sizes that the names and shapes of a Llama-family checkpoint show.
 
     Attributes:
-        num_hidden_layers: the highest layer's number and one.
+        num_hidden_layers: the highest layer number plus one.
         hidden_size: H, columns of the embedding.
         intermediate_size: I, rows of gate_proj.
         vocab_size: V, rows of the embedding.
         query_rows: N * D, rows of q_proj.
         kv_rows: K * D, rows of k_proj.
         biases: the modules of layer 0 that have one.
-        head_size: D, where norms of q and k show it; else None.
-        head_stored: there is an lm_head.
+        head_size: D, if norms of q and k show it; else None.
+        head_stored: whether there is an lm_head.
     """
 
     num_hidden_layers: int
@@ -69,49 +65,43 @@ class Sizes:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Shape]) -> Sizes | None:
-        """The sizes, or None when the tensors that show them are not there."""
+        """The sizes, or None if a tensor that shows them is missing."""
         needed = [EMBED, *(f"{FIRST}{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj"))]
         if any(len(shape := shapes.get(name, ())) != 2 or 0 in shape for name in needed):
             return None
         (vocabulary, hidden), (query_rows, _), (kv_rows, _), (intermediate, _) = (shapes[name] for name in needed)
-        numbers = {int(found[1]) for name in shapes if (found := re.match(LAYER, name))}
+        layers = 1 + max(int(found[1]) for name in shapes if (found := re.match(LAYER, name)))
         biases = sorted(name.removeprefix(FIRST)[:-5] for name in shapes if name.startswith(FIRST) and name.endswith(".bias"))
-        norm = shapes.get(f"{FIRST}self_attn.q_norm.weight")
-        head_size = norm[0] if norm else None
-        return cls(
-            max(numbers) + 1, hidden, intermediate, vocabulary, query_rows, kv_rows, tuple(biases), head_size, HEAD in shapes
-        )
+        (head_size, *_) = shapes.get(f"{FIRST}self_attn.q_norm.weight") or (None,)
+        return cls(layers, hidden, intermediate, vocabulary, query_rows, kv_rows, tuple(biases), head_size, HEAD in shapes)
 
     def splits(self) -> list[tuple[int, int, int]]:
-        """Every (N, K, D) that makes these rows, the likeliest first: D a power of two near 128, or near 64 in small models."""
+        """Every (N, K, D) that gives these rows, the likeliest first: D a power of two near 128, or near 64 in small models."""
         if self.query_rows % self.kv_rows:
             return []
         usual = 64 if self.hidden_size <= 2048 else 128
-        sizes = (
-            [self.head_size]
-            if self.head_size
-            else [d for d in range(2, min(self.kv_rows, MOST_ROWS) + 1, 2) if self.kv_rows % d == 0]
-        )
+        limit = min(self.kv_rows, MAX_HEAD_SIZE)
+        sizes = [self.head_size] if self.head_size else [d for d in range(2, limit + 1, 2) if self.kv_rows % d == 0]
         found = [(self.query_rows // d, self.kv_rows // d, d) for d in sizes]
         return sorted(found, key=lambda split: (abs(math.log(split[2] / usual)), -split[2]))
 
     def distance(self, other: Sizes) -> float:
-        """How far two models are apart: natural logarithms of the ratios of their sizes, and one for each other difference."""
+        """The sum of the absolute logarithms of the six sizes' ratios, plus one for each other difference."""
         pairs = list(zip(astuple(self), astuple(other), strict=True))
         return sum(abs(math.log(a / b)) for a, b in pairs[:6]) + float(sum(a != b for a, b in pairs[6:]))
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a checkpoint is, as far as its headers show.
+    """The result of comparing a checkpoint's headers with the known models.
 
     Attributes:
         stored: its tensors.
-        sizes: its sizes; None when it is no plain checkpoint of the Llama family.
-        names: the known models of which every name and shape is this checkpoint's.
-        nearest: the known model that is nearest, when there is none of these.
-        differences: what differs from the nearest, in words.
-        disagreements: what differs from the config.json beside the files, in words; none when there is none.
+        sizes: its sizes; None if it is no plain checkpoint of the Llama family.
+        names: the known models that have exactly these names and shapes.
+        nearest: the nearest known model, if ``names`` is empty.
+        differences: the differences from the nearest, in words.
+        disagreements: the differences from the config.json beside the files, in words.
     """
 
     stored: Mapping[str, StoredTensor]
@@ -123,21 +113,15 @@ class Fingerprint:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Reads the headers of a directory or a file, and nothing else of it but config.json.
+    """Identifies a directory or a file; reads only the headers, and config.json.
 
     Raises:
-        HeaderError: there is nothing to read, or a header is broken.
+        UserError: there is no safetensors file, or a header is broken.
     """
-    try:
-        there = path.exists()
-    except OSError as error:
-        raise HeaderError(f"{path} cannot be read: {error.strerror}; look at the path and its permissions") from error
-    if not there:
-        raise HeaderError(f"there is no {path}; give a directory with safetensors, or one such file")
     stored = read_checkpoint(path)
-    shapes = {name: tensor.shape for name, tensor in stored.items() if not name.endswith(LEFT_OVER)}
+    shapes = {name: tensor.shape for name, tensor in stored.items() if not name.endswith(UNREAD_SUFFIXES)}
     sizes = Sizes.of(shapes)
-    names = tuple(name for name in known_names() if sizes and _is(name, sizes, shapes))
+    names = tuple(name for name in known_names() if sizes and _matches(name, sizes, shapes))
     nearest, differences = "", tuple[str, ...]()
     if sizes and not names:
         nearest = min(known_names(), key=lambda name: _known(name)[1].distance(sizes))
@@ -147,8 +131,8 @@ def fingerprint(path: Path) -> Fingerprint:
     return Fingerprint(stored, sizes, names, nearest, differences, disagreements)
 
 
-def _is(name: str, sizes: Sizes, shapes: Mapping[str, Shape]) -> bool:
-    """Whether every name and shape is that of a known model; a tied model may have been saved with a copy of its head."""
+def _matches(name: str, sizes: Sizes, shapes: Mapping[str, Shape]) -> bool:
+    """Whether all names and shapes are those of a known model; a tied model may also store a copy of its head."""
     config, known = _known(name)
     copied = sizes.head_stored and bool(config.get("tie_word_embeddings"))
     if replace(sizes, head_stored=known.head_stored if copied else sizes.head_stored) != known:
@@ -159,7 +143,7 @@ def _is(name: str, sizes: Sizes, shapes: Mapping[str, Shape]) -> bool:
 
 @cache
 def _known(name: str) -> tuple[Mapping[str, Any], Sizes]:
-    """A known model's config, and the sizes of its checkpoint."""
+    """The config of a known model, and the sizes of its checkpoint."""
     config: dict[str, Any] = json.loads((KNOWN / name / "config.json").read_text(encoding="utf-8"))
     sizes = Sizes.of(implied_shapes(config | {"num_hidden_layers": 1}))
     assert sizes is not None
@@ -167,35 +151,31 @@ def _known(name: str) -> tuple[Mapping[str, Any], Sizes]:
 
 
 def differing(shapes: Mapping[str, Shape], config: Mapping[str, Any], sizes: Sizes | None = None) -> list[str]:
-    """How these shapes differ from those that a config implies, in words: sizes first if given, else tensor by tensor."""
+    """The differences from the shapes that a config implies, in words: by size if ``sizes`` is given, else by tensor."""
     mine = Sizes.of(shapes)
     if sizes and mine and mine != sizes:
         pairs = [(each.name, getattr(mine, each.name), getattr(sizes, each.name)) for each in fields(Sizes)]
-        return [f"{name} {_word(ours)} instead of {_word(theirs)}" for name, ours, theirs in pairs if ours != theirs]
+        return [f"{name} {_value_text(ours)} instead of {_value_text(theirs)}" for name, ours, theirs in pairs if ours != theirs]
     expected = implied_shapes(config)
     layers: dict[tuple[str, str], list[int]] = defaultdict(list)
     for name in sorted(expected.keys() | shapes.keys()):
         have, want = shapes.get(name), expected.get(name)
         if have != want:
             found = re.match(f"{LAYER}(.+)", name)
-            words = "missing" if have is None else "too many" if want is None else f"{have} instead of {want}"
+            words = "missing" if have is None else "unexpected" if want is None else f"{have} instead of {want}"
             layers[words, found[2] if found else name] += [int(found[1])] if found else []
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (words, name), numbers in layers.items():
-        alike[words, _layers(numbers)].append(name)
-    return [f"{words}{where}: {_some(names)}" for (words, where), names in alike.items()]
+        where = f" in layer{'' if len(numbers) == 1 else 's'} {_first_three(sorted(numbers))}" if numbers else ""
+        alike[words, where].append(name)
+    return [f"{words}{where}: {_first_three(names)}" for (words, where), names in alike.items()]
 
 
-def _layers(numbers: list[int]) -> str:
-    return f" in layer{'' if len(numbers) == 1 else 's'} {_some([str(number) for number in sorted(numbers)])}" if numbers else ""
+def _first_three(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items[:3])) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
-def _some(words: list[str]) -> str:
-    """A list in words, of a long one the beginning."""
-    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
-
-
-def _word(value: object) -> str:
+def _value_text(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     if value is None:
@@ -203,42 +183,34 @@ def _word(value: object) -> str:
     return str(value) if type(value) is not bool else "yes" if value else "no"
 
 
-def _against_config(path: Path, shapes: Mapping[str, Shape]) -> Iterable[str]:
-    """Where the files and their own config.json disagree."""
+def _against_config(path: Path, shapes: Mapping[str, Shape]) -> Iterator[str]:
+    """The differences between the files and their own config.json, in words."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["architectures"][0] not in FAMILY or "quantization_config" in config:
             return
-        if (layers := config.get("num_hidden_layers", 0)) > MOST_LAYERS:
+        if (layers := config.get("num_hidden_layers", 0)) > MAX_LAYERS:
             yield f"it says {layers:,} layers, more than any model has"
             return
-        yield from differing({name: shape for name, shape in shapes.items() if name != HEAD or not _tied(config)}, config)
+        tied = bool(config.get("tie_word_embeddings"))
+        yield from differing({name: shape for name, shape in shapes.items() if name != HEAD or not tied}, config)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, IndexError, RecursionError) as error:
         yield f"it cannot be read as the config of a {FAMILY[0]} ({type(error).__name__}: {error})"
 
 
-def _tied(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("tie_word_embeddings"))
-
-
-def show(found: Fingerprint, path: Path, console: Console) -> None:
-    """Prints what the checkpoint is, and what its headers cannot tell."""
-    for line in _lines(found, path):
-        console.print(visible(line), markup=False, soft_wrap=True)
-
-
-def _lines(found: Fingerprint, path: Path) -> Iterable[str]:
+def report_lines(found: Fingerprint, path: Path) -> Iterator[str]:
+    """Describes the checkpoint, and lists what its headers cannot show."""
     held = sum(tensor.bytes[1] - tensor.bytes[0] for tensor in found.stored.values())
     files = len({tensor.file for tensor in found.stored.values()})
     types = ", ".join(f"{count} {dtype}" for dtype, count in Counter(t.dtype for t in found.stored.values()).most_common())
     yield f"{path}: {len(found.stored)} tensors ({types}) in {files} file{'' if files == 1 else 's'}, {held / 1e9:.2f} GB"
     if found.sizes is None:
-        yield from _of_another_kind(found.stored)
+        yield from _other_format(found.stored)
         return
     sizes = found.sizes
     yield f"  {sizes.num_hidden_layers} layers, hidden size {sizes.hidden_size}, intermediate size {sizes.intermediate_size}"
     yield f"  vocabulary {sizes.vocab_size}, {'an lm_head' if sizes.head_stored else 'no lm_head: tied to the embedding'}"
-    yield f"  {sizes.query_rows} rows of q, {sizes.kv_rows} of k and of v; biases: {_word(sizes.biases)}"
+    yield f"  {sizes.query_rows} rows of q, {sizes.kv_rows} of k and of v; biases: {_value_text(sizes.biases)}"
     if found.names:
         yield f"Every name and shape is that of {' or '.join(found.names)}."
     else:
@@ -251,13 +223,13 @@ def _lines(found: Fingerprint, path: Path) -> Iterable[str]:
     yield from (f"  {words}" for words in cannot_tell(found))
 
 
-def cannot_tell(found: Fingerprint) -> Iterable[str]:
-    """What the headers leave open, a line for each."""
+def cannot_tell(found: Fingerprint) -> Iterator[str]:
+    """Lists what the headers cannot show."""
     assert found.sizes
     if len(found.names) > 1:
         configs = [_known(name)[0] for name in found.names]
-        apart = [key for key in COMPUTED if len({json.dumps(config.get(key), sort_keys=True) for config in configs}) > 1]
-        yield f"which of the {len(found.names)}: they differ in {', '.join(apart)}"
+        differ = [key for key in NOT_IN_SHAPES if len({json.dumps(config.get(key), sort_keys=True) for config in configs}) > 1]
+        yield f"which of the {len(found.names)}: they differ in {', '.join(differ)}"
     splits = found.sizes.splits()
     if len(splits) > 1:
         shown = ", ".join(f"{heads} + {kv_heads} of {size}" for heads, kv_heads, size in splits[:3])
@@ -268,16 +240,15 @@ def cannot_tell(found: Fingerprint) -> Iterable[str]:
         yield "whether the lm_head is a copy of the embedding"
 
 
-def _of_another_kind(stored: Mapping[str, StoredTensor]) -> Iterable[str]:
-    """Why it is no plain checkpoint of the Llama family, and what is seen instead."""
+def _other_format(stored: Mapping[str, StoredTensor]) -> Iterator[str]:
+    """Describes a checkpoint that is no plain one of the Llama family."""
     yield f"No plain checkpoint of the Llama family: it has no {EMBED} with q, k and gate of a layer 0."
-    for pattern, words in OTHER_WAYS.items():
-        seen = next((name for name in stored if re.search(pattern, name)), None)
-        if seen:
-            yield f"  {words}: {seen}"
+    for pattern, words in OTHER_FORMATS.items():
+        if name := next((name for name in stored if re.search(pattern, name)), None):
+            yield f"  {words}: {name}"
     yield "Its names begin:"
-    begins = Counter(".".join(name.split(".")[:2]) for name in stored)
-    yield from (f"  {begin} ({count} tensors)" for begin, count in begins.most_common(5))
+    prefixes = Counter(".".join(name.split(".")[:2]) for name in stored)
+    yield from (f"  {prefix} ({count} tensors)" for prefix, count in prefixes.most_common(5))
     yield "Its largest tensors:"
     largest = sorted(stored.items(), key=lambda item: math.prod(item[1].shape), reverse=True)[:3]
     yield from (f"  {name} {tensor.shape} {tensor.dtype}" for name, tensor in largest)

@@ -1,6 +1,6 @@
-"""Which model is traced, and what its checkpoint holds: from config.json alone, or from the safetensors beside it.
+"""Models to trace: config.json and the shapes of the checkpoint's tensors, from known configs or from files.
 
-Everything here is checked before vLLM is imported: a slip of the pen is answered at once, not after ten seconds.
+All checks here run before vLLM is imported: a typo is reported at once, not after ten seconds.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.checkpoints.headers import PICKLES, HeaderError, Shape, StoredTensor, read_checkpoint, weight_files
+from labkit.checkpoints.headers import PICKLES, Shape, StoredTensor, read_checkpoint, weight_files
 from labkit.system.errors import UserError
 
 KNOWN = Path(__file__).resolve().parent / "known"
-"""A folder for each model that can be traced by name, with its config.json."""
+"""A folder with config.json for each model that has a known name."""
 
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""The architectures whose checkpoint follows from config.json; any other is traced from the headers of its files."""
+"""The architectures whose tensors follow from config.json; any other needs the headers of its files."""
 
-MOST_LAYERS = 1_000_000
-"""A layer's number has six digits at most; a longer one is somebody's joke and no layer."""
+MAX_LAYERS = 1_000_000
+"""The limit of layers; larger numbers in a config are mistakes."""
 
 VOCAB_PADDING = 64
-"""vLLM rounds the vocabulary up to a multiple of this (vllm/model_executor/layers/vocab_parallel_embedding.py:36)."""
+"""vLLM pads the vocabulary to a multiple of this (vllm/model_executor/layers/vocab_parallel_embedding.py:36)."""
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _OPTIONAL = ("num_key_value_heads", "head_dim")
-"""Sizes that a config may leave out, or give as null."""
+"""Sizes that a config may omit, or set to null."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Model:
     """A checkpoint to trace.
 
     Attributes:
-        name: what the user called it, a directory or a known name.
-        directory: where its config.json is.
-        config: what config.json says.
-        files: its safetensors files; none when there are only shapes to trace.
-        stored: every tensor as the files hold it; of a name in two files, the later.
-        shapes: every checkpoint tensor's shape, read from the files' headers, or implied by the config where there are none.
-        arch: the class to build, ``module:Class``, in place of the one that vLLM has for the architecture.
-        trust_remote_code: whether code that lies beside the checkpoint may be run.
+        name: the user's name for it, a directory or a known name.
+        directory: the directory of its config.json.
+        config: the content of config.json.
+        files: its safetensors files; none if only shapes are known.
+        stored: every tensor in the files; a name in two files is that of the later file.
+        shapes: the shape of every checkpoint tensor, from the files' headers, or from the config if there are no files.
+        arch: the class to build, ``module:Class``, in place of vLLM's class for the architecture.
+        trust_remote_code: whether code beside the checkpoint may be run.
     """
 
     name: str
@@ -60,59 +60,71 @@ class Model:
 
     @property
     def architecture(self) -> str:
-        """The class that config.json asks for."""
+        """The first architecture in config.json."""
         return str(self.config["architectures"][0])
 
 
 def resolve(model: str | Path) -> Model:
-    """The model that a known name, a directory with config.json, or a file of headers beside one stands for.
+    """The model of a known name, of a directory with config.json, or of a JSON file of headers beside one.
 
     Raises:
-        UserError: neither of the two, an architecture whose tensors are not known and not there, a file that cannot be read.
+        UserError: there is no such model, a file cannot be read, or the architecture's tensors follow neither from files nor from
+            config.json.
     """
     directory = KNOWN / model if str(model) in known_names() else Path(model).expanduser()
     if directory.suffix == ".json" and directory.is_file():
-        return Model(str(model), directory.parent, _read_config(directory.parent), (), {}, _headers(directory))
-    config = _read_config(directory)
-    try:
-        files = tuple(weight_files(directory))
-        pickled = any(path.suffix in PICKLES for path in directory.iterdir())
-        stored = read_checkpoint(directory) if files or pickled else {}
-    except HeaderError as error:
-        raise UserError(str(error)) from error
+        return Model(str(model), directory.parent, _config(directory.parent), (), {}, _headers(directory))
+    config = _config(directory)
+    files = tuple(weight_files(directory))
+    pickled = any(path.suffix in PICKLES for path in directory.iterdir())
+    stored = read_checkpoint(directory) if files or pickled else {}
     shapes = {name: tensor.shape for name, tensor in stored.items()} if files else _known_shapes(directory, config)
     return Model(str(model), directory, config, files, stored, shapes)
 
 
 def known_names() -> list[str]:
-    """The names that stand for a config.json of ours."""
+    """The names of the known models."""
     return sorted(path.parent.name for path in KNOWN.glob("*/config.json"))
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of config.json in a directory.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is no JSON object.
+    """
     path = directory / "config.json"
-    if not path.is_file():
-        near = difflib.get_close_matches(str(directory), known_names(), n=3, cutoff=0.4) or ["llama-3-8b"]
-        raise UserError(
-            f"there is no config.json in {directory}; give a directory that has one, or one of {len(known_names())} known names, "
-            f"such as {' or '.join(near)}"
-        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"there is no config.json in {directory}; give a directory with config.json and safetensors") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; look at its permissions") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no JSON object; fetch it again")
+    return config
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """config.json with at least one architecture."""
+    if not (directory / "config.json").is_file():
+        near = difflib.get_close_matches(str(directory), known_names(), n=3, cutoff=0.4) or ["llama-3-8b"]
+        raise UserError(
+            f"there is no config.json in {directory}; give a directory that has one, or one of {len(known_names())} known names, "
+            f"such as {' or '.join(near)}"
+        )
+    config = read_config(directory)
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
+        path = directory / "config.json"
         raise UserError(f'{path} names no architecture; vLLM finds its class by "architectures": ["{FAMILY[0]}"]')
     return config
 
 
 def _headers(file: Path) -> dict[str, Shape]:
-    """The shapes in a file of headers: JSON as safetensors has it, ``{name: {"dtype": ..., "shape": [...]}}``."""
+    """The shapes in a JSON file of headers, in the format of safetensors: ``{name: {"dtype": ..., "shape": [...]}}``."""
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in read.items() if name != "__metadata__"}
@@ -126,7 +138,7 @@ def _headers(file: Path) -> dict[str, Shape]:
 
 
 def _known_shapes(directory: Path, config: Mapping[str, Any]) -> dict[str, Shape]:
-    """What a checkpoint of this config holds, where there is none to look into."""
+    """The shapes that follow from config.json, for a directory without safetensors files."""
     path, architecture = directory / "config.json", config["architectures"][0]
     if architecture not in FAMILY:
         raise UserError(
@@ -139,7 +151,7 @@ def _known_shapes(directory: Path, config: Mapping[str, Any]) -> dict[str, Shape
     missing += [key for key in _OPTIONAL if config.get(key) is not None and not _is_size(config[key])]
     if missing:
         raise UserError(f"{path} does not say {', '.join(missing)}; a {architecture} needs a whole number for each")
-    if config["num_hidden_layers"] > MOST_LAYERS:
+    if config["num_hidden_layers"] > MAX_LAYERS:
         raise UserError(f"{path} says {config['num_hidden_layers']:,} layers, more than any model has; fetch it again")
     return implied_shapes(config)
 
@@ -149,11 +161,11 @@ def _is_size(value: object) -> bool:
 
 
 def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """The tensors that a Llama checkpoint of this config holds, in the order of the layers.
+    """The shapes of a checkpoint of this config, of one of the FAMILY's architectures, in the order of the layers.
 
     With H the hidden size, I the intermediate size, V the vocabulary, N query heads, K kv heads and D the head size:
     q_proj (N*D, H), k_proj and v_proj (K*D, H), o_proj (H, N*D), gate_proj and up_proj (I, H), down_proj (H, I), norms (H,),
-    embed_tokens and lm_head (V, H). A tied model has no lm_head. Biases only where the config asks for them.
+    embed_tokens and lm_head (V, H). A tied model has no lm_head. Biases only if the config has them.
     """
     hidden, intermediate, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads, kv_heads = head_counts(config)
@@ -169,18 +181,15 @@ def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     }
 
     architecture = config["architectures"][0]
-
-    def has_bias(name: str) -> bool:
-        if architecture == "Qwen2ForCausalLM":
-            return name in QKV
-        if architecture == "Qwen3ForCausalLM":
-            return name in QKV and bool(config.get("attention_bias"))
-        return bool(config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias"))
+    attention_bias = architecture == "Qwen2ForCausalLM" or bool(config.get("attention_bias"))
+    biased = set(QKV) if attention_bias else set()
+    if not architecture.startswith("Qwen"):
+        biased |= {name for name in linears if config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias")}
 
     def layer() -> Iterator[tuple[str, Shape]]:
         for name, shape in linears.items():
             yield f"{name}.weight", shape
-            if has_bias(name):
+            if name in biased:
                 yield f"{name}.bias", shape[:1]
         if architecture == "Qwen3ForCausalLM":
             yield "self_attn.q_norm.weight", (head_size,)
@@ -198,16 +207,16 @@ def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def head_counts(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Query heads and kv heads; a config without num_key_value_heads has as many of both."""
+    """Query heads and kv heads; without num_key_value_heads, both numbers are equal."""
     heads = config["num_attention_heads"]
     return heads, config.get("num_key_value_heads") or heads
 
 
 def check_ranks(config: Mapping[str, Any], tp_size: int, ranks: Sequence[int]) -> None:
-    """Sees that the model can be split over ``tp_size`` ranks, and that ``ranks`` are some of them.
+    """Checks that the model can be divided over ``tp_size`` ranks, and that ``ranks`` are valid.
 
     Raises:
-        UserError: naming what does not divide, and the TP sizes that do.
+        UserError: a size is not divisible, and the message lists the TP sizes that fit; or there is no such rank.
     """
     if obstacle := _obstacle(config, tp_size):
         fitting = [str(size) for size in range(1, config["num_attention_heads"] + 1) if not _obstacle(config, size)]
@@ -220,11 +229,11 @@ def check_ranks(config: Mapping[str, Any], tp_size: int, ranks: Sequence[int]) -
 
 
 def _obstacle(config: Mapping[str, Any], tp_size: int) -> str | None:
-    """Why the model cannot be split over ``tp_size`` ranks, or None."""
+    """The reason why the model cannot be divided over ``tp_size`` ranks, or None."""
     if tp_size < 1:
         return f"TP {tp_size} is not a number of ranks"
     if not all(_is_size(config.get(key)) for key in _SIZES) or not _is_size(head_counts(config)[1]):
-        return None  # another architecture's words; vLLM says itself what does not fit
+        return None  # another architecture's keys; vLLM reports what does not fit
     heads, kv_heads = head_counts(config)
     padded = -(-config["vocab_size"] // VOCAB_PADDING) * VOCAB_PADDING
     parts = {"query heads": heads, "intermediate rows": config["intermediate_size"], "padded vocabulary rows": padded}

@@ -140,15 +140,16 @@ def timeline(
 
     The picture has a row for each request and a column for each step.
     """
-    from labkit.pictures import timeline as step_trace
+    from labkit.pictures.timeline import draw, read, show
+    from labkit.system.atomic_write import atomic_write
     from labkit.system.errors import UserError
 
-    recorded = step_trace.read(file)
+    recorded = read(file)
     picture = output or file.with_suffix(".svg")
     if picture.suffix != ".svg" or picture.resolve() == file.resolve():
         raise UserError(f"cannot write the picture to {picture}: it is SVG; give another file with the suffix .svg by --output")
-    step_trace.write(step_trace.draw(recorded, file.name, recorded.columns(steps) if steps else None), picture)
-    step_trace.show(recorded, console)
+    atomic_write(picture, draw(recorded, file.name, recorded.columns(steps) if steps else None))
+    show(recorded, console)
     if recorded.cut_line:
         print_lines(
             f"line {recorded.cut_line} of {file} is incomplete: the run ended while writing it; the steps before it are drawn"
@@ -162,9 +163,9 @@ def fingerprint(
 ) -> None:
     """Identify a model from the file headers of its checkpoint."""
     from labkit.checkpoints.fingerprint import fingerprint as read_fingerprint
-    from labkit.checkpoints.fingerprint import show as show_fingerprint
+    from labkit.checkpoints.fingerprint import report_lines
 
-    show_fingerprint(read_fingerprint(path), path, console)
+    print_lines(*report_lines(read_fingerprint(path), path))
 
 
 @app.command("break", rich_help_panel=INSPECT)
@@ -178,17 +179,16 @@ def break_(
 
     Without --fault, list the faults.
     """
-    from labkit.checkpoints.faults import FAULTS as CHECKPOINT_FAULTS
-    from labkit.checkpoints.faults import break_checkpoint
+    from labkit.checkpoints.faults import FAULTS, inject_fault
     from labkit.system.errors import UserError
 
     if list_ or fault is None:
-        print_lines(*(f"{each.name:<20}{each.title}" for each in CHECKPOINT_FAULTS.values()))
+        print_lines(*(f"{each.name:<20}{each.title}" for each in FAULTS.values()))
         return
     if checkpoint is None or output is None:
         raise UserError(f"the checkpoint or the output directory is missing; type ./lab break CHECKPOINT --fault {fault} -o DIR")
     with working("Copying the checkpoint"):
-        made = break_checkpoint(checkpoint, fault, output)
+        made = inject_fault(checkpoint, fault, output)
     print_lines(f"{made.name}: {made.title}\nwritten: {output}")
 
 
@@ -201,10 +201,9 @@ def logits(
 
     Exit status: 0 equal up to rounding; 1 different.
     """
-    from labkit.checkpoints.logits import compare
-    from labkit.checkpoints.logits import show as show_logits
+    from labkit.checkpoints.logits import compare, report_lines
 
     with working("Serving both"):
         difference = compare(directory, reference)
-    show_logits(difference, console)
+    print_lines(*report_lines(difference))
     raise typer.Exit(0 if difference.is_rounding else 1)

@@ -35,12 +35,11 @@ def fetch(
 
     A gated model needs a token in HF_TOKEN; without one you get dummy weights. smollm2 needs no login.
     """
-    from labkit.checkpoints.fetch import Fallback
     from labkit.checkpoints.fetch.checkpoint import fetch as fetch_checkpoint
 
     console.stderr = json
-    fetched = fetch_checkpoint(model, revision=revision, to=to, fallback=Fallback(fallback), layers=layers, verify=verify)
-    print_lines(*fetched.notes, fetched.told, *([] if json else [str(fetched.directory)]))
+    fetched = fetch_checkpoint(model, revision=revision, to=to, fallback=fallback, layers=layers, verify=verify)
+    print_lines(*fetched.notes, fetched.summary, *([] if json else [str(fetched.directory)]))
     if json:
         sys.stdout.write(fetched.json + "\n")
 
@@ -48,12 +47,11 @@ def fetch(
 @app.command(rich_help_panel=SET_UP)
 def doctor() -> None:
     """Check what the labs need on this machine, and how to fix it."""
-    from labkit.system import doctor as examination
-    from labkit.system.host_probes import Host
+    from labkit.system.doctor import Host, examine, show
 
     with working("Checking this machine"):
-        findings = examination.examine(Host())
-    raise typer.Exit(0 if examination.show(findings, console) else 1)
+        findings = examine(Host())
+    raise typer.Exit(0 if show(findings) else 1)
 
 
 @app.command(

@@ -17,6 +17,7 @@ from typing import Any
 from labkit.check.report import Report
 from labkit.system.atomic_write import atomic_write
 from labkit.system.console import console
+from labkit.system.foreign_text import printable
 
 
 def junit(report: dict[str, Any]) -> str:
@@ -31,7 +32,7 @@ def junit(report: dict[str, Any]) -> str:
         case = ET.SubElement(suite, "testcase", classname=task["name"], name=test["name"], time=f"{test['seconds']:.3f}")
         kind = {"fail": "failure", "timeout": "error", "error": "error", "skipped": "skipped"}.get(test["status"])
         if kind:
-            ET.SubElement(case, kind, message=_printable(test["message"])).text = _printable(_explained(test, report))
+            ET.SubElement(case, kind, message=_xml(test["message"])).text = _xml(_explained(test, report))
     ET.indent(suites)
     return ET.tostring(suites, encoding="unicode", xml_declaration=False) + "\n"
 
@@ -101,9 +102,9 @@ def _explained(test: dict[str, Any], report: dict[str, Any]) -> str:
     return f"{test['name']}{where}: {test['status']}: {test['message'] or report['broken']}"
 
 
-def _printable(text: str) -> str:
-    """The text without the characters that XML 1.0 does not allow."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
+def _xml(text: str) -> str:
+    """Without the characters that XML 1.0 cannot hold."""
+    return printable(text, keep="\n\t")
 
 
 def _text(data: object) -> str:

@@ -1,10 +1,13 @@
-"""What every picture is drawn with: SVG elements, a few greys, and text made safe to show."""
+"""SVG elements and colours of all pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
 from rich.cells import cell_len, set_cell_size
+
+from labkit.system.foreign_text import printable
 
 INK, MUTED, FAINT, PAPER = "#1a202c", "#5a6472", "#d8dee6", "#ffffff"
 
@@ -12,11 +15,18 @@ TONES = ("#dbe8f8", "#f8e5c4", "#cfeadb", "#e6dcf3")
 MARKS = ("", "M0.5 0V8", "M4 3V5M3 4H5", "M0 0.5H8")
 """A path on each of the tones, so that they differ in grey too: ``url(#tone0)`` and so on."""
 
+Pattern = tuple[str, int, str, str, str, float]
+"""The arguments of ``pattern`` after the first."""
+
+TONE_PATTERNS = tuple(
+    (f"tone{number}", 8, fill, mark, MUTED, 0.6) for number, (fill, mark) in enumerate(zip(TONES, MARKS, strict=True))
+)
+
 WIDTH, MARGIN = 800, 16
-"""What a README shows without making it smaller, in pixels."""
+"""The largest width that a README shows unscaled, and the margin, in pixels."""
 
 CHARACTER = 6.2
-"""The width of a character of 11 pixels, at most."""
+"""The largest width of a character of 11 pixels."""
 
 
 def element(parent: ET.Element, tag: str, text: str | None = None, **attributes: str | float) -> ET.Element:
@@ -31,7 +41,7 @@ def element(parent: ET.Element, tag: str, text: str | None = None, **attributes:
 
 
 def group(parent: ET.Element, class_: str, title: str) -> ET.Element:
-    """A group that shows ``title`` while the pointer is on it."""
+    """A group with a tooltip."""
     child = element(parent, "g", class_=class_)
     element(child, "title", title)
     return child
@@ -42,8 +52,8 @@ def label(parent: ET.Element, text: str, x: float, y: float, size: float = 11, f
     element(parent, "text", text, x=x, y=y, font_size=size, fill=fill, **more)
 
 
-def svg_root(title: str, about: str, name: str) -> ET.Element:
-    """A picture's root: its title and what it shows for those who do not see it, the tones and a white sheet.
+def svg_root(title: str, about: str, name: str, patterns: Iterable[Pattern] = TONE_PATTERNS) -> ET.Element:
+    """The root of a picture: title and description for screen readers, fill patterns, and a white background.
 
     Args:
         name: a word for this picture, so that two on one page do not share an id.
@@ -53,19 +63,19 @@ def svg_root(title: str, about: str, name: str) -> ET.Element:
     element(root, "title", title, id=f"{name}-title")
     element(root, "desc", about, id=f"{name}-desc")
     defs = element(root, "defs")
-    for number, (fill, mark) in enumerate(zip(TONES, MARKS, strict=True)):
-        pattern(defs, f"tone{number}", 8, fill, mark, MUTED, 0.6)
+    for each in patterns:
+        pattern(defs, *each)
     element(root, "rect", width="100%", height="100%", fill=PAPER)
     return root
 
 
 def svg_text(root: ET.Element, width: float, height: float) -> str:
-    """The text of an SVG file that needs nothing else."""
+    """The text of a self-contained SVG file."""
     root.attrib |= {"width": f"{width:.0f}", "height": f"{height:.0f}", "viewBox": f"0 0 {width:.0f} {height:.0f}"}
     root.attrib["font-family"] = "system-ui, sans-serif"
     ET.indent(root, "")
     for text in root.iter("text"):
-        if len(text):  # a line break between two parts of a text would be seen as a blank
+        if len(text):  # a line break between two parts of a text would be shown as a space
             text.text = (text.text or "").strip()
             for part in text:
                 part.tail = None
@@ -73,22 +83,17 @@ def svg_text(root: ET.Element, width: float, height: float) -> str:
 
 
 def pattern(defs: ET.Element, name: str, size: int, fill: str, mark: str, stroke: str, width: float) -> None:
-    """A square of ``size`` pixels that repeats: a fill and a path on it."""
+    """A repeated square of ``size`` pixels: a fill and a path on it."""
     made = element(defs, "pattern", id=name, width=size, height=size, patternUnits="userSpaceOnUse")
     element(made, "rect", width=size, height=size, fill=fill)
     element(made, "path", d=mark or "M0 0", stroke=stroke, stroke_width=width)
 
 
 def plate(parent: ET.Element, text: str, centre: float, middle: float, fill: str = INK, **more: str | float) -> None:
-    """A text on a strip of paper, to be read on a pattern."""
+    """A text on a white strip, readable on a pattern."""
     paper = CHARACTER * len(text) + 6
     element(parent, "rect", x=centre - paper / 2, y=middle - 7, width=paper, height=14, rx=2, fill=PAPER)
     label(parent, text, centre, middle + 4, 11, fill, text_anchor="middle", **more)
-
-
-def printable(text: str) -> str:
-    """The text without what a terminal or an XML file would act on or choke on: each such character becomes U+FFFD."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def short(text: str, cells: int) -> str:

@@ -1,4 +1,4 @@
-"""Atomic file writes, and the check of an output path before the work."""
+"""Atomic file writes, and checks of output paths."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from labkit.system.errors import UserError
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Writes a text as UTF-8, all of it or nothing: a reader never sees half of it.
+    """Writes a text as UTF-8 atomically: a reader sees the old content or all of the new.
 
     Raises:
-        UserError: the file cannot be written there; the message says why.
+        UserError: the file cannot be written; the message gives the reason.
     """
     if not path.name:
         raise UserError(f"cannot write {path}: it names no file; name one in a folder of yours")
@@ -28,10 +28,10 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 def check_output_path(path: Path, suffix: str, status: int = 1) -> None:
-    """Checks that a file of this suffix can be written there, before the work that produces it.
+    """Checks, before the work that produces a file, that its name has this suffix and its folder exists.
 
     Raises:
-        UserError: with this exit status: the suffix is another, or there is no such folder.
+        UserError: with this exit status, if the check fails.
     """
     if path.suffix != suffix:
         better = path.with_suffix(suffix).name if path.name else f"trace{suffix}"

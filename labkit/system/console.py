@@ -1,7 +1,7 @@
-"""The one Console of the project, and what a reader sees while something takes its time.
+"""The Console of the project, and the progress output of slow work.
 
-On a terminal ``working`` turns a spinner beside the elapsed time. In a pipe it prints plain lines: no control characters and
-nothing that only a colour would say.
+On a terminal, ``working`` shows a spinner and the elapsed time. In a pipe it prints plain lines: no control characters, and no
+information by colour alone.
 """
 
 from __future__ import annotations
@@ -13,39 +13,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import progress as bars
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+
+from labkit.system.foreign_text import printable
 
 # rich would take the width of the terminal that stdin is, even where the output goes into a pipe.
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 80)
-"""Where everything is printed. rich itself honours NO_COLOR, COLUMNS and TERM=dumb."""
+"""All output goes here. rich honours NO_COLOR, COLUMNS and TERM=dumb."""
 
-WORTH_SAYING = 2.0
-"""Seconds after which it is worth a line that something is done."""
+MIN_REPORTED_SECONDS = 2.0
+"""Work that took less prints no "done" line."""
 
-BETWEEN_NOTES = 10.0
-"""Seconds between two notes in a pipe, where a line once written stays."""
+SECONDS_BETWEEN_NOTES = 10.0
+"""The least time between two notes in a pipe, where a printed line stays."""
 
 
 @contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
-    """Shows that ``what`` is going on for as long as the block runs.
+    """Shows that ``what`` is running, until the block ends.
 
     Args:
         what: a phrase without a full stop, such as ``"Importing vLLM"``.
 
     Yields:
-        A function to call with a few words of how far it is (``"41 of 93 MB"``), as often as wanted.
+        A function that shows the progress in a few words (``"41 of 93 MB"``); it may be called at any rate.
     """
     with _timed(what), _spinner(what) if _has_terminal() else _lines(what) as note:
         yield note
@@ -53,44 +46,43 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def transferring(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar of ``total`` bytes with rate and time left; where there is no terminal, a line before and one after.
+    """Shows a progress bar of ``total`` bytes with rate and time left; in a pipe, a line before and a line after.
 
     Yields:
-        A function to call with how many bytes have come; with fewer than none where some have to come again.
+        A function that takes the number of bytes received since the last call; negative for bytes to receive again.
     """
     if not _has_terminal():
         print_lines(f"{what}, {decimal(total)} ...")
         with _timed(what):
             yield lambda count: None
         return
-    columns = TextColumn("{task.description}", markup=False), BarColumn(20), DownloadColumn()
-    with (
-        _timed(what),
-        Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress,
-    ):
+    size = bars.TextColumn("{task.description}", markup=False), bars.BarColumn(20), bars.DownloadColumn()
+    columns = *size, bars.TransferSpeedColumn(), bars.TimeRemainingColumn()
+    with _timed(what), bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 
 
 def _has_terminal() -> bool:
-    # isatty as well: FORCE_COLOR makes rich take a pipe for a terminal, and a spinner there is thousands of control characters.
+    # isatty as well: with FORCE_COLOR rich treats a pipe as a terminal, and a spinner would print control characters there.
     return console.is_interactive and console.file.isatty()
 
 
 @contextmanager
 def _timed(what: str) -> Iterator[None]:
-    """Says how long it took, if that was worth saying."""
+    """Prints the duration of the block, if it was long and raised nothing."""
     started = time.monotonic()
     yield
     took = time.monotonic() - started
-    if took > WORTH_SAYING:
+    if took > MIN_REPORTED_SECONDS:
         print_lines(f"{what}: done in {took:.1f} s")
 
 
 @contextmanager
 def _spinner(what: str) -> Iterator[Callable[[str], None]]:
-    columns = SpinnerColumn("line"), TextColumn("{task.description} {task.fields[note]}", markup=False), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    text = bars.TextColumn("{task.description} {task.fields[note]}", markup=False)
+    columns = bars.SpinnerColumn("line"), text, bars.TimeElapsedColumn()
+    with bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None, note="")
         yield lambda note: progress.update(task, note=note)
 
@@ -102,7 +94,7 @@ def _lines(what: str) -> Iterator[Callable[[str], None]]:
 
     def note(words: str) -> None:
         nonlocal last
-        if time.monotonic() - last > BETWEEN_NOTES:
+        if time.monotonic() - last > SECONDS_BETWEEN_NOTES:
             last = time.monotonic()
             print_lines(f"  {words}")
 
@@ -110,10 +102,10 @@ def _lines(what: str) -> Iterator[Callable[[str], None]]:
 
 
 def print_text(text: str, indent: str = "", head: str = "") -> None:
-    """Prints sentences. A terminal's lines end between two words, and no path is cut; in a pipe nothing is broken.
+    """Prints sentences. On a terminal, lines break between words and never inside a path; in a pipe no line is broken.
 
     Args:
-        head: markup, which stands in the place of the first line's indent.
+        head: markup that replaces the indent of the first line.
     """
     wrapper = textwrap.TextWrapper(console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     lines = [
@@ -126,11 +118,6 @@ def print_text(text: str, indent: str = "", head: str = "") -> None:
 
 
 def print_lines(*lines: str) -> None:
-    """Prints each as it is: no markup is read, and no line is broken, since half a path could not be copied."""
+    """Prints lines without markup; a long line is not broken, so that a path in it can be copied."""
     for line in lines:
-        console.print(visible(line), markup=False, soft_wrap=True)
-
-
-def visible(text: str) -> str:
-    """The text with what a terminal would act on spelled out: logs, names of tensors and errors come from files of strangers."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+        console.print(printable(line, keep="\n"), markup=False, soft_wrap=True)

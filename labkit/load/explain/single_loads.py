@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from labkit.checkpoints.headers import LEFT_OVER, Shape
+from labkit.checkpoints.headers import UNREAD_SUFFIXES, Shape
 from labkit.checkpoints.known_models import Model
 from labkit.load.library_output import describe_error
 from labkit.load.trace.boxes import Box, whole, without
@@ -69,7 +69,7 @@ def load_each_tensor(model: Model) -> SingleLoads:
                     continue
                 if len(recorder.copies) > before:
                     result.loaded.append(name)
-                elif not name.endswith(LEFT_OVER):
+                elif not name.endswith(UNREAD_SUFFIXES):
                     result.ignored.append(name)
     result.parameters = {name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()}
     result.unfilled = _unfilled(recorder, result.parameters)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
-from labkit.checkpoints.headers import LEFT_OVER, Shape
+from labkit.checkpoints.headers import UNREAD_SUFFIXES, Shape
 from labkit.load.trace.boxes import Box, covered, describe_box, whole, without
 from labkit.load.trace.records import Trace
 
@@ -66,7 +66,7 @@ def find_faults(trace: Trace) -> list[Finding]:
             findings += [Finding("twice", name, box, shape, rank) for box in twice]
     if all(len(ranks) == record.tp_size for record in trace.records[:1]):
         for name, shape in trace.checkpoint_shapes.items():
-            if not name.endswith(LEFT_OVER):
+            if not name.endswith(UNREAD_SUFFIXES):
                 findings += [Finding("cut off", name, box, shape) for box in without(whole(shape), read[name])]
     shapes = {name: trace.checkpoint_shapes[name] for name in trace.rounded}
     return findings + [Finding("rounded", name, whole(shape), shape) for name, shape in shapes.items()]

@@ -15,7 +15,7 @@ from labkit.checkpoints.headers import Shape
 from labkit.load.trace.boxes import describe_box
 from labkit.load.trace.coverage import find_faults
 from labkit.load.trace.records import Record, Trace
-from labkit.system.console import visible
+from labkit.system.foreign_text import printable
 
 WIDE = ("checkpoint tensor", "shape", "mapping row", "parameter", "its shape", "destination", "source")
 NARROW = ("checkpoint tensor\n  mapping row\nparameter", "shape\n\nits shape", "source\n\ndestination")
@@ -76,7 +76,7 @@ def describe_device(device: str) -> str:
 
 
 def _print(console: Console, line: str) -> None:
-    console.print(visible(line), markup=False, soft_wrap=True)
+    console.print(printable(line, keep="\n"), markup=False, soft_wrap=True)
 
 
 def _count(things: Sized, noun: str) -> str:
@@ -97,7 +97,7 @@ def _table(title: str, records: Sequence[Record], wide: bool) -> Table:
             if wide
             else (f"{r.tensor}\n  {mapping}\n{r.parameter}", f"{shape}\n\n{parameter_shape}", f"{source}\n\n{destination}")
         )
-        table.add_row(*(Text(visible(cell)) for cell in cells))  # as Text, because a name may contain markup
+        table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))  # as Text, because a name may contain markup
     return table
 
 

@@ -1,88 +1,90 @@
-"""The picture: a row per request, a column per step, and under the columns what each step used."""
+"""The picture of a step trace: a row per request, a column per step, and charts of tokens and free blocks below.
+
+Each kind of event has its own shape, so that nothing depends on colour alone:
+
+prefill    a bar with its number of tokens        preemption   a cross
+decode     a dot                                  waits        a dashed line (in the batch: a thin solid one)
+hit        a hatched cap on the bar, and +tokens  finish       a vertical end cap, and the reason's first letter
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
-from pathlib import Path
+from itertools import count, groupby
 from xml.etree import ElementTree as ET
 
-from labkit.pictures.drawing import INK, PAPER, element, group, label, short
-from labkit.pictures.timeline import glyphs, words
-from labkit.pictures.timeline.charts import axis, charts
-from labkit.pictures.timeline.glyphs import BAND, Cell
-from labkit.pictures.timeline.layout import GUTTER, Layout
+from labkit.pictures.drawing import FAINT, INK, MUTED, PAPER, element, group, label, short, svg_root, svg_text
+from labkit.pictures.timeline import summary
+from labkit.pictures.timeline.layout import GAP, GUTTER, HEAD, STRIP, Cell, Layout
 from labkit.pictures.timeline.read import REASONS, Chunk, Finish, Preemption, StepTrace
-from labkit.pictures.timeline.rows import Event, Row, rows
-from labkit.system.atomic_write import atomic_write
+from labkit.pictures.timeline.summary import Event, Row, request_rows
+
+BAND = "#f4f6f8"
+PREFILL, DECODE, HIT, CROSS = "#2459a8", "#0b7261", "#8a5a00", "#b91c1c"
+HATCH = ("hatch", 4, PAPER, "M-1 1L1 -1M0 4L4 0M3 5L5 3", HIT, 1.3)
+DIGIT = 0.58
+"""The width of a digit, in font sizes."""
 
 
 def draw(trace: StepTrace, name: str, columns: range | None = None) -> str:
-    """The picture of a trace, as the text of an SVG file that needs nothing else.
+    """The picture of a trace, as the text of a self-contained SVG file.
 
     Args:
-        name: what the trace is called in the title, a file name.
-        columns: which columns to draw, at least one; all without.
+        name: the name of the trace in the title, such as its file name.
+        columns: the columns to draw, at least one; default all.
     """
     columns = columns or range(len(trace.steps))
-    found = rows(trace)
+    rows = request_rows(trace)
     end = len(trace.steps) - 1
-    shown = [row for row in found if row.first < columns.stop and row.last(end) >= columns.start]
+    shown = [row for row in rows if row.first < columns.stop and row.last(end) >= columns.start]
     layout = Layout(columns, len(shown))
-    root = ET.Element("svg", xmlns="http://www.w3.org/2000/svg", role="img")
-    root.attrib |= {"width": f"{layout.width:.0f}", "height": f"{layout.height:.0f}"}
-    root.attrib |= {"viewBox": f"0 0 {layout.width:.0f} {layout.height:.0f}", "font-family": "system-ui, sans-serif"}
-    root.attrib |= {"aria-labelledby": "timeline-title timeline-desc"}
-    _head(root, trace, name, found, layout)
-    axis(root, trace, layout)
-    for place, row in enumerate(shown):
-        _row(root, trace, row, place, layout)
-    charts(root, trace, layout)
-    ET.indent(root, "")
-    return ET.tostring(root, encoding="unicode") + "\n"
-
-
-def write(picture: str, path: Path) -> None:
-    """Writes the picture, whole or not at all.
-
-    Raises:
-        UserError: the file cannot be written there; says why.
-    """
-    atomic_write(path, picture)
-
-
-def _head(root: ET.Element, trace: StepTrace, name: str, found: list[Row], layout: Layout) -> None:
-    title = f"Step trace {short(name, 40)}: {words.totals(trace, found)}"
-    by = f"Recorded by {short(trace.recorded_by, 60)}; {words.of_run(trace)}"
-    drawn = words.of_part(trace, layout.columns, layout.detailed)
-    element(root, "title", title, id="timeline-title")
-    element(root, "desc", f"A row per request, a column per step. {by}. {drawn}".strip(), id="timeline-desc")
-    glyphs.hatch(root)
-    element(root, "rect", class_="paper", width="100%", height="100%", fill=PAPER)
+    title = f"Step trace {short(name, 40)}: {summary.of_requests(trace, rows)}"
+    by = f"Recorded by {short(trace.recorded_by, 60)}; {summary.of_run(trace)}"
+    selection = summary.of_selection(trace, layout.columns, layout.detailed)
+    root = svg_root(title, f"A row per request, a column per step. {by}. {selection}".strip(), "timeline", [HATCH])
     label(root, title, 16, 28, 16, INK, font_weight="bold")
     label(root, by, 16, 47)
-    label(root, drawn, 16, 62)
+    label(root, selection, 16, 62)
     _legend(element(root, "g", class_="legend"))
+    _axis(root, trace, layout)
+    for place, row in enumerate(shown):
+        _row(root, trace, row, place, layout)
+    _charts(root, trace, layout)
+    return svg_text(root, layout.width, layout.height)
 
 
 def _legend(parent: ET.Element) -> None:
     reasons = ", ".join(f"{reason[0].upper()} {reason}" for reason in REASONS)
-    entries: list[tuple[str, int, int, Callable[[Cell], None]]] = [  # words; pixels left and right of the column for its glyph
-        ("prefill chunk, its tokens", 0, 0, lambda cell: glyphs.prefill(parent, cell, 16, "prefill chunk")),
-        ("decode", 0, -4, lambda cell: glyphs.decode(parent, cell, "decode")),
-        ("prefix-cache hit, its tokens", 24, 0, lambda cell: glyphs.hit(parent, replace(cell, y=84), 48, "prefix-cache hit")),
-        ("preempted", 0, -2, lambda cell: glyphs.preemption(parent, cell, "preempted")),
-        ("waits after it", -2, 14, lambda cell: glyphs.stretch(parent, cell, cell.next, True, "waits after a preemption")),
-        ("not scheduled", -4, 14, lambda cell: glyphs.stretch(parent, cell, cell.next, False, "in the batch, not scheduled")),
-        (f"finished: {reasons}", -14, 12, lambda cell: glyphs.finish(parent, cell, REASONS[0], "finished")),
+    entries: list[tuple[str, int, int, Callable[[Cell], None]]] = [  # text; pixels left and right of the column for its shape
+        ("prefill chunk, its tokens", 0, 0, lambda cell: _prefill(parent, cell, 16, "prefill chunk")),
+        ("decode", 0, -4, lambda cell: _decode(parent, cell, "decode")),
+        ("prefix-cache hit, its tokens", 24, 0, lambda cell: _hit(parent, replace(cell, y=84), 48, "prefix-cache hit")),
+        ("preempted", 0, -2, lambda cell: _preemption(parent, cell, "preempted")),
+        ("waits after it", -2, 14, lambda cell: _span(parent, cell, cell.next, True, "waits after a preemption")),
+        ("not scheduled", -4, 14, lambda cell: _span(parent, cell, cell.next, False, "in the batch, not scheduled")),
+        (f"finished: {reasons}", -14, 12, lambda cell: _finish(parent, cell, REASONS[0], "finished")),
     ]
     x = 16.0
-    for text, left, right, glyph in entries:
+    for text, left, right, shape in entries:
         cell = Cell(x + left, 70, 22, 32, numbers=True)
-        glyph(cell)
+        shape(cell)
         label(parent, text, cell.x + 28 + right, 94)
         x = cell.x + 28 + right + 5.5 * len(text) + 14
+
+
+def _axis(root: ET.Element, trace: StepTrace, layout: Layout) -> None:
+    """Step numbers, as many as there is room for, and a faint line down from each."""
+    drawn = element(root, "g", class_="axis")
+    label(drawn, "step", GUTTER - 24, HEAD - 8, text_anchor="end")
+    round_numbers = (factor * 10**power for power in count() for factor in (1, 2, 5))
+    interval = next(number for number in round_numbers if number * layout.column_width >= 44)
+    for column in layout.columns:
+        cell = layout.cell(column)
+        if trace.steps[column].step % interval == 0:
+            line = f"M{cell.centre:.2f} {HEAD - 4}V{layout.charts_foot:.2f}"
+            element(drawn, "path", d=line, stroke=FAINT, stroke_width=1)
+            label(drawn, str(trace.steps[column].step), cell.centre, HEAD - 8, text_anchor="middle")
 
 
 def _row(root: ET.Element, trace: StepTrace, row: Row, place: int, layout: Layout) -> None:
@@ -90,37 +92,137 @@ def _row(root: ET.Element, trace: StepTrace, row: Row, place: int, layout: Layou
     first, end = layout.cell(layout.columns.start, place), len(trace.steps) - 1
     if place % 2 == 0:
         element(drawn, "rect", class_="band", x=0, y=first.y, width=layout.width, height=first.height, fill=BAND)
-    name = group(drawn, "name", words.of_row(row, trace))
+    name = group(drawn, "name", summary.of_row(row, trace))
     label(name, short(row.request, 20), GUTTER - 10, first.middle + 4, 11.5, INK, text_anchor="end")
-    for stretch in row.stretches(end):
-        start, stop = max(stretch.first, layout.columns.start), min(stretch.last, layout.columns.stop - 1)
+    for span in row.spans(end):
+        start, stop = max(span.first, layout.columns.start), min(span.last, layout.columns.stop - 1)
         if start < stop:
-            title = words.of_stretch(row, stretch, trace)
-            glyphs.stretch(drawn, layout.cell(start, place), layout.cell(stop, place), stretch.waits, title)
+            title = summary.of_span(row, span, trace)
+            _span(drawn, layout.cell(start, place), layout.cell(stop, place), span.waits, title)
     events = [(column, event) for column, event in row.events if column in layout.columns]
     if not layout.detailed:
-        _overview_of_decodes(drawn, trace, events, place, layout)
+        _all_decodes(drawn, trace, events, place, layout)
     for column, event in events:
         cell, step = layout.cell(column, place), trace.steps[column]
         if isinstance(event, Preemption):
-            glyphs.preemption(drawn, cell, words.of_preemption(event, step))
+            _preemption(drawn, cell, summary.of_preemption(event, step))
         elif isinstance(event, Finish):
-            glyphs.finish(drawn, cell, event.reason, words.of_finish(event, step))
+            _finish(drawn, cell, event.reason, summary.of_finish(event, step))
         elif event.kind == "prefill":
-            glyphs.prefill(drawn, cell, event.num_tokens, words.of_chunk(event, step))
+            _prefill(drawn, cell, event.num_tokens, summary.of_chunk(event, step))
         elif layout.detailed:
-            glyphs.decode(drawn, cell, words.of_chunk(event, step))
+            _decode(drawn, cell, summary.of_chunk(event, step))
         if isinstance(event, Chunk) and event.cached_tokens:
-            glyphs.hit(drawn, cell, event.cached_tokens, words.of_hit(event, step))
+            _hit(drawn, cell, event.cached_tokens, summary.of_hit(event, step))
 
 
-def _overview_of_decodes(
-    drawn: ET.Element, trace: StepTrace, events: list[tuple[int, Event]], place: int, layout: Layout
-) -> None:
+def _all_decodes(drawn: ET.Element, trace: StepTrace, events: list[tuple[int, Event]], place: int, layout: Layout) -> None:
+    """The decodes of a request in an overview: one dotted line for each run of consecutive columns."""
     decodes = [(column, event) for column, event in events if isinstance(event, Chunk) and event.kind == "decode"]
-    # Columns that follow each other differ from their place in the list by the same number.
-    for _, run in groupby(enumerate(decodes), key=lambda placed: placed[1][0] - placed[0]):
-        found = [decode for _, decode in run]
-        first, last = found[0][0], found[-1][0]
-        title = words.of_decodes([chunk for _, chunk in found], trace.steps[first], trace.steps[last])
-        glyphs.decodes(drawn, layout.cell(first, place), layout.cell(last, place), title)
+    # In a run of consecutive columns, column minus list index is constant.
+    for _, run in groupby(enumerate(decodes), key=lambda indexed: indexed[1][0] - indexed[0]):
+        columns, chunks = zip(*(decode for _, decode in run), strict=True)
+        title = summary.of_decodes(chunks, trace.steps[columns[0]], trace.steps[columns[-1]])
+        first, last = layout.cell(columns[0], place), layout.cell(columns[-1], place)
+        line = f"M{first.centre:.2f} {first.middle:.2f}H{last.centre + 0.01:.2f}"
+        dot = max(2.4, min(7, 0.7 * first.width))
+        dashes = f"0 {first.width:.4f}" if first.width > 3 else "none"
+        path = element(group(drawn, "decode", title), "path", d=line, fill="none", stroke=DECODE, stroke_width=dot)
+        path.attrib |= {"stroke-linecap": "round", "stroke-dasharray": dashes}
+
+
+def _prefill(parent: ET.Element, cell: Cell, num_tokens: int, title: str) -> None:
+    """A bar with its number of tokens: horizontal if that fits, else vertical, else only in the tooltip."""
+    drawn = group(parent, "prefill", title)
+    width, height = max(cell.width - 1, 2), cell.bottom - cell.top
+    x = cell.centre - width / 2
+    element(drawn, "rect", x=x, y=cell.top, width=width, height=height, rx=min(1.5, width / 4), fill=PREFILL)
+    size, text = min(9.0, width - 1), str(num_tokens)
+    length = len(text) * DIGIT * size
+    if cell.numbers and length <= width:
+        label(drawn, text, cell.centre, cell.middle + 0.36 * size, size, PAPER, text_anchor="middle")
+    elif cell.numbers and length <= height:
+        turned = f"translate({cell.centre + 0.34 * size:.2f} {cell.middle:.2f}) rotate(-90)"
+        label(drawn, text, 0, 0, size, PAPER, text_anchor="middle", transform=turned)
+
+
+def _decode(parent: ET.Element, cell: Cell, title: str) -> None:
+    drawn = group(parent, "decode", title)
+    element(drawn, "circle", cx=cell.centre, cy=cell.middle, r=min(3.6, 0.36 * cell.width), fill=DECODE)
+
+
+def _hit(parent: ET.Element, cell: Cell, cached_tokens: int, title: str) -> None:
+    """A hatched cap on the bar, and the number of cached tokens to the left of it."""
+    drawn = group(parent, "hit", title)
+    width, height = max(cell.width - 1, 6), 0.22 * cell.height
+    x, y = cell.centre - width / 2, cell.top - height - 1
+    element(drawn, "rect", x=x, y=y, width=width, height=height, fill="url(#hatch)", stroke=HIT, stroke_width=0.8)
+    if cell.numbers:
+        label(drawn, f"+{cached_tokens}", x - 2, y + height, 9, HIT, text_anchor="end", font_weight="bold")
+
+
+def _preemption(parent: ET.Element, cell: Cell, title: str) -> None:
+    drawn = group(parent, "preemption", title)
+    size = max(3.2, min(5.5, 0.42 * cell.width))
+    x, y = cell.centre, cell.middle
+    line = f"M{x - size:.2f} {y - size:.2f}l{2 * size:.2f} {2 * size:.2f}m0 {-2 * size:.2f}l{-2 * size:.2f} {2 * size:.2f}"
+    for stroke, width in ((PAPER, 4), (CROSS, 2.4)):
+        element(drawn, "path", d=line, fill="none", stroke=stroke, stroke_width=width, stroke_linecap="round")
+
+
+def _finish(parent: ET.Element, cell: Cell, reason: str, title: str) -> None:
+    """A vertical line at the end of the column, and the reason's first letter."""
+    drawn = group(parent, "finish", title)
+    x = cell.x + cell.width + 1
+    element(drawn, "path", d=f"M{x:.2f} {cell.top - 2:.2f}V{cell.bottom + 1:.2f}", stroke=INK, stroke_width=2.4)
+    label(drawn, reason[0].upper(), x + 4, cell.middle + 3.5, 10, INK, font_weight="bold")
+
+
+def _span(parent: ET.Element, first: Cell, last: Cell, waits: bool, title: str) -> None:
+    """A line between two columns: dashed while the request waits after a preemption, thin and solid while it is in the batch."""
+    drawn = group(parent, "waits" if waits else "batch", title)
+    line = f"M{first.centre:.2f} {first.middle:.2f}H{last.centre:.2f}"
+    if waits:
+        element(drawn, "path", d=line, fill="none", stroke=CROSS, stroke_width=1.6, stroke_dasharray="5 4")
+    else:
+        element(drawn, "path", d=line, fill="none", stroke=MUTED, stroke_width=1)
+
+
+def _charts(root: ET.Element, trace: StepTrace, layout: Layout) -> None:
+    """Tokens of each step, decodes below prefills, and free blocks; in detail each step has a tooltip with its numbers."""
+    steps = [trace.steps[column] for column in layout.columns]
+    decodes = [step.num_tokens("decode") for step in steps]
+    tokens = [step.num_tokens("prefill") + step.num_tokens("decode") for step in steps]
+    free = [step.num_free_blocks for step in steps]
+    most, least = f"most: {max(tokens)} of {trace.max_num_batched_tokens}", f"least: {min(free)} of {trace.num_blocks}"
+    _chart(root, "tokens", layout, 1, ("tokens in a step", most), max(tokens), [(tokens, PREFILL), (decodes, DECODE)])
+    _chart(root, "free-blocks", layout, 2, ("free blocks", least), trace.num_blocks, [(free, MUTED)])
+    for column in layout.columns if layout.detailed else ():
+        over = group(root, "step", summary.of_step(trace.steps[column], trace))
+        x, height = layout.cell(column).x, layout.charts_foot - layout.foot
+        element(over, "rect", x=x, y=layout.foot, width=layout.column_width, height=height, fill="none", pointer_events="all")
+
+
+def _chart(
+    root: ET.Element,
+    class_: str,
+    layout: Layout,
+    place: int,
+    texts: tuple[str, str],
+    top: int,
+    areas: Sequence[tuple[Sequence[int], str]],
+) -> None:
+    """A chart: two lines of text at its left, the scale from 0 to ``top`` at its right, and areas with a value per step."""
+    drawn, foot = element(root, "g", class_=class_), layout.foot + place * (GAP + STRIP)
+    for text, height in zip(texts, (22, 8), strict=True):
+        label(drawn, text, GUTTER - 10, foot - height, text_anchor="end")
+    label(drawn, str(top), layout.right + 5, foot - STRIP + 8, 10)
+    label(drawn, "0", layout.right + 5, foot, 10)
+    element(drawn, "path", d=f"M{GUTTER} {foot:.2f}H{layout.right:.2f}", stroke=MUTED, stroke_width=1)
+    element(drawn, "path", d=f"M{GUTTER} {foot - STRIP:.2f}H{layout.right:.2f}", stroke=FAINT, stroke_width=1)
+    for values, fill in areas:
+        levels = (
+            f"V{foot - STRIP * value / max(top, 1):.2f}H{layout.cell(column).x + layout.column_width:.2f}"
+            for column, value in zip(layout.columns, values, strict=True)
+        )
+        element(drawn, "path", d=f"M{GUTTER} {foot:.2f}{''.join(levels)}V{foot:.2f}Z", fill=fill, fill_opacity=0.75)

@@ -1,33 +1,36 @@
-"""What a step trace is, as data: the header of a run, and for every step who ran which tokens, who lost and who ended.
+"""Reader of step traces, which mini_vllm/engine/step_trace.py writes: the header of a run, then the events of every step.
 
     line 1     {"format": "mini_vllm step trace", "version": 1, "block_size": 16, "num_blocks": 2048, ...}
     line 2     {"step": 0, "chunks": [{"request": "a", "kind": "prefill", "start": 32, "num_tokens": 16, ...}], ...}
     line 3     {"step": 1, "chunks": [{"request": "a", "kind": "decode", "start": 48, "num_tokens": 1, ...}], ...}
 
-One JSON object on a line, UTF-8. Fields that are not known here are ignored; a later version of the format is refused.
+One JSON object on a line, UTF-8. The dataclasses below define the fields and their types, and every line is checked against
+them; unknown fields are ignored, and a later version of the format is refused. A test holds them to the fields that the engine
+writes: importing them from mini_vllm would take a second, for torch.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from labkit.pictures.timeline.fields import Fields
 from labkit.system.errors import UserError
 
 FORMAT = "mini_vllm step trace"
 VERSION = 1
 
-GIVE = "give a file that mini_vllm's step tracer wrote, as LLM(MODEL, step_trace=FILE) has it do"
-"""What to do about a file that is none, as part of a sentence."""
+SOURCE = "give a file that mini_vllm's step tracer wrote, as LLM(MODEL, step_trace=FILE) has it do"
+"""The fix for a file that is no step trace, as part of a sentence."""
 
 Kind = Literal["prefill", "decode"]
 Reason = Literal["stop", "length", "abort", "error"]
-KINDS: tuple[Kind, ...] = ("prefill", "decode")
-REASONS: tuple[Reason, ...] = ("stop", "length", "abort", "error")
+REASONS: tuple[Reason, ...] = get_args(Reason)
+Positive = Annotated[int, "from 1 up"]
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,19 @@ class Chunk:
     """The part of one request that ran in a step.
 
     Attributes:
-        request: whose tokens.
-        kind: ``prefill`` while the request catches up with the tokens it has, ``decode`` from then on.
+        request: the id of the request, any text.
+        kind: ``prefill`` until the request has caught up with its known tokens, then ``decode``.
         start: position of the first token.
-        num_tokens: how many ran.
-        cached_tokens: how many tokens right before ``start`` were found in the prefix cache when this step admitted the request.
-        blocks_taken: ids of the blocks that the request was given for this chunk.
-        samples: whether the chunk reached the request's newest token, so that the next one was sampled.
+        num_tokens: number of tokens.
+        cached_tokens: tokens right before ``start`` that the prefix cache had when this step admitted the request.
+        blocks_taken: ids of the blocks allocated for this chunk.
+        samples: whether the chunk contains the request's last token, so that the next one is sampled.
     """
 
     request: str
     kind: Kind
     start: int
-    num_tokens: int
+    num_tokens: Positive
     cached_tokens: int
     blocks_taken: tuple[int, ...]
     samples: bool
@@ -55,7 +58,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Preemption:
-    """A request lost its blocks to make room; it waits until its next chunk."""
+    """A request was preempted: its blocks were freed, and it waits until its next chunk."""
 
     request: str
     blocks_freed: tuple[int, ...]
@@ -63,7 +66,7 @@ class Preemption:
 
 @dataclass(frozen=True)
 class Finish:
-    """A request ended, and its blocks are free again."""
+    """A request finished, and its blocks were freed."""
 
     request: str
     reason: Reason
@@ -72,14 +75,14 @@ class Finish:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the model: what ran in it, who lost its blocks for it, and who ended.
+    """One call of the model, with the requests that it preempted and finished.
 
     Attributes:
-        step: its number; rises from line to line.
-        seconds: how long it took.
+        step: its number; increases from line to line.
+        seconds: its duration.
         num_waiting: requests in the queue after it.
-        num_free_blocks: blocks that nobody holds after it.
-        evicted: blocks that the prefix cache gave up to make room.
+        num_free_blocks: free blocks after it.
+        evicted: blocks evicted from the prefix cache.
     """
 
     step: int
@@ -92,42 +95,51 @@ class Step:
     evicted: int
 
     def num_tokens(self, kind: Kind) -> int:
-        """How many tokens of one kind ran."""
+        """The number of tokens of one kind."""
         return sum(chunk.num_tokens for chunk in self.chunks if chunk.kind == kind)
 
 
 @dataclass(frozen=True)
-class StepTrace:
-    """A recorded run.
+class Header:
+    """The first line of a step trace.
 
     Attributes:
-        recorded_by: the versions that ran.
-        block_size: tokens a block holds.
+        recorded_by: the versions of mini_vllm and torch.
+        block_size: tokens in a block.
         num_blocks: blocks in the cache.
         max_num_batched_tokens: the token budget of a step.
         max_num_seqs: the most requests in a step.
-        steps: at least one, in order.
-        cut_line: number of the last line when the run was killed while it wrote that line, which is then left out; else None.
     """
 
     recorded_by: str
-    block_size: int
-    num_blocks: int
-    max_num_batched_tokens: int
-    max_num_seqs: int
+    block_size: Positive
+    num_blocks: Positive
+    max_num_batched_tokens: Positive
+    max_num_seqs: Positive
+
+
+@dataclass(frozen=True)
+class StepTrace(Header):
+    """A recorded run.
+
+    Attributes:
+        steps: at least one, in order.
+        cut_line: number of the last line if the run was killed while it wrote that line, which is then left out; else None.
+    """
+
     steps: tuple[Step, ...]
     cut_line: int | None = None
 
     def columns(self, wanted: str) -> range:
-        """Which of the steps have numbers in ``FIRST:LAST``, both included; either may be left out.
+        """The columns of the steps numbered ``FIRST:LAST``, both included; either may be left out.
 
         Raises:
-            UserError: no steps are asked for in this form, or none of these are here; says which are.
+            UserError: ``wanted`` has another form, or the trace has none of these steps.
         """
-        asked = re.fullmatch(r"(\d{0,18}):(\d{0,18})", wanted, re.ASCII)
-        if not asked:
+        numbers = re.fullmatch(r"(\d{0,18}):(\d{0,18})", wanted, re.ASCII)
+        if not numbers:
             raise UserError(f"--steps {wanted} is no range; give the first and the last step: --steps 100:200")
-        first, last = int(asked[1] or 0), int(asked[2] or self.steps[-1].step)
+        first, last = int(numbers[1] or 0), int(numbers[2] or self.steps[-1].step)
         found = [column for column, step in enumerate(self.steps) if first <= step.step <= last]
         if not found:
             raise UserError(
@@ -137,95 +149,111 @@ class StepTrace:
 
 
 def read(path: Path) -> StepTrace:
-    """The step trace in a file.
+    """Reads a step trace.
 
     Raises:
-        UserError: the file cannot be read, is no step trace, or a line is wrong; names the file, the line and the field.
+        UserError: the file cannot be read, is no step trace, or has a wrong line; names the file, the line and the field.
     """
     try:
         *lines, rest = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; {GIVE}") from error
-    # A whole file ends with a newline. What follows the last one is either a line without its newline, or a piece of one.
-    cut = False
-    if rest:
-        cut = not _is_json(rest)
-        lines += [] if cut else [rest]
+        raise UserError(f"cannot read {path}: {error.strerror}; {SOURCE}") from error
+    # A complete file ends with a newline. Text after the last newline is a line without one, or a cut line.
+    cut = bool(rest) and isinstance(_json(rest), Exception)
+    if rest and not cut:
+        lines.append(rest)
     if not lines:
         what = "has no complete line" if rest else "is empty"
         raise UserError(f"{path} {what}; a step trace begins with a header: record the run again")
-    header = _header(lines[0], path)
+    header = _header(_json(lines[0]), path)
     steps: list[Step] = []
     for number, line in enumerate(lines[1:], 2):
-        where = f"{path}, line {number}"
-        step = _step(Fields(_object(line, where), where))
+        where, data = f"{path}, line {number}", _json(line)
+        if isinstance(data, Exception):
+            raise UserError(f"{where} is not JSON ({data}); record the run again")
+        step = _parse(Step, data, where)
         if steps and step.step <= steps[-1].step:
             raise UserError(f"{where}: step {step.step} comes after step {steps[-1].step}; steps rise: record the run again")
         steps.append(step)
     if not steps:
         raise UserError(f"{path} has a header and no complete step; run at least one request, and let the step end")
-    return StepTrace(
-        recorded_by=header.text("recorded_by"),
-        block_size=header.integer("block_size", 1),
-        num_blocks=header.integer("num_blocks", 1),
-        max_num_batched_tokens=header.integer("max_num_batched_tokens", 1),
-        max_num_seqs=header.integer("max_num_seqs", 1),
-        steps=tuple(steps),
-        cut_line=len(lines) + 1 if cut else None,
-    )
+    return StepTrace(**vars(header), steps=tuple(steps), cut_line=len(lines) + 1 if cut else None)
 
 
-def _header(line: bytes, path: Path) -> Fields:
-    data = json.loads(line) if _is_json(line) else None
+def _header(data: object, path: Path) -> Header:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f'{path} is no step trace: its first line is not {{"format": "{FORMAT}", ...}}; {GIVE}')
-    fields = Fields(data, f"{path}, line 1")
-    if (version := fields.integer("version")) != VERSION:
+        raise UserError(f'{path} is no step trace: its first line is not {{"format": "{FORMAT}", ...}}; {SOURCE}')
+    where = f"{path}, line 1"
+    if (version := _field(data, "version", int, where)) != VERSION:
         raise UserError(
             f"{path} is written in version {version} of the format, and this reads version {VERSION}; "
             "draw it with the ./lab of the checkout that recorded it"
         )
-    return fields
+    return _parse(Header, data, where)
 
 
-def _step(fields: Fields) -> Step:
-    return Step(
-        step=fields.integer("step"),
-        seconds=fields.seconds("seconds"),
-        chunks=tuple(_chunk(chunk) for chunk in fields.objects("chunks")),
-        preempted=tuple(Preemption(one.text("request"), one.integers("blocks_freed")) for one in fields.objects("preempted")),
-        finished=tuple(
-            Finish(one.text("request"), one.word("reason", REASONS), one.integers("blocks_freed"))
-            for one in fields.objects("finished")
-        ),
-        num_waiting=fields.integer("num_waiting"),
-        num_free_blocks=fields.integer("num_free_blocks"),
-        evicted=fields.integer("evicted"),
-    )
-
-
-def _chunk(fields: Fields) -> Chunk:
-    return Chunk(
-        request=fields.text("request"),
-        kind=fields.word("kind", KINDS),
-        start=fields.integer("start"),
-        num_tokens=fields.integer("num_tokens", 1),
-        cached_tokens=fields.integer("cached_tokens"),
-        blocks_taken=fields.integers("blocks_taken"),
-        samples=fields.flag("samples"),
-    )
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _object(line: bytes, where: str) -> object:
+def _json(line: bytes) -> object:
+    """The value of a line of JSON, or the exception that says why it is not JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); record the run again") from error
+        return error
+
+
+T = TypeVar("T")
+
+
+def _parse(kind: Callable[..., T], data: object, where: str) -> T:
+    """An object of this dataclass from a JSON object."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where} is {_quoted(data)} and should be an object; record the run again")
+    return kind(**{name: _field(data, name, hint, where) for name, hint in _hints(kind).items()})
+
+
+@cache
+def _hints(kind: object) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _field(data: dict[str, Any], name: str, hint: Any, where: str) -> Any:
+    if name not in data:
+        raise UserError(f'{where} has no "{name}"; record the run again')
+    value = data[name]
+    check, wanted = _CHECKS.get(hint, (_is_list, "a list"))
+    if not check(value):
+        raise UserError(f'{where}: "{name}" is {_quoted(value)} and should be {wanted}; record the run again')
+    if not isinstance(value, list):
+        return value
+    kind = get_args(hint)[0]
+    nested = is_dataclass(kind)
+    return tuple(_parse(kind, each, f"{where}, {name}[{index}]") if nested else each for index, each in enumerate(value))
+
+
+def _is_integer(value: object, least: int = 0) -> bool:
+    return type(value) is int and least <= value < 2**63  # no counter reaches 2**63, and a float can hold it
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def _one_of(words: Any) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in get_args(words), f"one of {', '.join(get_args(words))}"
+
+
+_CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_integer, "an integer from 0 up"),
+    Positive: (lambda value: _is_integer(value, 1), "an integer from 1 up"),
+    tuple[int, ...]: (lambda value: _is_list(value) and all(map(_is_integer, value)), "a list of integers from 0 up"),
+    float: (lambda value: type(value) in (int, float) and 0 <= value < 2**63, "a number from 0 up"),
+    str: (lambda value: isinstance(value, str), "a text"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    Kind: _one_of(Kind),
+    Reason: _one_of(Reason),
+}
+"""Types of fields -> a check of the JSON value, and what it accepts."""
+
+
+def _quoted(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

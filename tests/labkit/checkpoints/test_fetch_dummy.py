@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from labkit.checkpoints.fetch.checkpoint import hub_ids
-from labkit.checkpoints.fetch.dummy import EVERY, METADATA, disk_bytes, dummy_fault, dummy_values, write_dummy
+from labkit.checkpoints.fetch.dummy_weights import EVERY, METADATA, disk_bytes, dummy_fault, dummy_values, write_dummy
 from labkit.checkpoints.headers import read_header
 from labkit.checkpoints.known_models import implied_shapes, known_names, resolve
 from labkit.load.trace import trace_load
@@ -28,7 +28,7 @@ Q, K, V = (f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
 
 
 def by_hand(name: str, row: int, column: int) -> int:
-    """The rule of labkit/checkpoints/fetch/dummy.py for one value, in words of the standard library."""
+    """The rule of labkit/checkpoints/fetch/dummy_weights.py for one value, in words of the standard library."""
     (row_word,) = struct.unpack_from("<H", hashlib.shake_128(f"{name} rows".encode()).digest(2 * row + 2), 2 * row)
     (column_word,) = struct.unpack_from("<H", hashlib.shake_128(f"{name} columns".encode()).digest(2 * column + 2), 2 * column)
     return 0x3A00 ^ (0x81FF & (row_word ^ column_word))

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from loopback_hub import ACCESS, COMMIT, NO_ACCESS, Fault, Hub, Repository, etag, git_sha1, running
 
-from labkit.checkpoints.fetch.dummy import METADATA, dummy_fault, write_dummy
-from labkit.checkpoints.fetch.place import MANIFEST, fault_of
+from labkit.checkpoints.fetch.checkpoint_directory import MANIFEST, fault_of
+from labkit.checkpoints.fetch.dummy_weights import METADATA, dummy_fault, write_dummy
 from labkit.checkpoints.headers import INDEX, read_checkpoint
 from labkit.checkpoints.known_models import implied_shapes, resolve
 from labkit.system.labs import ROOT
@@ -166,7 +166,7 @@ def test_what_is_there_costs_one_request_and_a_moved_branch_is_told(fetch: Fetch
     assert asked == [("HEAD", f"/{MODEL}/resolve/main/config.json")]
     hub.repositories[MODEL].commit = "a" * 40
     moved = fetch(MODEL)
-    assert "main of tiny/llama is now commit aaaaaaaaaaaa; this directory holds 5f0b02c75b57 and stays" in moved.said
+    assert "main of tiny/llama is now commit aaaaaaaaaaaa; this directory holds 5f0b02c75b57 and is kept" in moved.said
     assert moved.told["commit"] == COMMIT
 
 
@@ -229,7 +229,7 @@ def test_no_message_repeats_the_token(fetch: Fetch, hub: Hub) -> None:
     hub.faults = [Fault(403, r".*", headers={"X-Error-Message": f"Bearer {ACCESS} is\x07 not welcome"})]
     ran = fetch(GATED, HF_TOKEN=ACCESS)
     assert ran.status == 1
-    assert "forbids it (403: Bearer (token) is not welcome)" in ran.said
+    assert "is forbidden (403: Bearer (token) is\\x07 not welcome)" in ran.said
     broken = fetch(GATED, HF_TOKEN="hf_secret\tsecond")
     assert broken.status == 1
     assert "the token (16 characters) holds a space or a character that no token has" in broken.said
@@ -254,7 +254,7 @@ def test_a_gated_model_that_is_not_known_here_has_no_dummy(fetch: Fetch, hub: Hu
     ran = fetch("tiny/secret")
     assert ran.status == 1
     assert "tiny/secret is gated" in ran.said
-    assert "Its shapes are not known here either" in ran.said
+    assert "There are no dummy weights either, because its shapes are not known" in ran.said
     assert left(cache) == []
 
 
@@ -269,8 +269,8 @@ def test_fallback_none_takes_nothing(fetch: Fetch, cache: Path) -> None:
         (["meta-llama/Llama-3.2-1X"], None, "(a private one looks the same without a token); did you mean meta-llama/"),
         ([MODEL, "--revision", "v9"], None, "tiny/llama has no revision 'v9'"),
         ([GATED], Fault(503, r".*"), "the hub cannot serve meta-llama/Llama-3.2-1B now (503)"),
-        ([GATED], Fault(429, r".*"), "the hub asks for patience (429"),
-        ([GATED], Fault(403, r".*"), "something between here and meta-llama/Llama-3.2-1B forbids it (403)"),
+        ([GATED], Fault(429, r".*"), "the hub refuses more requests for now (429"),
+        ([GATED], Fault(403, r".*"), "access to meta-llama/Llama-3.2-1B is forbidden (403)"),
         ([GATED], Fault(200, r".*"), "does not answer as a hub does; look at HF_ENDPOINT"),
         ([MODEL, "--layers", "x"], None, "Invalid value for '--layers'"),
         (["tiny//llama"], None, "'tiny//llama' is no hub id"),
@@ -377,7 +377,7 @@ def test_a_bit_that_flips_each_time_is_refused_and_stays_nowhere(
     hub.faults = [Fault("flip")]
     ran = fetch(MODEL)
     assert (ran.status, left(cache)) == (1, [])
-    assert f"came twice with other bytes than the hub says (sha256 {etag(SHARDS[0], files[SHARDS[0]])})" in ran.said
+    assert f"was downloaded twice with other bytes than the hub has (sha256 {etag(SHARDS[0], files[SHARDS[0]])})" in ran.said
     assert not [path for path in (tmp_path / "hf").rglob("blobs/*") if path.stat().st_size > MIB], "nor in the client's cache"
     hub.faults = []
     assert_whole(folder_of(fetch(MODEL)), files)
@@ -465,7 +465,7 @@ def test_a_directory_of_somebody_elses_is_refused_and_untouched(fetch: Fetch, hu
     (to / "thesis.tex").write_text("mine")
     ran = fetch(MODEL, "--to", str(to))
     assert ran.status == 1
-    assert "holds thesis.tex (1 in all), which were not made here; nothing there was touched" in ran.said
+    assert "holds thesis.tex (1 in all), which were not made here; nothing there was changed" in ran.said
     assert [path.name for path in to.iterdir()] == ["thesis.tex"]
 
 
@@ -541,8 +541,8 @@ def test_a_cached_model_that_has_been_gated_since_says_so(
     ran = fetch(MODEL, *([] if where == "our directory" else ["--to", str(tmp_path / "again")]))
     assert_whole(folder_of(ran), files)
     assert "tiny/llama is gated, and there is no token" in ran.said
-    assert ("What was fetched before is here, whole" in ran.said) == (where == "our directory")
-    assert ("It was in the client's cache already" in ran.said) == (where != "our directory")
+    assert ("The checkpoint of an earlier fetch is here and complete" in ran.said) == (where == "our directory")
+    assert ("It is copied from the client's cache, which has it" in ran.said) == (where != "our directory")
 
 
 def test_damaged_and_gated_since_is_told_and_never_overwritten_by_dummies(fetch: Fetch, hub: Hub, tmp_path: Path) -> None:

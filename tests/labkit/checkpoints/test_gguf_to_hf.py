@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from labkit.checkpoints.fetch.gguf_to_hf import ConversionError, convert, huggingface_name, unpermute
+from labkit.checkpoints.fetch.gguf_to_hf import convert, huggingface_name, unpermute
 from labkit.checkpoints.known_models import implied_shapes
+from labkit.system.errors import UserError
 
 
 def permute(weights: NDArray[np.float32], n_head: int) -> NDArray[np.float32]:
@@ -140,7 +141,7 @@ def test_every_tensor_comes_back_under_its_name_with_its_values(tmp_path: Path) 
 def test_a_file_with_a_tensor_missing_is_refused_by_name(tmp_path: Path) -> None:
     weights = random_weights()
     del weights["model.layers.1.mlp.up_proj.weight"]
-    with pytest.raises(ConversionError, match=r"1 of 20 tensors .*layers.1.mlp.up_proj.weight is None and should be \(64, 32\)"):
+    with pytest.raises(UserError, match=r"1 of 20 tensors .*layers.1.mlp.up_proj.weight is None and should be \(64, 32\)"):
         convert(write_gguf(tmp_path / "tiny.gguf", weights), tmp_path)
 
 
@@ -152,9 +153,9 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, file_size_limit: Callable[[in
 
 
 def test_what_is_no_llama_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="architecture 'falcon' and tokenizer 'smollm'"):
+    with pytest.raises(UserError, match="architecture 'falcon' and tokenizer 'smollm'"):
         convert(write_gguf(tmp_path / "tiny.gguf", random_weights(), architecture="falcon"), tmp_path)
-    with pytest.raises(ConversionError, match=r"'blk.0.ssm_in.weight', which is no part of a Llama"):
+    with pytest.raises(UserError, match=r"'blk.0.ssm_in.weight', which this converter of Llamas does not know"):
         huggingface_name("blk.0.ssm_in.weight")
 
 

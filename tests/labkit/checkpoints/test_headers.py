@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from labkit.checkpoints.headers import BITS, INDEX, MAX_HEADER, HeaderError, read_checkpoint, read_header
+from labkit.checkpoints.headers import BITS, INDEX, MAX_HEADER, read_checkpoint, read_header
+from labkit.system.errors import UserError
 
 
 def written(folder: Path, header: Any, data: bytes = b"", name: str = "model.safetensors") -> Path:
@@ -29,7 +30,7 @@ def entry(dtype: Any = "F32", shape: Any = (2, 3), offsets: Any = (0, 24)) -> di
 
 
 def refusal(file: Path) -> str:
-    with pytest.raises(HeaderError) as refused:
+    with pytest.raises(UserError) as refused:
         read_header(file)
     assert str(file) in str(refused.value)
     return str(refused.value)
@@ -89,7 +90,7 @@ HEADERS = st.binary(max_size=60) | (JSON | st.dictionaries(st.text(max_size=3), 
 def test_any_bytes_are_a_checkpoint_or_a_sentence(header: bytes, data: bytes, length: bytes | None, folder: Path) -> None:
     file = folder / "a.safetensors"
     file.write_bytes((length or len(header).to_bytes(8, "little")) + header + data)
-    with suppress(HeaderError):
+    with suppress(UserError):
         assert all(0 <= tensor.bytes[0] <= tensor.bytes[1] <= file.stat().st_size for tensor in read_header(file).values())
 
 
@@ -126,10 +127,10 @@ BROKEN = {
     "a field given twice": (
         b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
         b"\0" * 4,
-        "'dtype' stands in it twice",
+        "'dtype' is given twice",
     ),
     "NaN": (b'{"__metadata__":{"a":NaN}}', b"", "NaN is no JSON"),
-    "metadata that is no text": ({"__metadata__": {"a": 1}}, b"", "is not text by names"),
+    "metadata that is no text": ({"__metadata__": {"a": 1}}, b"", "does not map names to texts"),
 }
 
 
@@ -145,7 +146,7 @@ def test_a_broken_header_is_refused_here_and_by_the_library(name: str, tmp_path:
 def test_a_name_given_twice_is_refused_as_the_format_has_it(tmp_path: Path) -> None:
     """The library keeps the last; the format's text disallows it, and another reader would keep the first."""
     twice = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}'
-    assert "'a' stands in it twice" in refusal(written(tmp_path, twice, b"\0" * 4))
+    assert "'a' is given twice" in refusal(written(tmp_path, twice, b"\0" * 4))
 
 
 @pytest.mark.parametrize("dtype", BITS)
@@ -156,7 +157,7 @@ def test_every_element_type_is_one_of_the_library_and_as_wide(dtype: str, tmp_pa
 
 
 def test_a_path_that_the_system_refuses(tmp_path: Path) -> None:
-    with pytest.raises(HeaderError, match="cannot be read: File name too long"):
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
         read_checkpoint(tmp_path / ("a" * 300))
 
 
@@ -190,14 +191,14 @@ def test_pickles_are_not_opened(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
     (tmp_path / name).chmod(0)
     assert "is a pickle, and reading one runs the code in it" in refusal(tmp_path / name)
-    with pytest.raises(HeaderError, match=f"only {name}, a pickle"):
+    with pytest.raises(UserError, match=f"only {name}, a pickle"):
         read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("outside", ["../a.safetensors", "/etc/passwd", "sub/a.safetensors", "..", "", 3])
 def test_an_index_that_names_what_is_outside_is_refused(outside: Any, tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": outside}}))
-    with pytest.raises(HeaderError, match="is no file name in its own folder; nothing outside it is read"):
+    with pytest.raises(UserError, match="is no file name in its own folder; nothing outside it is read"):
         read_checkpoint(tmp_path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from labkit.checkpoints.faults import break_checkpoint
+from labkit.checkpoints.faults import inject_fault
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.cli import main as cli
 from labkit.load.trace import Trace, trace_load
@@ -39,7 +39,7 @@ def nothing_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_whole_load_ends_well_and_a_faulty_one_does_not(good: Path, tmp_path: Path) -> None:
     """The fault is one that vLLM loads in silence: without --verify the exit status is 0."""
     assert lab("trace", good, "--tp", 2, "--verify").exit_code == 0
-    break_checkpoint(good, "missing-k", tmp_path / "bad")
+    inject_fault(good, "missing-k", tmp_path / "bad")
     assert lab("trace", tmp_path / "bad", "--tp", 2).exit_code == 0
 
     ended = lab("trace", tmp_path / "bad", "--tp", 2, "--verify", "--device", "cpu")
@@ -48,7 +48,7 @@ def test_a_whole_load_ends_well_and_a_faulty_one_does_not(good: Path, tmp_path: 
 
 def test_shapes_alone_show_a_tensor_that_stands_in_two_files(good: Path, tmp_path: Path) -> None:
     """The headers of both are enough: no value is read."""
-    break_checkpoint(good, "in-two-files", tmp_path / "bad")
+    inject_fault(good, "in-two-files", tmp_path / "bad")
     assert lab("trace", tmp_path / "bad", "--verify", "--device", "meta").exit_code == 1
     findings = find_faults(trace_load(tmp_path / "bad", device="meta"))
     assert [(finding.fault, finding.part[0]) for finding in findings] == [("twice", (128, 192))]

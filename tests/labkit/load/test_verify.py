@@ -16,7 +16,7 @@ from forked import forked
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from labkit.checkpoints.faults import break_checkpoint
+from labkit.checkpoints.faults import inject_fault
 from labkit.checkpoints.known_models import KNOWN
 from labkit.cli import main as cli
 from labkit.load.library_output import silence_logs
@@ -55,7 +55,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def broken(llama: Path, tmp_path: Path) -> Any:
     def make(fault: str) -> Path:
-        break_checkpoint(llama, fault, tmp_path / fault)
+        inject_fault(llama, fault, tmp_path / fault)
         return tmp_path / fault
 
     return make

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from history_model import HistoryModel
 from rich.cells import cell_len
 
 from labkit.cli import main as cli
 from labkit.pictures.timeline import draw, read
+from labkit.pictures.timeline.read import Chunk, Finish, Header, Preemption, Step
+from mini_vllm import LLMEngine, SamplingParams
+from mini_vllm.config import EngineConfig
 
 HEADER = {
     "format": "mini_vllm step trace",
@@ -24,6 +29,7 @@ HEADER = {
     "max_num_batched_tokens": 64,
     "max_num_seqs": 4,
 }
+EVENTS = (("chunks", Chunk), ("preempted", Preemption), ("finished", Finish))
 SVG = "{http://www.w3.org/2000/svg}"
 Lab = Callable[..., tuple[int, str]]
 
@@ -227,7 +233,7 @@ def test_the_picture_says_what_it_shows_and_brings_its_own_background(trace: Pat
     assert "Recorded by mini_vllm 0.1.0, torch 2.13.0; 8 blocks of 16 tokens" in str(says[1])
     paper = drawn.find(f"{SVG}rect")
     assert paper is not None
-    assert [paper.attrib[name] for name in ("class", "width", "height", "fill")] == ["paper", "100%", "100%", "#ffffff"]
+    assert [paper.attrib[name] for name in ("width", "height", "fill")] == ["100%", "100%", "#ffffff"]
 
 
 @pytest.mark.parametrize("columns", [None, range(3, 6)])
@@ -277,7 +283,7 @@ def test_ids_are_text_whatever_is_in_them(tmp_path: Path, lab: Lab) -> None:
     assert "<script" not in text
     drawn = ET.fromstring(text)
     assert {element.tag for element in drawn.iter()}.isdisjoint({"script", f"{SVG}script"})
-    assert 'request <script>alert("1")</script>&\ufffd[31m\ufffd\ufffd\ufffd: prefill of 3' in title(groups(drawn, "prefill")[0])
+    assert 'request <script>alert("1")</script>&\\x1b[31m\\x00\\u202e\\ud800: prefill of 3' in title(groups(drawn, "prefill")[0])
 
 
 def test_a_long_id_is_cut_and_whole_in_the_tooltip(tmp_path: Path) -> None:
@@ -414,6 +420,22 @@ def test_what_is_added_to_the_format_later_is_ignored(tmp_path: Path) -> None:
     plain = write(tmp_path / "plain.jsonl", [step(0, chunk("a", "prefill", 0))])
     later = write(tmp_path / "later.jsonl", [step(0, chunk("a", "prefill", 0, lora="x"), power=3)], model="llama")
     assert read(later) == read(plain)
+
+
+def test_the_engine_writes_the_fields_that_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    config = EngineConfig(block_size=2, num_blocks=6, max_num_batched_tokens=6, max_model_len=12)
+    engine = LLMEngine(HistoryModel(), config, step_trace=path)
+    engine.add_request("a", [1, 2, 3, 4, 5], SamplingParams(temperature=0, max_tokens=5))
+    engine.add_request("b", [1, 2, 3, 4], SamplingParams(temperature=0, max_tokens=3))
+    while engine.has_unfinished_requests():
+        engine.step()
+    header, *steps = [json.loads(line) for line in path.read_text().splitlines()]
+    assert set(header) == {"format", "version"} | {field.name for field in fields(Header)}
+    for kind, written in [(Step, steps), *((kind, [each for step in steps for each in step[name]]) for name, kind in EVENTS)]:
+        assert written
+        assert all(set(each) == {field.name for field in fields(kind)} for each in written)
+    assert len(read(path).steps) == len(steps)
 
 
 WRONG = [

@@ -6,21 +6,18 @@ them, the machine without a GPU as recorded on one. No host with a GPU was at ha
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from labkit.system.doctor import NO_TOOLKIT, SMI, Finding, examine, show
-from labkit.system.host_probes import Answer, Host
+from labkit.system.doctor import DOCKER_INFO, NO_TOOLKIT, SMI, Answer, Finding, Host, examine, show, torch_command
 from labkit.system.labs import ROOT
 
-INFO, VERSION = "docker info --format {{json .}}", "docker version --format {{.Server.Version}}"
-TORCH = f"{sys.prefix}/bin/python -m labkit.system.torch_probe"
+INFO, VERSION = DOCKER_INFO, "docker version --format {{.Server.Version}}"
+TORCH = torch_command(Path(sys.prefix))
 GB = 10**9
 
 
@@ -33,7 +30,7 @@ class Recorded(Host):
         self.commands, self.files, self.shm, self.free, self.environment = commands, files, shm, free, environment
 
     def run(self, command: str) -> Answer:
-        return Answer(*self.commands.get(command, (127, "")))
+        return Answer(command, *self.commands.get(command, (127, "")))
 
     def exists(self, path: str) -> bool:
         return path in self.files
@@ -62,7 +59,7 @@ def found(host: Host) -> dict[str, Finding]:
     return {finding.what: finding for finding in examine(host)}
 
 
-def test_a_server_with_everything_has_nothing_to_mend() -> None:
+def test_a_server_with_everything_has_nothing_to_fix() -> None:
     findings = found(Recorded(SERVER, FILES, 32 * GB, 100 * GB))
     assert {finding.state for finding in findings.values()} == {"ok"}
     assert findings["GPU"].found == "NVIDIA H100 80GB HBM3, 580.95.05, 81559 MiB"
@@ -79,16 +76,16 @@ def test_a_laptop_without_docker_and_gpu_can_do_all_labs() -> None:
 @pytest.mark.parametrize(
     ("change", "what", "state", "told"),
     [
-        ({"nvidia-ctk --version": (127, "")}, "toolkit", "mend", f"would end with: {NO_TOOLKIT}. Run sudo scripts/"),
-        ({INFO: (0, '{"Runtimes":{"runc":{}}}')}, "toolkit", "mend", f"may end with: {NO_TOOLKIT}"),
+        ({"nvidia-ctk --version": (127, "")}, "toolkit", "fix", f"would fail with: {NO_TOOLKIT}. Run sudo scripts/"),
+        ({INFO: (0, '{"Runtimes":{"runc":{}}}')}, "toolkit", "fix", f"may fail with: {NO_TOOLKIT}"),
         ({INFO: (0, '{"Runtimes":{"nvidia":{}},"DockerRootDir":"/var/snap/docker/common"}')}, "docker", "note", "from a snap"),
         ({VERSION: (1, "permission denied while trying to connect to the Docker API")}, "docker", "note", "usermod -aG docker"),
         ({VERSION: (1, "Cannot connect to the Docker daemon.")}, "docker", "note", "systemctl start docker"),
-        ({"nvidia-smi": (0, "Driver Version: 550.54   CUDA Version: 12.4")}, "GPU", "note", "the driver speaks CUDA 12.4"),
+        ({"nvidia-smi": (0, "Driver Version: 550.54   CUDA Version: 12.4")}, "GPU", "note", "the driver supports CUDA 12.4"),
         ({SMI: (9, "NVIDIA-SMI has failed because it couldn't communicate with it.")}, "GPU", "note", "does not answer"),
         ({TORCH: (0, '["2.13.0+cu130", "13.0", false, []]')}, "torch", "note", "was it started with --gpus all?"),
         ({TORCH: (0, '["2.13.0+cpu", null, false, []]')}, "torch", "ok", "tox -e lab02-gpu has an environment of its own"),
-        ({TORCH: (1, "ImportError: libtorch.so: cannot open shared object file")}, "torch", "mend", "ImportError: libtorch.so"),
+        ({TORCH: (1, "ImportError: libtorch.so: cannot open shared object file")}, "torch", "fix", "ImportError: libtorch.so"),
     ],
 )  # fmt: skip
 def test_a_server_that_lacks_one_thing_is_told_which(
@@ -96,15 +93,15 @@ def test_a_server_that_lacks_one_thing_is_told_which(
 ) -> None:
     finding = found(Recorded(SERVER | change, FILES, 32 * GB, 100 * GB))[what]
     assert finding.state == state
-    assert told in f"{finding.found} {finding.mend}"
+    assert told in f"{finding.found} {finding.fix}"
 
 
 @pytest.mark.parametrize(
     ("files", "shm", "free", "what", "state", "told"),
     [
-        ({"/proc/meminfo": "MemAvailable: 1500000 kB"}, GB, 9 * GB, "memory", "mend", "1.5 GB available The tour takes 3 GB"),
+        ({"/proc/meminfo": "MemAvailable: 1500000 kB"}, GB, 9 * GB, "memory", "fix", "1.5 GB available The tour needs 3 GB"),
         ({}, 67_108_864, 9 * GB, "shared memory", "note", "67 MB Start the container with --ipc=host or --shm-size=2g"),
-        ({}, GB, GB // 2, "disk", "mend", "0.5 GB free Make room for"),
+        ({}, GB, GB // 2, "disk", "fix", "0.5 GB free Make room for"),
         ({"/etc/cdi/nvidia.yaml": None}, GB, 9 * GB, "CDI", "note", "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"),
     ],
 )
@@ -113,7 +110,7 @@ def test_a_server_with_too_little_of_something(
 ) -> None:
     there = {path: text for path, text in (FILES | files).items() if text}
     finding = found(Recorded(SERVER, there, shm, free))[what]
-    assert (finding.state, told in f"{finding.found} {finding.mend}") == (state, True), finding
+    assert (finding.state, told in f"{finding.found} {finding.fix}") == (state, True), finding
 
 
 @pytest.mark.parametrize(("value", "state"), [("", "note"), ("-1", "note"), ("0,1", "ok")])
@@ -125,20 +122,18 @@ def test_an_environment_that_is_not_as_pinned(tmp_path: Path) -> None:
     environment = next(
         finding for finding in examine(Recorded(SERVER, FILES, GB, 9 * GB), tmp_path) if finding.what == "environment"
     )
-    assert (environment.state, environment.mend) == ("mend", "Run ./lab: it installs the pins.")
+    assert (environment.state, environment.fix) == ("fix", "Run ./lab: it installs the pins.")
 
 
-def test_the_verdict_follows_the_mends_and_fits_a_pipe() -> None:
-    console = Console(width=80, record=True, file=io.StringIO())
-    assert show([Finding("disk", "ok", "9 GB free")], console)
-    assert not show([Finding("disk", "mend", "1 GB free", "Make room for 3 GB.")], console)
-    lines = console.export_text().splitlines()
-    assert lines == [
+def test_the_verdict_follows_the_fixes_and_fits_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert show([Finding("disk", "ok", "9 GB free")])
+    assert not show([Finding("disk", "fix", "1 GB\x1b free", "Make room for 3 GB.")])
+    assert capsys.readouterr().out.splitlines() == [
         "ok    disk           9 GB free",
-        "Nothing to mend: all labs can be done here.",
-        "mend  disk           1 GB free",
+        "Nothing to fix: all labs can be done here.",
+        "fix   disk           1 GB\\x1b free",
         "                     Make room for 3 GB.",
-        "1 to mend",
+        "1 to fix",
     ]
 
 

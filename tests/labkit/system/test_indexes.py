@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from test_environment import CPU, PLAIN, MakeWheel, run_in
 
-from labkit.system.environment import choose_torch, install, pending
+from labkit.system.environment import choose_torch, install, pending_steps
 from labkit.system.errors import UserError
-from labkit.system.installer import offered, uv_variables
+from labkit.system.installer import index_has, uv_variables
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def online(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("online")
 def test_an_index_that_never_finishes_its_answer_is_given_up(prefix: Path, torch_pins: Path, drip: bool) -> None:
     with never_done(drip) as (url, held):
-        assert not offered(prefix, torch_pins / "torch-cpu.txt", ["--default-index", url], patience=1)
+        assert not index_has(prefix, torch_pins / "torch-cpu.txt", ["--default-index", url], timeout=1)
         assert len(held) == 1, "it was asked once, and not tried again"
 
 
@@ -117,7 +117,7 @@ def test_an_index_that_never_finishes_its_answer_is_given_up(prefix: Path, torch
 def test_an_index_that_is_not_there_is_given_up(prefix: Path, torch_pins: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert not offered(prefix, torch_pins / "torch-cpu.txt", ["--default-index", f"http://127.0.0.1:{port}"], patience=1)
+    assert not index_has(prefix, torch_pins / "torch-cpu.txt", ["--default-index", f"http://127.0.0.1:{port}"], timeout=1)
 
 
 @pytest.mark.usefixtures("online")
@@ -192,8 +192,8 @@ def test_base_brings_torch_and_the_project_and_leaves_no_litter(
     assert sorted(torch_pins.parent.rglob("*")) == before
     assert run_in(prefix, "import small, torch; print(torch.__version__)") == "2.13.0+cpu"
     assert run_in(prefix, "import tiny; print(tiny.WHERE)") == str(torch_pins.parent / "tiny" / "__init__.py")
-    assert pending(prefix, ["base"], torch_pins) == []
-    assert pending(prefix, ["base", "vllm-cuda"], make_set(torch_pins, "vllm-cuda")) == ["vllm-cuda", "torch"]
+    assert pending_steps(prefix, ["base"], torch_pins) == []
+    assert pending_steps(prefix, ["base", "vllm-cuda"], make_set(torch_pins, "vllm-cuda")) == ["vllm-cuda", "torch"]
 
 
 def make_set(requirements: Path, name: str) -> Path:
@@ -205,7 +205,7 @@ def test_no_torch_anywhere_is_a_sentence(
     prefix: Path, wheels: Path, torch_pins: Path, make_wheel: MakeWheel, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (torch_pins / "base.txt").write_text(make_wheel(wheels, "small", "1", {"small.py": ""}))
-    with pytest.raises(UserError, match=r"could not install what torch-cuda.txt asks for; its reason is above.*PIP_FIND_LINKS"):
+    with pytest.raises(UserError, match=r"could not install the packages of torch-cuda.txt; its error is above.*PIP_FIND_LINKS"):
         install(["base"], prefix, torch_pins)
     assert "torch" in capfd.readouterr().err
 

@@ -43,10 +43,10 @@ def tree(tmp_path: Path, make_wheel: Callable[..., str], monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
 
     (tree / "requirements").mkdir(parents=True)
-    (tree / "labkit").mkdir()
+    (tree / "labkit" / "system").mkdir(parents=True)
     shutil.copy(ROOT / "lab", tree)
-    for name in ("__init__.py", "environment.py", "installer.py"):
-        shutil.copy(ROOT / "labkit" / name, tree / "labkit")
+    for name in ("__init__", "system/__init__", "system/environment", "system/errors", "system/installer"):
+        shutil.copy(ROOT / "labkit" / f"{name}.py", tree / "labkit" / f"{name}.py")
     (tree / "labkit" / "__main__.py").write_text(STUB)
     (tree / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["uv_build>=0.13,<0.14"]\nbuild-backend = "uv_build"\n'
@@ -163,7 +163,7 @@ def test_an_index_without_uv_is_a_sentence_and_nothing_counts_as_set_up(tree: Pa
         wheel.unlink()
     run = lab(tree)
     assert run.returncode == 1
-    assert "lab: pip could not fetch uv; its reason is above" in run.stderr.splitlines()[-1]
+    assert "lab: pip could not fetch uv; its error is above" in run.stderr.splitlines()[-1]
     assert {stamp: (tree / ".venv" / stamp).read_text() for stamp in stamps(tree)} == {".pins-uv": "installing"}
 
 
@@ -177,7 +177,7 @@ def test_a_tree_that_cannot_be_written_is_a_sentence(tree: Path) -> None:
         tree.chmod(0o755)
     assert run.returncode == 1
     assert f"lab: {tree}/.venv cannot be set up (Permission denied" in run.stderr
-    assert "copy the work tree to a place that is yours" in run.stderr
+    assert "copy the work tree to a folder of yours" in run.stderr
     assert "Traceback" not in run.stderr
 
 

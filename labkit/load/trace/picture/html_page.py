@@ -17,7 +17,7 @@ from labkit.load.trace.coverage import Finding
 from labkit.load.trace.picture import captions
 from labkit.load.trace.picture.layout import Bar, Figure, Slice, sections
 from labkit.load.trace.records import Trace
-from labkit.pictures.drawing import printable
+from labkit.system.foreign_text import printable
 
 HERE = Path(__file__).resolve().parent
 

@@ -10,7 +10,8 @@ from labkit.load.trace.picture import captions
 from labkit.load.trace.picture.layout import Bar, Figure, Section, sections
 from labkit.load.trace.records import Trace
 from labkit.pictures import drawing
-from labkit.pictures.drawing import INK, MARGIN, MUTED, PAPER, element, label, printable, short
+from labkit.pictures.drawing import INK, MARGIN, MUTED, PAPER, element, label, short
+from labkit.system.foreign_text import printable
 
 GUTTER, LANE = 64, 22
 """Pixels: the width of the ranks' names, the height of a lane."""

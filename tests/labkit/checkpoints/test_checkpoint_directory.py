@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.checkpoints.fetch.place import MANIFEST, Manifest, build, described, fault_of, read_manifest
+from labkit.checkpoints.fetch.checkpoint_directory import MANIFEST, Manifest, build, entry_of, fault_of, read_manifest
 
 
 def put(folder: Path, *names: str) -> None:
@@ -15,9 +15,9 @@ def put(folder: Path, *names: str) -> None:
     def fill(shop: Path, made: Path) -> Manifest:
         for name in names:
             (made / name).write_text(f"{names[-1]:<10}")
-        return Manifest(names[-1], "real", "", "", "", "", {name: described(made / name) for name in names})
+        return Manifest(names[-1], "real", "", "", "", "", {name: entry_of(made / name) for name in names})
 
-    build(folder, 0, lambda: False, fill)
+    build(folder, 0, lambda manifest: False, fill)
 
 
 def test_it_appears_whole(tmp_path: Path) -> None:

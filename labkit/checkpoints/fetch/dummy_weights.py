@@ -1,15 +1,15 @@
-"""Dummy weights: a checkpoint of a model's true names, shapes and type, with values that anybody can work out again.
+"""Dummy weights: a checkpoint of a model's names, shapes and type, whose values follow from a rule.
 
 The value of a tensor at (row, column) is the bf16 number whose 16 bits are
 
     0x3A00  xor  (0x81FF  and  (rows[row]  xor  columns[column]))
 
-where rows and columns are the little-endian words of SHAKE128("<tensor> rows") and SHAKE128("<tensor> columns"). So each is
-finite, between 2**-11 and 2**-7 either side of zero, and a slice that ends up elsewhere does not look like what belongs there.
-A tensor of one dimension is one row.
+where rows and columns are the little-endian words of SHAKE128("<tensor> rows") and SHAKE128("<tensor> columns"). So each value is
+finite, its magnitude is between 2**-11 and 2**-7, and a slice in the wrong place has wrong values. A tensor of one dimension is
+one row.
 
-Layer 0 is written in full, of every other matrix each 256th row; the rest are holes in the file, which read as zeros and take no
-room on disk: 16.06 GB of Llama-3-8B are 0.5 GB there.
+Layer 0 is written in full, of every other matrix each 256th row; the rest are holes in the file, which read as zeros and need no
+disk space: 16.06 GB of Llama-3-8B take 0.5 GB of disk. The safetensors library would write the zeros.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.checkpoints.headers import HeaderError, Shape, read_header
+from labkit.checkpoints.headers import Shape, read_header
+from labkit.system.errors import UserError
 
 Words = NDArray[np.uint16]
 
 EVERY = 256
-"""Of a matrix outside layer 0, each so many-th row is written."""
+"""The step between written rows of a matrix outside layer 0."""
 
-AT_ONCE = 1 << 22
-"""Values computed in one go, at 2 bytes each."""
+MAX_VALUES = 1 << 22
+"""The most values computed at once, at 2 bytes each."""
 
 PAGE = 4096
-"""Bytes; data that begins on one touches the fewest pages."""
+"""Bytes; the data begins at a page, so that it covers the fewest pages."""
 
 METADATA = {"format": "pt", "mini-vllm-labs": "DUMMY weights, not the model's own: shapes are true, values are made up"}
 """The safetensors metadata of a file of dummy weights."""
 
 
 def write_dummy(file: Path, shapes: Mapping[str, Shape]) -> None:
-    """Writes one safetensors file, bf16, its data beginning at a page.
+    """Writes one safetensors file, bf16, whose data begins at a page.
 
     Raises:
-        OSError: no room, or no leave to write.
+        OSError: the disk is full, or the file is not writable.
     """
     header: dict[str, Any] = {"__metadata__": METADATA}
     end = 0
@@ -66,12 +67,12 @@ def write_dummy(file: Path, shapes: Mapping[str, Shape]) -> None:
 
 
 def disk_bytes(shapes: Mapping[str, Shape]) -> int:
-    """How many bytes of values ``write_dummy`` writes; the holes are not counted."""
+    """The bytes of values that ``write_dummy`` writes, without the holes."""
     return sum(2 * len(_rows(name, shape)) * shape[-1] for name, shape in shapes.items())
 
 
 def dummy_fault(file: Path) -> str | None:
-    """What is wrong with a file of dummy weights: a broken header, or the first value that is not what the rule above says."""
+    """The fault of a file of dummy weights, a broken header or the first value that violates the rule, in words; or None."""
     try:
         stored = read_header(file)
         with file.open("rb") as opened:
@@ -80,7 +81,7 @@ def dummy_fault(file: Path) -> str | None:
                     opened.seek(tensor.bytes[0] + 2 * row * words.shape[1])
                     if opened.read(words.nbytes) != words.tobytes():
                         return f"{name} of {file.name} has other values at row {row} or in the {len(words)} from it"
-    except HeaderError as error:
+    except UserError as error:
         return str(error)
     return None
 
@@ -98,18 +99,18 @@ def _words(of: str, count: int) -> Words:
 
 
 def _rows(name: str, shape: Shape) -> range:
-    """The rows that are written."""
+    """The rows to write."""
     return range(0, (1, *shape)[-2], 1 if name.startswith("model.layers.0.") else EVERY)
 
 
 def _written(name: str, shape: Shape) -> Iterator[tuple[int, Words]]:
-    """Rows that lie one behind the other, and the number of the first; a few at a time."""
+    """Blocks of adjacent rows to write, each with the number of its first row."""
     rows = _rows(name, shape)
-    together = max(1, AT_ONCE // shape[-1])
-    for first in range(0, len(rows), together):
-        some = rows[first : first + together]
-        words = dummy_values(name, shape, some)
+    size = max(1, MAX_VALUES // shape[-1])
+    for first in range(0, len(rows), size):
+        block = rows[first : first + size]
+        words = dummy_values(name, shape, block)
         if rows.step == 1:
-            yield some.start, words
+            yield block.start, words
         else:
-            yield from ((row, words[[at]]) for at, row in enumerate(some))
+            yield from ((row, words[[index]]) for index, row in enumerate(block))
