@@ -353,7 +353,7 @@ def test_a_rank_takes_its_own_rows(lab: ModuleType) -> None:
     )
 
 
-@pytest.mark.parametrize(("kv_rows", "what"), [(12, "too tall"), (3, "too short")])
+@pytest.mark.parametrize(("kv_rows", "what"), [(12, "too many"), (3, "too few")])
 @pytest.mark.parametrize("tp_size", [1, 2])
 def test_shape_mismatch_is_loud(lab: ModuleType, kv_rows: int, what: str, tp_size: int) -> None:
     # A multi-head checkpoint has 12 rows: one key head for each query head. The config has 2 kv heads.
@@ -367,7 +367,7 @@ def test_shape_mismatch_is_loud(lab: ModuleType, kv_rows: int, what: str, tp_siz
     expect_tensor(
         param,
         torch.full_like(param, -1.0),
-        f"{what}: raise the error before anything is copied, or the parameter is half overwritten",
+        f"{what} rows: raise the error before anything is copied, or the parameter is half overwritten",
     )
 
 
