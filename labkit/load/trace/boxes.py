@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from labkit.checkpoints.headers import Shape
@@ -103,16 +102,6 @@ def _merged(boxes: Iterable[Box]) -> list[Box]:
 # --- views ----------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two views with the same elements in the same order, each with the box that it covers in its own base."""
-
-    one: Tensor
-    one_box: Box
-    two: Tensor
-    two_box: Box
-
-
 def box_of(view: Tensor, base: Tensor) -> Box | None:
     """The box of ``base`` that a view of it covers; None where the view covers no box.
 
@@ -158,11 +147,11 @@ def _runs(view: Tensor) -> list[tuple[int, int]]:
     return runs
 
 
-def box_pairs(one: Tensor, one_base: Tensor, two: Tensor, two_base: Tensor) -> Iterator[Pair]:
-    """Two views of one shape, cut into pieces that cover a box in both bases; uncut where the views do so already."""
+def box_pairs(one: Tensor, one_base: Tensor, two: Tensor, two_base: Tensor) -> Iterator[tuple[Tensor, Box, Tensor, Box]]:
+    """Cuts two views of one shape into pieces that cover a box in both bases; yields each pair of pieces with their boxes."""
     one_box, two_box = box_of(one, one_base), box_of(two, two_base)
     if one_box is not None and two_box is not None:
-        yield Pair(one, one_box, two, two_box)
+        yield one, one_box, two, two_box
         return
     yield from (pair for mine, theirs in split(one, two) for pair in box_pairs(mine, one_base, theirs, two_base))
 

