@@ -1,11 +1,11 @@
-"""Grading a class against grading one: two submissions at a time on two cores, on a Ray cluster, or in containers.
+"""Times ./lab grade: a class against one submission, two at a time on two cores, on a Ray cluster, or in containers.
 
     .venv/bin/python benchmarks/grade.py --submissions 1 10 100            in child processes
     .venv/bin/python benchmarks/grade.py --submissions 1 10 --ray          on two raylets of one processor each
     .venv/bin/python benchmarks/grade.py --submissions 1 10 --image IMAGE  in containers, and what a container adds to one
 
 The submissions are the lab's solution, each of which must earn all points. The bars: a class of N takes at most 1.3 x (N x one
-warm verdict in child processes / 2); a container adds at most 1.5 s. What one verdict takes is measured again before each class.
+warm verdict in child processes / 2); a container adds at most 1.5 s. The time of one verdict is measured again before each class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BAR, CONTAINER_BAR = 1.3, 1.5
 
 
 def seconds(grader: Grader, lab: Lab, count: int) -> float:
-    """How long a class of so many takes."""
+    """Seconds to grade a class of so many."""
     source = (lab.folder / "solution.py").read_bytes()
     submissions = [Submission(str(number), source) for number in range(count)]
     started = time.perf_counter()

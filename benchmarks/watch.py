@@ -1,11 +1,11 @@
-"""How long a learner waits for a verdict: from the end of a save to the line that ./lab watch prints, beside a run of pytest.
+"""Times ./lab watch: from the end of a save to the line with the verdict, compared with a run of pytest.
 
     .venv/bin/python benchmarks/watch.py        # labs 01 and 03; or name one, and how many rounds
 
-For each task that has code of its own there is one wrong answer, which leaves the tasks before it passing. In each round the
-wrong answer is saved once more with another comment (verdict: failing), then the right one (verdict: passed). The verdict is that
-on the task in hand, whose tests run first, up to the first that fails; the other tasks' tests go on after it. Beside it stands
-``pytest -x`` on the same wrong file, from nothing to the first failure. The board is timed besides.
+Each task that asks for code has one wrong answer, with which the tasks before it still pass. In each round the wrong answer is
+saved again with another comment (verdict: failing), then the right one (verdict: passed). The verdict is the one on the task in
+hand, whose tests run first; the other tests run after it. The baseline is ``pytest -x`` on the same wrong file, up to the first
+failure. The board is timed too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WRONG = {
         "load": ("missing.remove(target)", "pass"),
     },
 }
-"""(in the solution, instead) for each task; generate and contract of lab 01 and theorem of lab 03 ask for no code."""
+"""task -> (text of the solution, its replacement). generate and contract of lab 01 and theorem of lab 03 ask for no code."""
 
 
 class Watched:
@@ -57,13 +57,13 @@ class Watched:
         """The next line with one of the words."""
         return next(line for line in self.lines if any(word in line for word in words))
 
-    def take_in_hand(self, text: str) -> None:
-        """A save that is not measured: when its run is over, the task that fails is the one in hand."""
+    def choose_task(self, text: str) -> None:
+        """Saves without measuring: after this run, the task that fails is the one in hand."""
         self.file.write_text(text, encoding="utf-8")
         self.wait_for("points;")
 
     def save(self, text: str, *words: str) -> float:
-        """Seconds from the end of the save to the line with one of the words; returns when the whole run is over."""
+        """Seconds from the end of the save to the line with one of the words; returns after the whole run."""
         self.file.write_text(text, encoding="utf-8")
         saved = time.perf_counter()
         self.wait_for(*words)
@@ -85,7 +85,7 @@ def measure(lab: Lab, rounds: int) -> None:
             wrong = right.replace(old, new)
             failing, passing, cold = [], [], []
             for round_ in range(rounds):
-                watched.take_in_hand(f"{wrong}# {round_}\n")
+                watched.choose_task(f"{wrong}# {round_}\n")
                 failing.append(watched.save(f"{wrong}# {round_} again\n", f"{task}: failing"))
                 cold.append(cold_pytest(lab, file))
                 passing.append(watched.save(right, f"{task}: passed"))
@@ -102,7 +102,7 @@ def measure(lab: Lab, rounds: int) -> None:
 
 
 def cold_pytest(lab: Lab, file: Path) -> float:
-    """Seconds of a pytest run that stops at the first failure."""
+    """Seconds of a run of pytest that stops at the first failure."""
     command = [sys.executable, "-P", "-m", "pytest", str(lab.tests), "-x", "-q", "-p", "no:cacheprovider"]
     started = time.perf_counter()
     ran = subprocess.run(command, cwd=ROOT, env=os.environ | {"LAB_IMPL": str(file)}, capture_output=True, check=False)
@@ -112,7 +112,7 @@ def cold_pytest(lab: Lab, file: Path) -> float:
 
 
 def board() -> None:
-    """Prints how long ./lab takes."""
+    """Prints the time of ./lab."""
     took = []
     for _ in range(11):
         started = time.perf_counter()

@@ -37,7 +37,9 @@ PRELOAD = (
 class Child(Protocol):
     """The process that runs pytest and leads a process group; the part of subprocess.Popen that is used."""
 
-    pid: int
+    @property
+    def pid(self) -> int:
+        """The process id."""
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit status, or minus the signal that ended it; raises subprocess.TimeoutExpired or TimeoutError."""

@@ -1,6 +1,6 @@
 """The pytest plugin that reports each test as a line of JSON on a file descriptor, for check, watch and grade.
 
-    pytest -p labkit.check.reporter --report-fd 5     {"running": "test_a"}  {"result": {"name": "test_a", ...}} {"finished": true}
+    pytest -p labkit.check.reporter --report-fd 5     {"running": "test_a"}  {"result": {"name": "test_a", ..}} {"finished": true}
 
 results.py reads the lines. A test that pytest-timeout cannot interrupt, because it hangs in C or catches every exception, leaves
 the stack that faulthandler writes in the place of JSON.
@@ -34,7 +34,7 @@ TIMEOUT = r"Timeout \(>([\d.]+)s\)"
 """pytest-timeout's message."""
 
 TIMED_OUT = "did not end within"
-"""The begin of the message that replaces it."""
+"""The start of the message that replaces it."""
 
 
 class Reporter:

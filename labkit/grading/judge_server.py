@@ -21,27 +21,6 @@ from labkit.isolation.sandbox import end_with_parent, protect_memory
 from labkit.system.fork_server import ForkServer, preload, serve
 
 
-class ForkedJudge:
-    """A judge that a server has forked.
-
-    Attributes:
-        pid: its process and its process group.
-    """
-
-    def __init__(self, server: ForkServer) -> None:
-        self._server = server
-        self.pid = server.wait_for("child")
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit status, or minus the signal that ended it.
-
-        Raises:
-            TimeoutError: it has not ended.
-            ForkServerError: its server has ended.
-        """
-        return self._server.wait_for("ended", timeout)
-
-
 @contextmanager
 def judge_servers() -> Iterator[Start]:
     """Yields a function that starts a judge; each thread that calls it has a server, and one judge at a time."""
@@ -58,7 +37,7 @@ def judge_servers() -> Iterator[Start]:
         changes = {name: value for name, value in environment.items() if server.environment.get(name) != value}
         request = {"arguments": arguments, "environment": changes, "report": report.fileno()}
         server.request(request, [output.fileno(), report.fileno()])
-        return ForkedJudge(server)
+        return server
 
     try:
         yield start

@@ -41,17 +41,7 @@ MAX_FILE = 256 << 20
 FOLDER = "MINI_VLLM_LABS_SANDBOX"
 """The environment variable with the sandbox's folder, in the judge."""
 
-VARIABLES = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "OMP_NUM_THREADS",
-    "MINI_VLLM_LABS_ENVIRONMENT",
-    "VIRTUAL_ENV",
-    "NO_COLOR",
-)
+KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "OMP_NUM_THREADS", "MINI_VLLM_LABS_ENVIRONMENT", "VIRTUAL_ENV", "NO_COLOR")
 """The environment variables of the learner's process: no token, no proxy, nothing that makes Python load a file."""
 
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
@@ -237,7 +227,7 @@ def _control_group() -> Iterator[Callable[[], None]]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     return kept | {
         "HOME": str(folder),
         "TMPDIR": str(folder),

@@ -1,8 +1,7 @@
-"""Serves prompts with the real vLLM, which is imported once: every case runs in a fork of one warm process.
+"""Generates tokens with the real vLLM: each call runs in a fork of a process that has imported vLLM (vllm_preload.py).
 
-Importing vLLM takes ten seconds, and an engine cannot be taken down without a trace in the process that it ran in. A fork of a
-process that has imported vLLM and done nothing else is both at once: warm and clean. multiprocessing's fork server is that
-process; ``labkit.load.vllm_preload`` is what it imports.
+The import takes ten seconds, and an engine cannot be removed completely from the process that it ran in. The server is
+multiprocessing's and not labkit.system.fork_server, because vLLM's own worker processes have to be forks of it as well.
 """
 
 from __future__ import annotations
@@ -24,45 +23,45 @@ from labkit.load.plugins import PluginError, examine
 
 Tokens = list[int]
 
-FORKS = multiprocessing.get_context("forkserver")
+FORK_CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def warm_up() -> None:
-    """Starts the process that imports vLLM, and does not wait for it."""
-    FORKS.set_forkserver_preload(["labkit.load.vllm_preload"])
+    """Starts the fork server, and does not wait until it has imported vLLM."""
+    FORK_CONTEXT.set_forkserver_preload(["labkit.load.vllm_preload"])
     forkserver.ensure_running()
 
 
 def serve(
     model: Path, prompts: Sequence[Tokens], max_tokens: int, plugin: Path, workers: bool = False, **options: Any
 ) -> list[Tokens]:
-    """What ``LLM(model)`` of the real vLLM says greedily to all of the prompts at once, on the CPU and in float32.
+    """Generates greedily with ``LLM(model)`` of the real vLLM, all prompts in one batch, on the CPU and in float32.
 
     Args:
         model: a directory with config.json and safetensors.
         prompts: token ids.
-        max_tokens: how many tokens each gets.
-        plugin: the folder that ``write_plugin`` has filled; it is on ``sys.path`` of every process of this case.
-        workers: whether engine and model run in processes of their own, as they do by default; else all in one.
+        max_tokens: the number of tokens for each prompt.
+        plugin: the folder that ``write_plugin`` has filled; it is on ``sys.path`` of every process of this call.
+        workers: whether engine and model run in processes of their own, as by default; else all in one process.
         options: further arguments of ``LLM``.
 
     Returns:
         The tokens of each prompt.
 
     Raises:
-        PluginError: vLLM does not come up, or does not answer; says why, as far as that can be found out.
+        PluginError: vLLM does not start or does not answer; with the reason, as far as it is known.
     """
     warm_up()
-    receiver, sender = FORKS.Pipe(duplex=False)
+    receiver, sender = FORK_CONTEXT.Pipe(duplex=False)
     job = {"model": str(model), "prompts": prompts, "max_tokens": max_tokens, "plugin": str(plugin), "options": options}
-    process = FORKS.Process(target=_case, args=(json.dumps(job), workers, sender))
+    process = FORK_CONTEXT.Process(target=_run, args=(json.dumps(job), workers, sender))
     process.start()
     sender.close()
     try:
         answer = json.loads(receiver.recv_bytes())
     except EOFError:
         process.join()
-        raise PluginError(f"the process that served ended with exit status {process.exitcode} and without an answer") from None
+        raise PluginError(f"vLLM's process ended with exit status {process.exitcode} and without an answer") from None
     finally:
         process.kill()
         process.join()
@@ -71,20 +70,20 @@ def serve(
     return answer  # type: ignore[no-any-return]
 
 
-def _case(job: str, workers: bool, sender: Connection) -> None:
-    """The forked process: serves, and sends tokens, or in words why there are none."""
+def _run(job: str, workers: bool, sender: Connection) -> None:
+    """In the fork: generates, and sends the tokens, or a sentence why there are none."""
     with tempfile.TemporaryFile("a+", errors="replace") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(workers))
         try:
-            answer: list[Tokens] | str = _served(**json.loads(job))
+            answer: list[Tokens] | str = _generate(**json.loads(job))
         except BaseException as error:  # whatever a learner's model may raise
             answer = _why(error, log, **json.loads(job))
         sender.send_bytes(json.dumps(answer).encode())
 
 
-def _served(model: str, prompts: list[Tokens], max_tokens: int, plugin: str, options: dict[str, Any]) -> list[Tokens]:
+def _generate(model: str, prompts: list[Tokens], max_tokens: int, plugin: str, options: dict[str, Any]) -> list[Tokens]:
     from vllm import LLM, SamplingParams
 
     sys.path.insert(0, plugin)
@@ -95,7 +94,7 @@ def _served(model: str, prompts: list[Tokens], max_tokens: int, plugin: str, opt
 
 
 def _why(error: BaseException, log: IO[str], model: str, plugin: str, **_: Any) -> str:
-    """The plugin's own fault where it is one; else what vLLM said first, which its worker processes only print."""
+    """The reason: a fault of the plugin, if there is one; else vLLM's first error, which its workers only print."""
     if isinstance(error, NotImplementedError):
         return describe_error(error)
     try:

@@ -71,13 +71,21 @@ class ForkServer:
         with suppress(OSError):
             socket.send_fds(self.control, [json.dumps(request).encode()], list(files))
 
-    def wait_for(self, key: str, timeout: float | None = None) -> int:
-        """The value of a message: of "child" or of "ended".
+    @property
+    def pid(self) -> int:
+        """The process id of the fork, which leads a process group."""
+        return self._wait_for("child", None)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status of the fork, or minus the signal that ended it.
 
         Raises:
-            TimeoutError: it has not come within so many seconds.
+            TimeoutError: it has not ended within so many seconds.
             ForkServerError: the server has ended.
         """
+        return self._wait_for("ended", timeout)
+
+    def _wait_for(self, key: str, timeout: float | None) -> int:
         while key not in self.received:
             self.receive(timeout)
         return int(self.received[key])

@@ -47,9 +47,9 @@ def test_a_learner_s_own_labs_are_graded_and_nothing_of_root_s_is_left_in_them(
         for path in (labs, *before):
             os.chown(path, *owner)
     options = ["--user", user] if user else []
-    mounted = docker.run(*options, "-v", f"{labs}:/workspace/labs", image, "check", "03", "--impl", "starter")
+    mounted = docker.run(*options, "-v", f"{labs}:/workspace/labs", image, "check", "03")
     assert "100 of 100 points" in mounted.stdout
-    failed = docker.run(*options, "-v", f"{labs}:/workspace/labs", image, "check", "01", "--impl", "starter", check=False)
+    failed = docker.run(*options, "-v", f"{labs}:/workspace/labs", image, "check", "01", check=False)
     assert (failed.returncode, "0 of 100 points" in failed.stdout) == (1, True)
     written = {path for path in labs.rglob("*")} - before
     assert {path.stat().st_uid for path in written} <= {owner[0]}

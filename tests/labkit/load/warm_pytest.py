@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from labkit.load.vllm_server import FORKS, warm_up
+from labkit.load.vllm_server import FORK_CONTEXT, warm_up
 
 
 def passes(package: Path, output: Path) -> bool:
     """Whether a package's own tests pass with it on ``sys.path``; what they print goes to ``output``."""
     warm_up()
-    process = FORKS.Process(target=_run, args=(str(package), str(output)))
+    process = FORK_CONTEXT.Process(target=_run, args=(str(package), str(output)))
     process.start()
     process.join()
     return process.exitcode == 0
