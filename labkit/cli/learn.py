@@ -105,9 +105,7 @@ def reset(number: LabNumber) -> None:
 @app.command(rich_help_panel=LEARN)
 def check(
     number: Annotated[str, typer.Argument(metavar="01|02|03|04|all", help="which lab", autocompletion=lab_numbers)],
-    impl: Annotated[
-        str | None, typer.Option(help="starter, solution or a .py file; default: LAB_IMPL if set, else starter")
-    ] = None,
+    impl: Annotated[str | None, typer.Option(help="starter, solution or a .py file; default: LAB_IMPL, else starter")] = None,
     solution: Annotated[bool, typer.Option("--solution", help="the same as --impl solution")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report to this file as JSON")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report as JUnit XML")] = None,

@@ -95,7 +95,7 @@ def show_report(report: Report) -> None:
         print_text(f"{len(skips)} tests were skipped, which does not count as passed: {skips[0].message}")
     console.print(f"{report.points} of {lab.points} points")
     if all(result.status == "not started" for result in report.tasks):
-        print_text(f"{report.graded.name} is as it was given out. Next: ./lab start {lab.number} opens it and its README.md")
+        print_text(f"{report.graded.name} is unchanged. Next: ./lab start {lab.number} opens it and its README.md")
     open_tasks = [result.task for result in report.tasks if result.status in ("failed", "not run")]
     if open_tasks:
         print_text(f"Hint for {open_tasks[0].name}: {open_tasks[0].hints[0]}")

@@ -2,7 +2,7 @@
 
 The unit multiplies a tile of 16 x 32 bfloat16 with one of 32 x 16 and accumulates in float32. Weights are bfloat16. A float32
 input is split into three bfloat16 of 8 bits each, ``x = high + middle + low``; three tile products are still faster than float32
-instructions (benchmarks/README.md has the ratio).
+instructions (benchmarks/ledger.md has the ratio).
 
 Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, "Programming with Intel AMX".
 """

@@ -21,7 +21,7 @@ from mini_vllm.layers.linear import LinearBase
 
 HEAD_GROUP = 32
 """Inputs that share a scale in the LM head, which is int8 with either method. Its rounding errors go straight into the logits;
-benchmarks/README.md has the cost of a coarser head."""
+benchmarks/ledger.md has the cost of a coarser head."""
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Session:
             return
         try:
             record_report(self.run.report, self.run.digest)
-        except UserError as fault:  # the verdict is shown all the same
+        except UserError as fault:  # the verdict is valid even if it cannot be stored
             self.hints.append(str(fault))
         left = [result.task for result in self.run.report.tasks if state_of(result).state not in DONE]
         if self.focus not in left:

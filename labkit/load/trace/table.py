@@ -97,7 +97,7 @@ def _table(title: str, records: Sequence[Record], wide: bool) -> Table:
             if wide
             else (f"{r.tensor}\n  {mapping}\n{r.parameter}", f"{shape}\n\n{parameter_shape}", f"{source}\n\n{destination}")
         )
-        table.add_row(*(Text(printable(cell)) for cell in cells))  # as Text, because a name may contain markup
+        table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))  # as Text, because a name may contain markup
     return table
 
 

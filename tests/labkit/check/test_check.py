@@ -126,7 +126,7 @@ def test_the_command_grades_the_starter_unless_another_file_is_named(tmp_path: P
     files["junit"] = files["junit"].with_suffix(".xml")
     files |= {name: files[name].with_suffix(".json") for name in ("json", "gradescope", "classroom")}
     status, output = lab_check("03", *(f"--{name}={file}" for name, file in files.items()))
-    assert (status, "starter.py is as it was given out. Next: ./lab start 03" in output) == (1, True)
+    assert (status, "starter.py is unchanged. Next: ./lab start 03" in output) == (1, True)
     assert "failed" not in output
     assert all(file.is_file() for file in files.values())
     assert lab_check("03", "--impl", "starter", implementation="solution") == (status, output.partition("written")[0])
