@@ -84,7 +84,11 @@ FACTS = [
         "without the leading dot, gate_proj ends as gate_gate_up_proj",
         lambda: without_dots().map_name("mlp.gate_proj.weight") == "mlp.gate_gate_up_proj.weight",
     ),
-    Fact("The path of one tensor: `k_proj` on rank 1 of 2", "vocabularies are padded to 64", lambda: DEFAULT_VOCAB_PADDING_SIZE == 64),
+    Fact(
+        "The path of one tensor: `k_proj` on rank 1 of 2",
+        "vocabularies are padded to 64",
+        lambda: DEFAULT_VOCAB_PADDING_SIZE == 64,
+    ),
     Fact(
         "How vLLM 0.32.0 handles a bad checkpoint",
         "track_weights_loading exempts what has process_weights_after_loading, and linear layers and embeddings have it",
