@@ -14,7 +14,7 @@ from labkit.system.labs import ROOT, all_labs
 SECTIONS = {
     "Reference": ("docs/glossary.md", "docs/verify.md", "docs/first-pull-request.md"),
     "The code": ("docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    "The engine": ("mini_vllm/README.md", "benchmarks/README.md", "benchmarks/ledger.md"),
+    "The engine": ("mini_vllm/README.md", "mini_vllm/kernels/README.md", "benchmarks/README.md", "benchmarks/ledger.md"),
     "Containers": ("docker/README.md", "devcontainer/README.md"),
 }
 IMAGE = re.compile(r"!\[[^\]]*\]\(([^)#:]+)\)")

@@ -32,8 +32,8 @@ class Request:
         stop_reason: the stop token or stop text that ended it.
         error: what went wrong when ``finish_reason`` is "error".
         num_preemptions: how often it was preempted.
-        logprobs: one entry per output token, if they were asked for.
-        prompt_logprobs: one entry per prompt token computed so far, if they were asked for; None for the first.
+        logprobs: one entry per output token, if requested.
+        prompt_logprobs: one entry per prompt token computed so far, if requested; None for the first.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ def install_kernels(model: object) -> None:
     of the model is float32 on the CPU, and a decoder on one rank replays its decode steps then. The rest stays plain torch.
 
     Args:
-        model: loaded, and quantized if it is to be; an object that is no torch module stays as it is.
+        model: loaded, and quantized before; an object that is no torch module is not changed.
     """
     if not issubclass(type(model), nn.Module):
         return

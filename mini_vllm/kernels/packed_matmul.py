@@ -1,8 +1,4 @@
-"""Matrix products with few rows, at the speed of reading the weights: float32, bfloat16, int8, or two 4-bit numbers in a byte.
-
-A decode step of a few requests reads every weight once and computes little with it. benchmarks/ledger.md has the rates
-of torch's kernels and of this one.
-"""
+"""Matrix products with few rows, at the speed of reading the weights: float32, bfloat16, int8, or two 4-bit numbers in a byte."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ _LANES_OF_4_BITS = 32
 
 
 def lanes(dtype: torch.dtype) -> int:
-    """Outputs computed side by side for weights of this dtype; uint8 stands for 4-bit numbers."""
+    """Outputs computed side by side for weights of this dtype; 4-bit numbers are stored as uint8."""
     return _LANES_OF_4_BITS if dtype == torch.uint8 else _LANES
 
 

@@ -222,18 +222,9 @@ def _prefetch(typing_context: Any, cached: Any, rows: Any, head: Any, tile: Any,
 
 @intrinsic(prefer_literal=True)
 def _score(
-    typing_context: Any,
-    queries: Any,
-    keys: Any,
-    rows: Any,
-    weights: Any,
-    head: Any,
-    g: Any,
-    tile: Any,
-    together: Any,
-    head_dim: Any,
+    typing_context: Any, q: Any, keys: Any, rows: Any, weights: Any, head: Any, g: Any, tile: Any, together: Any, head_dim: Any
 ) -> Any:
-    """weights[head, g, token] = queries[head, g] . keys[rows[token], head], for each of the tile's tokens.
+    """weights[head, g, token] = q[head, g] . keys[rows[token], head], for each of the tile's tokens.
 
     The products of a query and a token fill the lanes of a vector. Sums of neighboring lanes turn two vectors into one, again and
     again, until one vector has the sum of each token in a lane.
@@ -258,23 +249,14 @@ def _score(
             its.store(sums(query, 0, its.lanes), its.result, its.weights(3, g))
         return context.get_dummy_value()
 
-    return types.void(queries, keys, rows, weights, head, g, tile, together, head_dim), generate
+    return types.void(q, keys, rows, weights, head, g, tile, together, head_dim), generate
 
 
 @intrinsic(prefer_literal=True)
 def _add_values(
-    typing_context: Any,
-    weights: Any,
-    values: Any,
-    rows: Any,
-    sums: Any,
-    head: Any,
-    g: Any,
-    tile: Any,
-    together: Any,
-    head_dim: Any,
+    typing_context: Any, weights: Any, v: Any, rows: Any, sums: Any, head: Any, g: Any, tile: Any, together: Any, head_dim: Any
 ) -> Any:
-    """sums[head, g] += weights[head, g, token] * values[rows[token], head], over the tile's tokens."""
+    """sums[head, g] += weights[head, g, token] * v[rows[token], head], over the tile's tokens."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         its = _Tile(context, builder, signature, arguments)
@@ -293,4 +275,4 @@ def _add_values(
                 its.store(totals[key], its.result, offset)
         return context.get_dummy_value()
 
-    return types.void(weights, values, rows, sums, head, g, tile, together, head_dim), generate
+    return types.void(weights, v, rows, sums, head, g, tile, together, head_dim), generate

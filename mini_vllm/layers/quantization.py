@@ -1,4 +1,4 @@
-"""Weights rounded to int8 or int4 when they are loaded; activations stay as they are.
+"""Quantization of weights to int8 or int4 when they are loaded; activations are not quantized.
 
     q * scale            int8    q from -127 to 127, a scale for each output
     q * scale + zero     int4    q from 0 to 15, a scale and a zero for each group of inputs of each output

@@ -1,1 +1,1 @@
-"""From files to parameters, strictly: every row written once, every tensor used, or one error that says everything."""
+"""Strict loading: every row is written once and every tensor used, or one error lists all faults."""

@@ -164,7 +164,7 @@ def test_nothing_said_is_plain_rope(spelling: dict[str, Any]) -> None:
     [
         (
             {"rope_scaling": {"type": "stretchy", "factor": 2.0}},
-            "rope scaling 'stretchy'; this engine knows default, linear, dynamic, llama3, yarn, longrope",
+            "rope scaling 'stretchy'; this engine has default, linear, dynamic, llama3, yarn, longrope",
         ),
         ({"rope_scaling": {"type": "linear"}}, "by 'linear', which needs a factor, and gives None"),
         ({"rope_scaling": {"type": "yarn", "factor": None}}, "by 'yarn', which needs a factor, and gives None"),
@@ -176,9 +176,9 @@ def test_nothing_said_is_plain_rope(spelling: dict[str, Any]) -> None:
             "gives short_factor 3 numbers; heads of size 128 have 64 pairs",
         ),
         ({"rope_scaling": {"type": "linear", "factor": "two"}}, "by 'linear', which needs a factor, and gives 'two'"),
-        ({"partial_rotary_factor": 0.5}, "the partial_rotary_factor 0.5"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}}, "the alpha 1000.0"),
-        ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, r"the mrope_section \[1, 2\]"),
+        ({"partial_rotary_factor": 0.5}, "has partial_rotary_factor 0.5"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}}, "has alpha 1000.0"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, r"has mrope_section \[1, 2\]"),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
             "has full_attention {'rope_type': 'default'} for rope",
