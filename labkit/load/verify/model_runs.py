@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import transformers
@@ -119,9 +118,11 @@ def _run_prompt(llm: Any, prompt: list[int], model: nn.Module) -> Activations:
         hidden.append(forward(*args, **kwargs).detach().clone())
         return hidden[-1]
 
-    with patch.object(model, "forward", capturing), _captured(model) as activations:
+    model.forward = capturing
+    with _captured(model) as activations:
         params = vllm.SamplingParams(temperature=0, max_tokens=1, detokenize=False)
         llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+    del model.forward
     with torch.inference_mode():
         activations.logits = model.compute_logits(hidden[0][: len(prompt)]).float()  # type: ignore[operator]
     return activations
