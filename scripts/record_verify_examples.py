@@ -27,7 +27,7 @@ from labkit.checkpoints.known_models import resolve  # noqa: E402
 from labkit.load.explain import find_error, find_fix  # noqa: E402
 from labkit.load.explain.fix import fix_lines  # noqa: E402
 from labkit.load.verify import verify_model  # noqa: E402
-from labkit.load.verify.report_text import report_lines  # noqa: E402
+from labkit.load.verify.report import report_lines  # noqa: E402
 
 ERROR = "ValueError: There is no module or parameter named 'language_model' in Gemma3ForCausalLM"
 

@@ -79,7 +79,7 @@ def verify(
     Exit status: 0 no findings; 1 findings; 2 it could not be verified.
     """
     from labkit.load.verify import NOT_VERIFIED, parse_sizes, verify_model, write_report
-    from labkit.load.verify.report_text import report_lines
+    from labkit.load.verify.report import report_lines
     from labkit.system.atomic_write import check_output_path
     from labkit.system.environment import ensure
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -34,19 +35,14 @@ class PluginError(UserError):
 
 
 def write_plugin(source: Path, name: str, entry_points: Mapping[str, Mapping[str, str]], folder: Path) -> Path:
-    """Writes into ``folder`` what the installation of a package of one module writes into site-packages.
+    """Writes into ``folder`` what the installation of a package of one module writes into site-packages; returns ``folder``.
+
+    Raises PluginError where the entry points do not have this form, or none is in GROUP.
 
     Args:
-        source: the module's file.
         name: the name of the module and of the package.
         entry_points: group -> name -> "module:function", as under [project.entry-points] in pyproject.toml.
         folder: created if it does not exist; importlib.metadata finds the package if it is on ``sys.path``.
-
-    Returns:
-        ``folder``.
-
-    Raises:
-        PluginError: the entry points do not have this form, or none is in GROUP.
     """
     lines = []
     for group, points in entry_points.items():
@@ -79,44 +75,40 @@ def missing_methods(model: type) -> list[str]:
             missing.append(f"{name}({', '.join(arguments)})")
             continue
         given = inspect.signature(method).parameters
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in given.values()):
-            continue
-        if lacking := [argument for argument in arguments if argument not in given]:
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in given.values())
+        if lacking := [argument for argument in arguments if argument not in given and not takes_any]:
             missing.append(f"{name} with an argument called {' and one called '.join(lacking)}")
     return missing
+
+
+@contextmanager
+def _blamed(fault: str, advice: str) -> Iterator[None]:
+    """Turns any exception into a PluginError."""
+    try:
+        yield
+    except Exception as error:
+        raise PluginError(f"{fault}: {describe_error(error)}; {advice}") from error
 
 
 def examine(folder: Path, architecture: str) -> None:
     """Finds out why vLLM cannot serve ``architecture`` from the package in ``folder``, if the plugin is the reason.
 
-    Runs the plugin in this process, which should end afterwards.
-
-    Raises:
-        PluginError: names the fault of the plugin.
+    Runs the plugin in this process, which should end afterwards. Raises PluginError, which names the fault of the plugin.
     """
     from vllm import ModelRegistry
 
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    points = [
-        point for package in metadata.distributions(path=[str(folder)]) for point in package.entry_points.select(group=GROUP)
-    ]
-    for point in points:
-        try:
-            register = point.load()
-        except Exception as error:
-            raise PluginError(
-                f"the entry point {point.name} = {point.value} cannot be loaded: {describe_error(error)}; vLLM only logs that "
-                '("Failed to load plugin") and continues without the plugin: check the names of the module and of the function'
-            ) from error
-        for time in ("", " a second time"):
-            try:
-                register()
-            except Exception as error:
-                raise PluginError(
-                    f"{point.value} fails when it is called{time}: {describe_error(error)}; every process of vLLM calls "
-                    "it, and it must allow more than one call"
-                ) from error
+    logged = 'vLLM only logs that ("Failed to load plugin") and continues without the plugin'
+    for package in metadata.distributions(path=[str(folder)]):
+        for point in package.entry_points.select(group=GROUP):
+            advice = f"{logged}: check the names of the module and of the function"
+            with _blamed(f"the entry point {point.name} = {point.value} cannot be loaded", advice):
+                register = point.load()
+            advice = "every process of vLLM calls it, and it must allow more than one call"
+            for time in ("", " a second time"):
+                with _blamed(f"{point.value} fails when it is called{time}", advice):
+                    register()
     registered = ModelRegistry.models.get(architecture)
     if registered is None:
         near = difflib.get_close_matches(architecture, ModelRegistry.models, n=1)
@@ -125,12 +117,8 @@ def examine(folder: Path, architecture: str) -> None:
             f"config.json asks for {architecture}, which no plugin has registered{nearest}; the first argument of "
             'ModelRegistry.register_model is the name that config.json has under "architectures"'
         )
-    try:
+    advice = 'the second argument of ModelRegistry.register_model is the class, or "module:Class"'
+    with _blamed(f"{architecture} is registered, but its class cannot be imported", advice):
         model = registered.load_model_cls()
-    except Exception as error:
-        raise PluginError(
-            f"{architecture} is registered, but its class cannot be imported: {describe_error(error)}; "
-            'the second argument of ModelRegistry.register_model is the class, or "module:Class"'
-        ) from error
     if missing := missing_methods(model):
         raise PluginError(f"{model.__name__} has no {', no '.join(missing)}; vLLM calls {', '.join(MODEL_METHODS)}")

@@ -37,24 +37,18 @@ def serve(
 ) -> list[Tokens]:
     """Generates greedily with ``LLM(model)`` of the real vLLM, all prompts in one batch, on the CPU and in float32.
 
+    Raises PluginError, with the reason as far as it is known, where vLLM does not start or does not answer.
+
     Args:
         model: a directory with config.json and safetensors.
-        prompts: token ids.
-        max_tokens: the number of tokens for each prompt.
         plugin: the folder that ``write_plugin`` has filled; it is on ``sys.path`` of every process of this call.
         workers: whether engine and model run in processes of their own, as by default; else all in one process.
         options: further arguments of ``LLM``.
-
-    Returns:
-        The tokens of each prompt.
-
-    Raises:
-        PluginError: vLLM does not start or does not answer; with the reason, as far as it is known.
     """
     warm_up()
     receiver, sender = FORK_CONTEXT.Pipe(duplex=False)
     job = {"model": str(model), "prompts": prompts, "max_tokens": max_tokens, "plugin": str(plugin), "options": options}
-    process = FORK_CONTEXT.Process(target=_run, args=(json.dumps(job), workers, sender))
+    process = FORK_CONTEXT.Process(target=_run, args=(job, workers, sender))
     process.start()
     sender.close()
     try:
@@ -70,16 +64,16 @@ def serve(
     return answer  # type: ignore[no-any-return]
 
 
-def _run(job: str, workers: bool, sender: Connection) -> None:
+def _run(job: dict[str, Any], workers: bool, sender: Connection) -> None:
     """In the fork: generates, and sends the tokens, or a sentence why there are none."""
     with tempfile.TemporaryFile("a+", errors="replace") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(workers))
         try:
-            answer: list[Tokens] | str = _generate(**json.loads(job))
+            answer: list[Tokens] | str = _generate(**job)
         except BaseException as error:  # whatever a learner's model may raise
-            answer = _why(error, log, **json.loads(job))
+            answer = _why(error, log, **job)
         sender.send_bytes(json.dumps(answer).encode())
 
 

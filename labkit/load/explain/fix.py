@@ -11,25 +11,23 @@ from labkit.checkpoints.known_models import Model
 from labkit.load.explain.mapper_rows import MapperRows, propose_rows
 from labkit.load.library_output import silence_logs
 from labkit.load.trace.coverage import find_faults
-from labkit.load.trace.records import Trace, VllmLoadError
+from labkit.load.trace.records import VllmLoadError
 
 if TYPE_CHECKING:
     from labkit.load.explain.single_loads import SingleLoads
 
 MAX_NAMES = 6
-"""The number of names of a kind that are printed."""
-
 OTHER_MODALITIES = ("vision", "visual", "image", "audio", "whisper", "speech", "mm_", "multi_modal", "mlp_ar")
 """Words in the names of tensors that a text-only class has no module for."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A load with additional mapping rows: the faults that remain, and the trace (None where vLLM refused the load)."""
+    """A load with additional mapping rows: the faults that remain, and the number of parameters if vLLM did not refuse it."""
 
     rows: MapperRows
     remaining: tuple[str, ...]
-    trace: Trace | None
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class FixSearch:
     """The result of a search for a fix.
 
     Attributes:
-        model: the checkpoint.
         tensors: the result of each tensor's load.
         unchanged: the load without additional rows.
         attempts: the rows that were tried, in turn, until the load was whole.
@@ -46,7 +43,7 @@ class FixSearch:
     model: Model
     tensors: SingleLoads
     unchanged: Attempt
-    attempts: tuple[Attempt, ...]
+    attempts: list[Attempt]
 
     @property
     def fix(self) -> Attempt | None:
@@ -65,15 +62,12 @@ def find_fix(model: Model, progress: Callable[[str], None] = lambda text: None) 
     with silence_logs():
         progress("loading the tensors one by one")
         tensors = load_each_tensor(model)
-        unchanged = _try(model, MapperRows())
-        attempts: list[Attempt] = []
-        if unchanged.remaining:
-            for rows in propose_rows(tensors.unmatched, tensors.fillers, tensors.loaded):
+        search = FixSearch(model, tensors, _try(model, MapperRows()), [])
+        for rows in propose_rows(tensors.unmatched, tensors.fillers, tensors.loaded):
+            if not search.fix:
                 progress(f"trying rows for {', '.join(rows.arguments())}")
-                attempts.append(_try(model, rows))
-                if not attempts[-1].remaining:
-                    break
-    return FixSearch(model, tensors, unchanged, tuple(attempts))
+                search.attempts.append(_try(model, rows))
+    return search
 
 
 def _try(model: Model, rows: MapperRows) -> Attempt:
@@ -86,10 +80,10 @@ def _try(model: Model, rows: MapperRows) -> Attempt:
     try:
         trace = real_load.trace(model, 1, (0,), "meta", lambda text: None, rename=mapper.apply)
     except VllmLoadError as error:
-        return Attempt(rows, (str(error),), None)
+        return Attempt(rows, (str(error),))
     dropped = {name for name in model.shapes if mapper.map_name(name) is None}
     faults = (each for each in find_faults(trace) if not (each.fault == "cut off" and each.name in dropped))
-    return Attempt(rows, tuple(map(str, faults)), trace)
+    return Attempt(rows, tuple(map(str, faults)), len(trace.parameter_shapes))
 
 
 def fix_lines(search: FixSearch) -> Iterator[str]:
@@ -107,30 +101,29 @@ def fix_lines(search: FixSearch) -> Iterator[str]:
     yield from _names("parameters that are not filled", tensors.unfilled)
     best = search.fix or min(search.attempts, key=lambda attempt: len(attempt.remaining), default=None)
     yield from _nearest_names(tensors, best)
-    yield from _modality_hint(tensors.unmatched)
-    if best is None:
+    if foreign := [name for name in tensors.unmatched if any(word in name.lower() for word in OTHER_MODALITIES)]:
         yield (
-            "no mapping row fixes this: no unmatched tensor name resembles a parameter that is not filled"
-            if tensors.unmatched
-            else "no mapping row fixes this: every name is matched; the tensors on disk are missing or of a wrong shape, or "
-            "config.json is wrong"
+            f"  {foreign[0]} belongs to an image or audio module: the checkpoint is of a multimodal model, and config.json names "
+            "a class for text alone; compare its architectures with those of the original model"
         )
+    if best is None:
+        matched = "every name is matched; the tensors on disk are missing or of a wrong shape, or config.json is wrong"
+        unmatched = "no unmatched tensor name resembles a parameter that is not filled"
+        yield f"no mapping row fixes this: {unmatched if tensors.unmatched else matched}"
         return
     yield "rows for the class's hf_to_vllm_mapper:"
     yield from (f"  {line}" for line in str(best.rows).splitlines())
     if best.rows.drops:
         yield "  None leaves a tensor out: right for one that no module uses, wrong for a scale, a bias or a layer"
     if not best.remaining:
-        count = len(best.trace.parameter_shapes) if best.trace else 0
-        yield f"tried on meta through the real class: WHOLE, all {count} parameters filled once"
+        yield f"tried on meta through the real class: WHOLE, all {best.parameters} parameters filled once"
         return
     yield f"tried on meta through the real class: NOT WHOLE, {len(best.remaining)} faults remain:"
     yield from (f"  {fault}" for fault in best.remaining[:MAX_NAMES])
 
 
 def _names(kind: str, names: Iterable[str]) -> Iterator[str]:
-    shown = list(names)
-    if shown:
+    if shown := list(names):
         more = f", and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
         yield f"  {len(shown)} {kind}: {', '.join(shown[:MAX_NAMES])}{more}"
 
@@ -138,18 +131,8 @@ def _names(kind: str, names: Iterable[str]) -> Iterator[str]:
 def _nearest_names(tensors: SingleLoads, best: Attempt | None) -> Iterator[str]:
     """For the first unmatched names the name they were matched with; without one, the nearest parameter."""
     matched = best.rows.matched if best else {}
-    for name in list(tensors.unmatched)[:MAX_NAMES]:
+    for name, shape in list(tensors.unmatched.items())[:MAX_NAMES]:
         if name in matched:
-            yield f"    {name} {tensors.unmatched[name]} is nearest to {matched[name]}"
+            yield f"    {name} {shape} is nearest to {matched[name]}"
         elif near := difflib.get_close_matches(name, tensors.parameters, n=1, cutoff=0.4):
-            shape = tensors.parameters[near[0]]
-            yield f"    {name} {tensors.unmatched[name]} is nearest to {near[0]} {shape}, which is already filled"
-
-
-def _modality_hint(unmatched: Iterable[str]) -> Iterator[str]:
-    foreign = [name for name in unmatched if any(word in name.lower() for word in OTHER_MODALITIES)]
-    if foreign:
-        yield (
-            f"  {foreign[0]} belongs to an image or audio module: the checkpoint is of a multimodal model, and config.json names "
-            "a class for text alone; compare its architectures with those of the original model"
-        )
+            yield f"    {name} {shape} is nearest to {near[0]} {tensors.parameters[near[0]]}, which is already filled"

@@ -14,11 +14,7 @@ from labkit.system.errors import UserError
 ERRORS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["error"]
 
 MAX_CHARACTERS = 20_000_000
-"""The part of a log that is searched, from its end."""
-
 MAX_LINE = 300
-"""The characters of a line, and of a value in an explanation, that are shown."""
-
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 LOGGER_PREFIX = re.compile(
     r"^(?:\([^)\n]*pid=\d+\)[ \t]*)?(?:(?:ERROR|WARNING|INFO) \d\d-\d\d [\d:]+ \[[^\]\n]*\][ \t]*)?", re.MULTILINE
@@ -49,11 +45,8 @@ def find_error(log: str) -> KnownError:
         name: textwrap.shorten(value[: 2 * MAX_LINE], MAX_LINE, placeholder=" ...") for name, value in found.groupdict().items()
     }
     count = len(re.findall(r"'[^']+'", found.groupdict().get("names", "")))
-    return KnownError(
-        kind=error["kind"],
-        line=line if len(line) < MAX_LINE else f"{line[: MAX_LINE - 3]}...",
-        meaning=error["meaning"].format(**groups, count=count),
-    )
+    shown = line if len(line) < MAX_LINE else f"{line[: MAX_LINE - 3]}..."
+    return KnownError(error["kind"], shown, error["meaning"].format(**groups, count=count))
 
 
 def read_log(file: Path | None) -> str:

@@ -34,11 +34,10 @@ class SingleLoads:
     Attributes:
         loaded: tensors that were copied.
         ignored: tensors that the class ignored without a message.
-        unmatched: tensors that the class has no parameter for, with their shapes.
+        unmatched: tensors that the class has no parameter for.
         wrong_shape: tensors that do not fit their parameter, each with vLLM's message.
-        unfilled: parameters of which a part was not filled, with their shapes.
+        unfilled: parameters of which a part was neither copied to nor filled with a number.
         fillers: checkpoint names that would fill them, with the shape of the parameter.
-        parameters: all parameters, with their shapes.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -58,9 +57,8 @@ def load_each_tensor(model: Model) -> SingleLoads:
         with CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True)) as recorder:
             for name, shape in _sample(model).items():
                 before = len(recorder.copies)
-                tensor = torch.empty(shape, dtype=dtype, device=meta)
                 try:
-                    cast(Any, built).load_weights(recorder.watch([(name, tensor)]))
+                    cast(Any, built).load_weights(recorder.watch([(name, torch.empty(shape, dtype=dtype, device=meta))]))
                 except Exception as error:
                     if isinstance(error, KeyError) or re.search(UNMATCHED, str(error)):
                         result.unmatched[name] = shape
@@ -72,7 +70,10 @@ def load_each_tensor(model: Model) -> SingleLoads:
                 elif not name.endswith(UNREAD_SUFFIXES):
                     result.ignored.append(name)
     result.parameters = {name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()}
-    result.unfilled = _unfilled(recorder, result.parameters)
+    boxes: dict[str, list[Box]] = defaultdict(list)
+    for name, box in [*((copy.parameter, copy.destination) for copy in recorder.copies), *recorder.fills]:
+        boxes[name].append(box)
+    result.unfilled = {name: shape for name, shape in result.parameters.items() if without(whole(shape), boxes[name])}
     for parameter, shape in result.unfilled.items():  # names that the class's rows fuse come before the parameter's own
         fused = [parameter.replace(row.to, row.from_) for row in stacked_rows(built) if row.to in parameter]
         known = {*result.loaded, *result.wrong_shape}
@@ -82,16 +83,6 @@ def load_each_tensor(model: Model) -> SingleLoads:
 
 def _sample(model: Model) -> dict[str, Shape]:
     """The tensors to load."""
-    if len(model.shapes) <= MAX_TENSORS:
-        return dict(model.shapes)
     numbers = {name: int(found[1]) for name in model.shapes if (found := re.search(r"\.(\d+)\.", name))}
-    chosen = {0, 1, max(numbers.values(), default=0)}
+    chosen = {0, 1, max(numbers.values(), default=0)} if len(model.shapes) > MAX_TENSORS else {0, *numbers.values()}
     return {name: shape for name, shape in model.shapes.items() if numbers.get(name, 0) in chosen}
-
-
-def _unfilled(recorder: CopyRecorder, parameters: dict[str, Shape]) -> dict[str, Shape]:
-    """Parameters of which a part was neither copied to nor filled with a number."""
-    boxes: dict[str, list[Box]] = defaultdict(list)
-    for name, box in [*((copy.parameter, copy.destination) for copy in recorder.copies), *recorder.fills]:
-        boxes[name].append(box)
-    return {name: shape for name, shape in parameters.items() if without(whole(shape), boxes[name])}

@@ -6,7 +6,7 @@
 
 run.py          loads once per TP size through the real class (`labkit.load.trace`), and finds the faults of each load
 comparison.py   compares vLLM's logits with transformers' (model_runs.py), and finds the first module that differs
-report.py       the result as data and as JSON; report_text.py the result as text
+report.py       the result as data, JSON and text
 """
 
 from labkit.load.verify.report import FINDINGS, NOT_VERIFIED, VERIFIED, LoadResult, Report, write_report

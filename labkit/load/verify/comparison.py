@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import transformers
 from torch import Tensor
 
 from labkit.checkpoints.known_models import Model
@@ -66,47 +67,37 @@ def run_reference(model: Model, against: Path | None, progress: Callable[[str], 
     Call it before vLLM builds a model: vLLM's wrapper of transformers' classes changes what transformers builds afterwards.
     Raises UserError with the reason where transformers cannot run it.
     """
-    import transformers
-
     vocabulary = model.config.get("vocab_size") or (model.config.get("text_config") or {}).get("vocab_size")
     if not isinstance(vocabulary, int) or vocabulary < 1:
         raise UserError("config.json has no vocab_size, so no prompts can be made")
-    generator = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(0, vocabulary, (MAX_PROMPT,), generator=generator).tolist() for _ in range(PROMPTS)]
+    prompts = torch.randint(0, vocabulary, (PROMPTS, MAX_PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
     progress(f"running transformers {transformers.__version__}")
     activations = run_transformers(against or model.directory, prompts, model.trust_remote_code)
-    return Reference(model.name if against is None else str(against), prompts, activations)
+    return Reference(str(against or model.name), prompts, activations)
 
 
 def compare(model: Model, trace: Trace | None, reference: Reference, progress: Callable[[str], None]) -> Comparison:
-    """Runs vLLM on the reference's prompts, and compares; raises UserError with the reason where vLLM cannot serve the model.
+    """Runs vLLM on the reference's prompts, and compares.
 
-    Args:
-        trace: the load at TP 1; None where there is none.
+    ``trace`` is the load at TP 1. Raises UserError with the reason where there is none, or vLLM cannot serve the model.
     """
-    import transformers
-
     if trace is None:
         raise UserError("there is no load at TP 1")
     progress("running vLLM")
     mine, theirs = run_vllm(model, reference.prompts), reference.activations
-    largest, spread = _logit_difference(mine, theirs)
+    size = min(each.logits.shape[-1] for each in (*mine, *theirs))
+    one, two = (torch.cat([each.logits[:, :size].log_softmax(-1) for each in runs]) for runs in (mine, theirs))
+    largest, spread = float((one - two).abs().max()), float(two.std())
     shared = _shared_outputs(trace, mine[0], theirs[0])
     first = None
     if not largest <= ROUNDING * spread:
-        places = (_first_difference(shared, one, two) for one, two in zip(mine, theirs, strict=True))
-        first = next((place for place in places if place), None)
-        if first and first.what == "input" and (rows := _rows_into(trace, first.before)):
-            # The values agree and what follows does not: a row may fill another shard than its own.
-            first = replace(first, looks_like=f"the rows that filled {first.before}: {', '.join(rows)}")
+        first = next(filter(None, (_first_difference(shared, *pair) for pair in zip(mine, theirs, strict=True))), None)
+        if first and first.what == "input":
+            # The values before it agree and what follows does not: a row may fill another shard than its own.
+            rows = {str(r.mapping): None for r in trace.records if r.parameter == f"{first.before}.weight" and r.mapping}
+            if len(rows) > 1:
+                first = replace(first, looks_like=f"the rows that filled {first.before}: {', '.join(rows)}")
     return Comparison(reference.name, transformers.__version__, largest, spread, ROUNDING * spread, len(shared), first)
-
-
-def _logit_difference(mine: list[Activations], theirs: list[Activations]) -> tuple[float, float]:
-    """The largest difference of a log-probability, NaN if one is, and the standard deviation of transformers'."""
-    size = min(each.logits.shape[-1] for each in (*mine, *theirs))
-    one, two = (torch.cat([each.logits[:, :size].log_softmax(-1) for each in runs]) for runs in (mine, theirs))
-    return float((one - two).abs().max()), float(two.std())
 
 
 def _shared_outputs(trace: Trace, mine: Activations, theirs: Activations) -> list[SharedOutput]:
@@ -116,25 +107,16 @@ def _shared_outputs(trace: Trace, mine: Activations, theirs: Activations) -> lis
         name, other = record.parameter.rpartition(".")[0], _their_module(record.tensor, theirs)
         if not record.parameter.endswith(".weight") or other is None or name not in mine.outputs:
             continue
-        columns = _columns(record, mine.outputs[name].shape[-1], theirs.outputs[other].shape[-1])
-        if columns:
+        if columns := _columns(record, mine.outputs[name].shape[-1], theirs.outputs[other].shape[-1]):
             found[SharedOutput(name, other, *columns)] = None
-    order = {name: place for place, name in reversed(list(enumerate(mine.order)))}
+    order = {name: place for place, name in enumerate(mine.outputs)}
     return sorted(found, key=lambda shared: (order[shared.mine], shared.columns))
-
-
-def _rows_into(trace: Trace, module: str | None) -> list[str]:
-    """The mapping rows that filled a fused parameter."""
-    rows = {str(r.mapping): None for r in trace.records if r.parameter == f"{module}.weight" and r.mapping}
-    return list(rows) if len(rows) > 1 else []
 
 
 def _their_module(tensor: str, theirs: Activations) -> str | None:
     """The module of transformers' that has this tensor. The name in the checkpoint may lack a prefix such as ``model.``."""
     module = tensor.rpartition(".")[0]
-    if module in theirs.outputs:
-        return module
-    ends = [name for name in theirs.outputs if name.endswith(f".{module}")]
+    ends = [module] if module in theirs.outputs else [name for name in theirs.outputs if name.endswith(f".{module}")]
     return ends[0] if len(ends) == 1 else None
 
 
@@ -164,44 +146,40 @@ def _first_difference(outputs: list[SharedOutput], mine: Activations, theirs: Ac
     two models may scale the embedding later.
     """
     before: str | None = None
-    embedding: FirstDifference | None = None
+    found: FirstDifference | None = None
     for shared in outputs:
         if shared.mine not in mine.outputs or shared.theirs not in theirs.outputs:
             continue
-        one, two = mine.inputs.get(shared.mine), theirs.inputs.get(shared.theirs)
-        if one is not None and two is not None and one.shape == two.shape:
+        values: dict[Literal["output", "input"], tuple[Tensor | None, Tensor | None]] = {
+            "input": (mine.inputs.get(shared.mine), theirs.inputs.get(shared.theirs)),
+            "output": shared.of(mine, theirs),
+        }
+        for what, (one, two) in values.items():
+            if one is None or two is None or one.shape != two.shape:
+                continue
             if not _agree(one, two):
-                return embedding or _difference(shared, "input", before, one, two)
-            embedding = None
-        one, two = shared.of(mine, theirs)
-        if one.shape == two.shape and not _agree(one, two):
-            looks_like = _recognized(one, shared, outputs, theirs)
-            difference = replace(_difference(shared, "output", before, one, two), looks_like=looks_like)
-            if shared.mine in mine.inputs:
-                return embedding or difference
-            embedding = embedding or difference
+                looks_like = _recognized(shared, outputs, mine, theirs) if what == "output" else None
+                largest, spread = float((one - two).abs().max()), float(two.std())
+                found = found or FirstDifference(shared.mine, shared.theirs, what, before, largest, spread, looks_like)
+                if what == "input" or shared.mine in mine.inputs:
+                    return found
+            elif what == "input":
+                found = None
         before = shared.mine
-    return embedding
-
-
-def _difference(
-    shared: SharedOutput, what: Literal["output", "input"], before: str | None, one: Tensor, two: Tensor
-) -> FirstDifference:
-    return FirstDifference(shared.mine, shared.theirs, what, before, float((one - two).abs().max()), float(two.std()))
+    return found
 
 
 def _agree(one: Tensor, two: Tensor) -> bool:
     return bool((one - two).abs().max() <= ROUNDING * max(float(two.std()), 1e-12))
 
 
-def _recognized(values: Tensor, shared: SharedOutput, outputs: list[SharedOutput], theirs: Activations) -> str | None:
+def _recognized(shared: SharedOutput, outputs: list[SharedOutput], mine: Activations, theirs: Activations) -> str | None:
     """A description of wrong values: those of another part of the same module, the right ones in another order, or zeros."""
-    siblings = {other.theirs: other for other in outputs if other.mine == shared.mine and other.theirs != shared.theirs}
-    for name, other in siblings.items():
-        expected = theirs.outputs[name][:, slice(*other.their_columns)]
-        if expected.shape == values.shape and _agree(values, expected):
-            return f"these are the values that transformers computes in {name}: the two tensors were swapped"
-    expected = theirs.outputs[shared.theirs][:, slice(*shared.their_columns)]
+    values, expected = shared.of(mine, theirs)
+    for other in (each for each in outputs if each.mine == shared.mine and each.theirs != shared.theirs):
+        part = other.of(mine, theirs)[1]
+        if part.shape == values.shape and _agree(values, part):
+            return f"these are the values that transformers computes in {other.theirs}: the two tensors were swapped"
     nearest = torch.cdist(values.T, expected.T).argmin(1)
     if len(set(nearest.tolist())) == len(nearest) and _agree(values, expected[:, nearest]):
         moved = int((nearest != torch.arange(len(nearest))).sum())

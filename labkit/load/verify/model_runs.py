@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+import vllm
 from torch import Tensor, nn
+from vllm.distributed import cleanup_dist_env_and_memory
 
 from labkit.checkpoints.known_models import Model
 from labkit.load.library_output import describe_error, silence_stderr
 from labkit.system.errors import UserError
 
 MAX_PROMPT = 24
-"""The number of tokens of the longest prompt."""
+"""The number of tokens of a prompt."""
 
 
 @dataclass
@@ -27,14 +30,12 @@ class Activations:
     """The values that one prompt of T tokens produced.
 
     Attributes:
-        inputs, outputs: module name -> its input and its output, float32 (T, features).
-        order: the names in the order in which the modules ran.
+        inputs, outputs: module name -> its input and its output, float32 (T, features), in the order in which the modules ran.
         logits: float32 (T, V).
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    order: list[str] = field(default_factory=list)
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -43,28 +44,22 @@ def _captured(model: nn.Module) -> Iterator[Activations]:
     """Captures the activations of every module that has parameters of its own."""
     activations, hooks = Activations(), []
 
-    def before(name: str) -> Callable[..., None]:
-        def capture(_: nn.Module, args: tuple[Any, ...]) -> None:
-            tensors = [each for each in args if isinstance(each, Tensor)]
-            if tensors and tensors[0].is_floating_point():
-                # vLLM's norms may get a residual as a second argument, and add it in place.
-                residual = tensors[1] if len(tensors) == 2 and tensors[1].shape == tensors[0].shape else None
-                activations.inputs[name] = _two_dimensional(tensors[0] if residual is None else tensors[0] + residual)
+    def before(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        tensors = [each for each in args if isinstance(each, Tensor)]
+        if tensors and tensors[0].is_floating_point():
+            # vLLM's norms may get a residual as a second argument, and add it in place.
+            residual = len(tensors) == 2 and tensors[1].shape == tensors[0].shape
+            activations.inputs[name] = _rows(tensors[0] + tensors[1] if residual else tensors[0])
 
-        return capture
-
-    def after(name: str) -> Callable[..., None]:
-        def capture(_: nn.Module, __: Any, out: Any) -> None:
-            out = out[0] if isinstance(out, tuple) else out
-            if isinstance(out, Tensor) and out.is_floating_point():
-                activations.outputs[name] = _two_dimensional(out)
-                activations.order.append(name)
-
-        return capture
+    def after(name: str, _: nn.Module, __: Any, out: Any) -> None:
+        out = out[0] if isinstance(out, tuple) else out
+        if isinstance(out, Tensor) and out.is_floating_point():
+            activations.outputs[name] = _rows(out)
 
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is not None or hasattr(module, "quant_method"):
-            hooks += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
+            hooks.append(module.register_forward_pre_hook(partial(before, name)))
+            hooks.append(module.register_forward_hook(partial(after, name)))
     try:
         yield activations
     finally:
@@ -72,27 +67,19 @@ def _captured(model: nn.Module) -> Iterator[Activations]:
             hook.remove()
 
 
-def _two_dimensional(tensor: Tensor) -> Tensor:
-    """A float32 copy as (T, features), without a batch dimension of one."""
-    flat = tensor.detach().float().clone()
-    return flat.reshape(-1, flat.shape[-1]) if flat.dim() != 3 or flat.shape[0] != 1 else flat[0]
+def _rows(tensor: Tensor) -> Tensor:
+    """A float32 copy as (T, features)."""
+    return tensor.detach().float().clone().reshape(-1, tensor.shape[-1])
 
 
-def run_transformers(directory: Path, prompts: list[list[int]], trust_remote_code: bool) -> list[Activations]:
+def run_transformers(directory: Path, prompts: list[list[int]], trusted: bool) -> list[Activations]:
     """Runs transformers' model of a checkpoint on each prompt; raises UserError with its message where that fails."""
-    import transformers
-
     captured = []
     try:
         with silence_stderr():
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
+                directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=trusted
             )
-            model.train(False)
             with torch.inference_mode():
                 for prompt in prompts:
                     with _captured(model) as activations:
@@ -107,23 +94,12 @@ def run_vllm(model: Model, prompts: list[list[int]]) -> list[Activations]:
     """Runs vLLM's engine on each prompt; raises UserError with its message where that fails."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model runs in this process, where it can be captured
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    import vllm
-    from vllm.distributed import cleanup_dist_env_and_memory
-
+    settings: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True, "disable_log_stats": True}
+    settings |= {"max_model_len": 2 * MAX_PROMPT, "max_num_seqs": 1, "enable_prefix_caching": False}
     llm: Any = None
     with silence_stderr():
         try:
-            llm = vllm.LLM(
-                str(model.directory),
-                skip_tokenizer_init=True,
-                dtype="float32",
-                enforce_eager=True,
-                max_model_len=2 * MAX_PROMPT,
-                max_num_seqs=1,
-                enable_prefix_caching=False,
-                disable_log_stats=True,
-                trust_remote_code=model.trust_remote_code,
-            )
+            llm = vllm.LLM(str(model.directory), trust_remote_code=model.trust_remote_code, **settings)
             return [llm.apply_model(partial(_run_prompt, llm, prompt))[0] for prompt in prompts]
         except Exception as error:
             raise UserError(f"vLLM {vllm.__version__} cannot serve it on this CPU: {describe_error(error)}") from error
@@ -135,23 +111,18 @@ def run_vllm(model: Model, prompts: list[list[int]]) -> list[Activations]:
 
 def _run_prompt(llm: Any, prompt: list[int], model: nn.Module) -> Activations:
     """Generates one token, and computes the logits of every token of the prompt from the last hidden states."""
-    import vllm
-
     hidden: list[Tensor] = []
     forward = model.forward
 
-    def capturing(*args: Any, **kwargs: Any) -> Any:
-        out = forward(*args, **kwargs)
-        hidden.append(out.detach().clone())
-        return out
+    def capturing(*args: Any, **kwargs: Any) -> Tensor:
+        hidden.append(forward(*args, **kwargs).detach().clone())
+        return hidden[-1]
 
     model.forward = capturing
-    try:
-        with _captured(model) as activations:
-            params = vllm.SamplingParams(temperature=0, max_tokens=1, detokenize=False)
-            llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
-    finally:
-        del model.forward
+    with _captured(model) as activations:
+        params = vllm.SamplingParams(temperature=0, max_tokens=1, detokenize=False)
+        llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+    del model.forward
     with torch.inference_mode():
         activations.logits = model.compute_logits(hidden[0][: len(prompt)]).float()  # type: ignore[operator]
     return activations

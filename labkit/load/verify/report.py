@@ -1,14 +1,15 @@
-"""The result of a verification, as data and as JSON."""
+"""The result of a verification: as data, as JSON, and as text in lines that fit 80 columns, except for names."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from labkit.load.trace.boxes import whole
 from labkit.load.trace.coverage import Finding
 from labkit.load.trace.picture import draw_html
 from labkit.load.trace.records import Trace
@@ -18,15 +19,16 @@ from labkit.system.errors import UserError
 VERIFIED, FINDINGS, NOT_VERIFIED = 0, 1, 2
 """Exit status: everything requested was verified without findings; there are findings; it could not be verified."""
 
+MAX_KINDS = 12
+"""The number of kinds of finding that are printed for a TP size; the JSON has every finding."""
+
 
 @dataclass(frozen=True)
 class LoadResult:
     """The load at one TP size, on all its ranks.
 
     Attributes:
-        tp_size: the number of ranks.
         trace: the copies; None where vLLM refused the load, or it was not tried.
-        findings: the faults.
         skipped: checkpoint tensors that no rank read for a known reason; each with the reason.
         refused: the message of vLLM's loader where it refused the load.
         not_tried: the reason why there is no load.
@@ -60,7 +62,6 @@ class FirstDifference:
         part: the module of transformers' model, which is a part of it, ``model.layers.1.self_attn.k_proj``.
         what: ``output``, or ``input``: then the fault is between ``before`` and this module.
         before: the module before it, whose values agree; None where it is the first.
-        largest: the largest difference.
         spread: the standard deviation of transformers' values there.
         looks_like: a description of the values; None where nothing was recognized.
     """
@@ -80,7 +81,6 @@ class Comparison:
 
     Attributes:
         reference: the checkpoint that transformers loaded: the same one, or the one given by ``--against``.
-        transformers: the version of transformers.
         largest: the largest difference of a log-probability; NaN if one is.
         spread: the standard deviation of transformers' log-probabilities.
         allowed: the largest difference that rounding explains.
@@ -108,12 +108,8 @@ class Report:
 
     Attributes:
         model: the directory or known name that the user gave.
-        architecture: the architecture in its config.
         built: the class that loaded it.
-        vllm, torch: the versions.
-        loads: one for each TP size.
-        comparison: the logits compared with transformers'; None where they were not compared.
-        not_compared: the reason why they were not.
+        not_compared: the reason why the logits were not compared with transformers'.
         asked: whether the user asked for the comparison; then the checkpoint is not verified without it.
         notes: what else could not be done in this installation, a sentence for each.
     """
@@ -148,23 +144,18 @@ class Report:
                 "parameters": len(load.trace.parameter_shapes) if load.trace else None,
                 "device": load.trace.device if load.trace else None,
                 "findings": [asdict(finding) | {"text": str(finding)} for finding in load.findings],
-                "skipped": dict(load.skipped),
+                "skipped": load.skipped,
                 "message": load.refused or load.not_tried,
             }
             for load in self.loads
         ]
+        # The standard library reads back NaN and infinities, which JSON has no numbers for, as None.
+        compared = self.comparison and asdict(self.comparison) | {"same": self.comparison.same}
+        logits = json.loads(json.dumps(compared), parse_constant=lambda word: None)
         names = ("status", "model", "architecture", "built", "vllm", "torch")
-        logits = asdict(self.comparison) | {"same": self.comparison.same} if self.comparison else None
-        values = {name: getattr(self, name) for name in names} | {"loads": loads, "logits": _finite(logits)}
+        values = {name: getattr(self, name) for name in names} | {"loads": loads, "logits": logits}
         values |= {"not_compared": self.not_compared, "notes": list(self.notes)}
         return json.dumps(values, indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """Replaces NaN and infinities by None, because JSON has no numbers for them."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_report(report: Report, json_file: Path | None, page: Path | None) -> Iterator[Path]:
@@ -181,3 +172,85 @@ def write_report(report: Report, json_file: Path | None, page: Path | None) -> I
             raise UserError(f"there is no load to draw on {page}; the lines above say why", NOT_VERIFIED)
         atomic_write(page, draw_html(*next((load for load in drawn if load[1]), drawn[-1])))
         yield page
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """The report, line by line."""
+    yield f"{report.model}: {report.architecture}, loaded by {report.built}"
+    yield f"vLLM {report.vllm}, torch {report.torch}"
+    yield ""
+    for load in report.loads:
+        yield f"TP {load.tp_size:<3} {load.verdict:<10} {_summary(load)}"
+    for load in report.loads:
+        if load.refused:
+            yield from ("", f"TP {load.tp_size}: {load.refused}", "  ./lab explain explains the message, and tries to find a fix")
+        if load.findings:
+            yield from ("", f"TP {load.tp_size}:", *_findings(load.findings))
+    skipped = {f"skipped: {name}, {reason}": None for load in report.loads for name, reason in load.skipped.items()}
+    yield from ("", *skipped) if skipped else ()
+    yield ""
+    if report.comparison:
+        yield from _logits(report.comparison, report.model)
+    else:
+        yield f"logits: not compared: {report.not_compared}"
+    for note in report.notes:
+        yield f"not done: {note}"
+    yield {
+        VERIFIED: "VERIFIED" if report.comparison else "VERIFIED by shapes alone: swapped or permuted rows would not be found",
+        FINDINGS: "FINDINGS: this class does not load and compute this checkpoint correctly",
+        NOT_VERIFIED: "NOT VERIFIED: the lines above say what was not done, and why",
+    }[report.status]
+
+
+def _summary(load: LoadResult) -> str:
+    if load.trace is None:
+        return load.not_tried or "vLLM's loader stopped; see below"
+    tensors, parameters = len(load.trace.checkpoint_shapes), len(load.trace.parameter_shapes)
+    ranks = "1 rank" if load.tp_size == 1 else f"each of {load.tp_size} ranks"
+    checked = "shapes" if load.trace.device == "meta" else "every value checked"
+    return f"{tensors} checkpoint tensors into {parameters} parameters on {ranks}; {checked}"
+
+
+def _findings(findings: Sequence[Finding]) -> Iterator[str]:
+    kinds: dict[str, list[Finding]] = {}
+    for finding in findings:
+        kind = _finding_text(finding).partition(":")[0]
+        kinds.setdefault(re.sub(r"\d+", "#", f"{kind} {finding.name}") + str(finding.shape), []).append(finding)
+    for first, *more in list(kinds.values())[:MAX_KINDS]:
+        yield f"  {_finding_text(first)}"
+        if more:
+            names = len({finding.name for finding in more} - {first.name})
+            yield f"    and {len(more)} more like it" + (f", in {names} other layers or names" if names else ", on other ranks")
+    if len(kinds) > MAX_KINDS:
+        yield f"  and {len(kinds) - MAX_KINDS} more kinds; --json FILE has all {len(findings)}"
+
+
+def _finding_text(finding: Finding) -> str:
+    """The finding in the words of docs/verify.md, where ``cut off`` is ``truncated`` or, for a whole tensor, ``never used``."""
+    if finding.fault == "cut off" and finding.part == whole(finding.shape):
+        return f"never used: {finding.name} ({'x'.join(map(str, finding.shape))}): vLLM ignored it without a message"
+    kind = {"cut off": "truncated", "twice": "doubled"}.get(finding.fault, finding.fault)
+    return kind + str(finding).removeprefix(finding.fault)
+
+
+def _logits(comparison: Comparison, model: str) -> Iterator[str]:
+    reference = "" if comparison.reference == model else f" with {comparison.reference}"
+    verdict = "the same as" if comparison.same else "NOT the same as"
+    yield (
+        f"logits: {verdict} transformers {comparison.transformers}{reference}: largest difference {comparison.largest:.2g}, "
+        f"rounding explains {comparison.allowed:.1g}"
+    )
+    first = comparison.first
+    if first is None:
+        if not comparison.same:
+            yield "  no module could be named: no module that both have for the same weights differs"
+        return
+    part = "" if first.part == first.module else f", in the part {first.part}"
+    yield f"  first difference: the {first.what} of {first.module}{part}"
+    yield f"  largest difference there: {first.largest:.2g}; the values' standard deviation is {first.spread:.2g}"
+    if first.what == "input":
+        yield f"  {first.before or 'no module'} before it agrees: the fault is in what the class computes between the two"
+    if first.looks_like:
+        yield f"  {first.looks_like}"
+    elif first.what == "output":
+        yield "  its input agrees: its weights are wrong, or what the module computes with them"

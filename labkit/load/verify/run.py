@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from labkit.checkpoints.headers import BITS
 from labkit.checkpoints.known_models import Model, check_ranks, resolve
 from labkit.load.library_output import require_vllm, silence_logs
-from labkit.load.trace import Trace
 from labkit.load.trace.boxes import whole
 from labkit.load.trace.coverage import find_faults
 from labkit.load.trace.records import VllmLoadError
@@ -18,8 +16,6 @@ from labkit.load.verify.report import NOT_VERIFIED, LoadResult, Report
 from labkit.system.errors import UserError
 
 SIZES = (1, 2, 4, 8)
-"""The default TP sizes."""
-
 MEMORY_SHARE = 0.6
 """The share of the available memory that two copies of the model in float32 may take."""
 
@@ -81,8 +77,15 @@ def _verify(found: Model, sizes: Sequence[int], against: Path | None, logits: bo
     from labkit.load.trace.real_model import class_name, group_of_one
     from labkit.load.verify.comparison import compare, run_reference
 
+    fits = logits or _fits(found, copies=2)
+    reasons = {
+        "--no-logits": logits is False,
+        "there are no weights, only shapes": not found.files,
+        "the comparison needs TP 1": 1 not in sizes,
+        "two copies in float32 would not fit into this machine's memory; --logits tries it nevertheless": not fits,
+    }
+    not_compared = next((reason for reason, applies in reasons.items() if applies), None)
     reference = comparison = None
-    not_compared = _reason_not_to_compare(found, sizes, logits)
     try:
         if not not_compared:
             reference = run_reference(found, against, progress)
@@ -115,50 +118,30 @@ def _load(found: Model, size: int, has_values: bool, progress: Progress) -> Load
     """Loads at one TP size. Values are checked at the first size alone, because the parts that are copied follow from shapes."""
     from labkit.load.trace import real_load
 
-    def load(device: str) -> Trace:
-        return real_load.trace(found, size, tuple(range(size)), device, progress)
-
     try:
         check_ranks(found.config, size, range(size))
     except UserError as error:
         return LoadResult(size, not_tried=str(error).partition(";")[0], fits=False)
-    has_memory = bool(found.files) and _fits(found, copies=1)
-    try:
+    # Bloom's class, for one, computes with numbers while it is built, and meta has none.
+    devices = ["meta", "cpu"] if found.files and _fits(found, copies=1) else ["meta"]
+    for device in devices[-1:] if has_values else devices:
         try:
-            trace = load("cpu" if has_memory and has_values else "meta")
-        except VllmLoadError:
-            raise
-        except UserError:
-            if has_values or not has_memory:
-                raise
-            trace = load("cpu")  # Bloom's class, for one, computes with numbers while it is built, and meta has none
-    except VllmLoadError as error:
-        return LoadResult(size, refused=str(error))
-    except UserError as error:
-        return LoadResult(size, not_tried=str(error))
+            trace = real_load.trace(found, size, range(size), device, progress)
+            break
+        except VllmLoadError as error:
+            return LoadResult(size, refused=str(error))
+        except UserError as error:
+            failed = LoadResult(size, not_tried=str(error))
+    else:
+        return failed
     findings = find_faults(trace)
     skipped = {
         finding.name: "because config.json says tie_word_embeddings: the embedding is used in its place"
         for finding in findings
-        if finding.fault == "cut off" and finding.name == "lm_head.weight" and finding.part == whole(finding.shape)
+        if found.config.get("tie_word_embeddings") and finding.name == "lm_head.weight"
+        if finding.fault == "cut off" and finding.part == whole(finding.shape)
     }
-    if not found.config.get("tie_word_embeddings"):
-        skipped = {}
     return LoadResult(size, trace, tuple(finding for finding in findings if finding.name not in skipped), skipped)
-
-
-def _reason_not_to_compare(found: Model, sizes: Sequence[int], logits: bool | None) -> str | None:
-    if logits is False:
-        return "--no-logits"
-    if not found.files:
-        return "there are no weights, only shapes"
-    if 1 not in sizes:
-        return "the comparison needs TP 1"
-    if find_spec("transformers") is None:
-        return "transformers is not installed in this environment"
-    if logits is None and not _fits(found, copies=2):
-        return "two copies in float32 would not fit into this machine's memory; --logits tries it nevertheless"
-    return None
 
 
 def _fits(found: Model, copies: int) -> bool:

@@ -22,8 +22,7 @@ from labkit.cli import main as cli
 from labkit.load.library_output import silence_logs
 from labkit.load.trace import Trace
 from labkit.load.verify import FINDINGS, NOT_VERIFIED, VERIFIED, LoadResult, Report, parse_sizes, verify_model
-from labkit.load.verify.report import Comparison, FirstDifference
-from labkit.load.verify.report_text import report_lines
+from labkit.load.verify.report import Comparison, FirstDifference, report_lines
 from labkit.system.errors import UserError
 from labkit.system.labs import load_implementation
 
