@@ -25,9 +25,7 @@ class Chunk:
     """The part of one request that runs in a step.
 
     Attributes:
-        request: the request.
         start: position of the first token.
-        num_tokens: how many run.
         blocks: the request's block table, long enough for all of them.
         num_new_blocks: how many of the blocks, the last ones, were allocated for this step.
         num_cached_tokens: how many tokens right before ``start`` the prefix cache had, in a request's first chunk.
@@ -159,7 +157,7 @@ class Scheduler:
     def computed(self, chunk: Chunk) -> None:
         """Records that a chunk is computed, and caches its full blocks."""
         request, size = chunk.request, self.config.block_size
-        request.computed(chunk.num_tokens)
+        request.num_computed_tokens += chunk.num_tokens
         if request.block_hashes:
             for index in range(chunk.start // size, chunk.stop // size):
                 self.pool.cache(request.blocks[index], request.block_hashes[index])
@@ -171,7 +169,7 @@ class Scheduler:
     def abort(self, requests: set[Request]) -> list[Released]:
         """Ends requests, running or waiting, and frees their blocks."""
         for request in requests:
-            request.abort()
+            request.finish_reason = request.finish_reason or "abort"
         waited = [Released(request, ()) for request in self.waiting if request in requests]
         self.waiting = deque(request for request in self.waiting if request not in requests)
         return waited + [self._release(request) for request in [request for request in self.running if request in requests]]
