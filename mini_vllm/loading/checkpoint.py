@@ -31,33 +31,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-)
-"""Keys of config.json that are numbers of something."""
-
-
-def check_sizes(config: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless config.json's sizes are whole numbers from 1 up."""
-    for key in SIZES:
-        if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
-            raise CheckpointError(f"config.json gives {key} {size!r}; it must be a whole number, at least 1")
-
-
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of a directory by name, memory-mapped: a tensor's bytes are read when they are used.
 
     As in vLLM, a tensor that the index leaves out is found in the headers of the files that the index names.
 
     Args:
-        folder: the directory.
         single: the file with all tensors, unless ``single``.index.json exists.
 
     Attributes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from mini_vllm.layers import rope_scaling
-from mini_vllm.loading.checkpoint import CheckpointError, check_sizes
+from mini_vllm.loading.checkpoint import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,13 @@ class DecoderConfig:
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
             raise CheckpointError(f"config.json has hidden_act {config['hidden_act']!r}; this engine has silu only")
         return sizes
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError unless config.json's sizes, the int fields of DecoderConfig, are whole numbers from 1 up."""
+    for key in (each.name for each in fields(DecoderConfig) if each.type == "int"):
+        if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
+            raise CheckpointError(f"config.json gives {key} {size!r}; it must be a whole number, at least 1")
 
 
 def _rope(config: Mapping[str, Any], head_dim: int, max_position: int) -> tuple[float, Mapping[str, Any]]:

@@ -26,13 +26,7 @@ BUILT_IN = {
 """Architecture, also the class name, -> module; imported when it is used, as in vLLM's registry."""
 
 
-def _built_in(architecture: str) -> Factory:
-    return lambda config, checkpoint: getattr(import_module(BUILT_IN[architecture]), architecture).from_checkpoint(
-        config, checkpoint
-    )
-
-
-_factories: dict[str, Factory] = {architecture: _built_in(architecture) for architecture in BUILT_IN}
+_factories: dict[str, Factory] = {}
 
 
 def register_model(architecture: str, factory: Factory) -> None:
@@ -53,9 +47,12 @@ def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
     for architecture in architectures:
         if architecture in _factories:
             return _factories[architecture](config, checkpoint)
+        if architecture in BUILT_IN:
+            factory: Factory = getattr(import_module(BUILT_IN[architecture]), architecture).from_checkpoint
+            return factory(config, checkpoint)
     named = " or ".join(map(repr, architectures)) or "no architecture"
     raise CheckpointError(
-        f"{checkpoint.folder}/config.json names {named}, and the engine knows {', '.join(sorted(_factories))}; "
+        f"{checkpoint.folder}/config.json names {named}, and the engine knows {', '.join(sorted({*BUILT_IN, *_factories}))}; "
         "register_model(name, factory) adds one"
     )
 
