@@ -14,13 +14,7 @@ Prompt = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as token ids.
-
-    Attributes:
-        text: None when the prompt was given as token ids.
-        token_ids: the prompt.
-        cache_salt: only requests with the same salt share blocks of a common prefix.
-    """
+    """A prompt as token ids; ``text`` is None if it was given so. Only requests with one salt share blocks of a common prefix."""
 
     text: str | None
     token_ids: list[int]

@@ -20,20 +20,17 @@ T = TypeVar("T")
 
 
 class RequestError(Exception):
-    """The model failed on a request; the cause is what the model raised.
-
-    Attributes:
-        outputs: the outputs of every prompt of the call, in order, failed ones included.
-    """
+    """The model failed on a request; the cause is what it raised, and ``outputs`` are those of every prompt of the call."""
 
     def __init__(self, outputs: list[RequestOutput]) -> None:
         self.outputs = outputs
         failed = [(output, answer.error) for output in outputs for answer in output.outputs if answer.error]
-        request, self.first = failed[0]
+        request, error = failed[0]
         super().__init__(
             f"{len(failed)} of {len(outputs)} requests failed; request {request.request_id} (the prompt at index "
-            f"{outputs.index(request)}): {type(self.first).__name__}: {self.first}. This error's .outputs has all answers"
+            f"{outputs.index(request)}): {type(error).__name__}: {error}. This error's .outputs has all answers"
         )
+        self.__cause__ = error
 
 
 class LLM:
@@ -90,7 +87,6 @@ class LLM:
 
         Args:
             messages: [{"role": "user", "content": "..."}], or a list of such lists.
-            sampling_params, lora_request: as in :meth:`generate`.
 
         Raises:
             CheckpointError: there is no chat template, or it refuses the messages.
@@ -128,8 +124,7 @@ class LLM:
             raise
         outputs = [finished[request_id] for request_id in ids]
         if any(answer.error for output in outputs for answer in output.outputs):
-            error = RequestError(outputs)
-            raise error from error.first
+            raise RequestError(outputs)
         return outputs
 
 

@@ -13,11 +13,9 @@ class TokenDecoder(Protocol):
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
-        ...
 
     def decode_stream(self, skip_special_tokens: bool = True) -> Callable[[int], str]:
         """A function from each next token to the text that it adds; empty while a character is incomplete."""
-        ...
 
 
 class Detokenizer:
