@@ -49,15 +49,11 @@ class AsyncLLM:
             RequestError: the model failed on the request.
         """
         request_id = str(next(self._ids)) if request_id is None else request_id
-        ready = tokenized(prompt, self.tokenizer)
+        params, ready = sampling_params or SamplingParams(), tokenized(prompt, self.tokenizer)
         async with self._between_steps:
+            lora_id = self._lora_manager.lora_id(lora_request)
             self.llm_engine.add_request(
-                request_id,
-                ready.token_ids,
-                sampling_params or SamplingParams(),
-                prompt=ready.text,
-                cache_salt=ready.cache_salt,
-                lora_id=self._lora_manager.lora_id(lora_request),
+                request_id, ready.token_ids, params, prompt=ready.text, cache_salt=ready.cache_salt, lora_id=lora_id
             )
         stream = self._streams[request_id] = asyncio.Queue()
         if self._stepping is None or self._stepping.done():

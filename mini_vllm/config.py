@@ -63,10 +63,7 @@ class QuantizationConfig:
 
     @classmethod
     def from_hf(cls, config: str | Mapping[str, Any]) -> QuantizationConfig:
-        """Reads config.json's quantization_config, or the caller's argument.
-
-        Args:
-            config: {"quant_method": "int4", "group_size": 64}, or the method alone; the default group size is 32.
+        """Reads {"quant_method": "int4", "group_size": 64}, or the method alone; the default group size is 32.
 
         Raises:
             ValueError: the method is unknown, or does not have these settings.

@@ -17,6 +17,8 @@ from mini_vllm.tokenizer import Message
 from mini_vllm.worker import LeadingModel
 
 T = TypeVar("T")
+EachParams = SamplingParams | Sequence[SamplingParams] | None
+EachLoRA = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 class RequestError(Exception):
@@ -57,15 +59,11 @@ class LLM:
         return weight_bytes(served.model if isinstance(served, LeadingModel) else served)
 
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: EachParams = None, lora_request: EachLoRA = None
     ) -> list[RequestOutput]:
         """Answers all prompts in one batch; returns the answers in order.
 
         Args:
-            prompts: one or many.
             sampling_params: for all prompts, or one for each; SamplingParams() by default.
             lora_request: the adapter for all prompts, or one for each; None for no adapter.
 
@@ -80,8 +78,8 @@ class LLM:
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        sampling_params: EachParams = None,
+        lora_request: EachLoRA = None,
     ) -> list[RequestOutput]:
         """Answers one or many conversations, through the checkpoint's chat template.
 
@@ -101,12 +99,7 @@ class LLM:
         ready = [tokenized(text, self.tokenizer, add_special_tokens=False) for text in texts]
         return self._run(ready, sampling_params, lora_request)
 
-    def _run(
-        self,
-        prompts: list[TokenizedPrompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        lora_request: LoRARequest | Sequence[LoRARequest | None] | None,
-    ) -> list[RequestOutput]:
+    def _run(self, prompts: list[TokenizedPrompt], params: EachParams, lora_request: EachLoRA) -> list[RequestOutput]:
         """Adds all requests and steps until all have finished; on an error all are aborted."""
         each_params = _for_each(prompts, SamplingParams() if params is None else params, "sampling_params")
         each_lora = [self._lora_manager.lora_id(one) for one in _for_each(prompts, lora_request, "lora_requests")]

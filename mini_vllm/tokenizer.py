@@ -17,11 +17,7 @@ Message = Mapping[str, str]
 
 
 class Tokenizer:
-    """A directory's tokenizer.
-
-    Raises:
-        CheckpointError: tokenizer.json cannot be read.
-    """
+    """A directory's tokenizer; raises CheckpointError if tokenizer.json cannot be read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,10 +58,7 @@ class Tokenizer:
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
         """Renders the prompt of a conversation, up to the beginning of the assistant's answer.
 
-        The checkpoint's template is untrusted: it runs in jinja's sandbox.
-
-        Raises:
-            CheckpointError: there is no template, or it fails on the messages.
+        The checkpoint's template is untrusted: it runs in jinja's sandbox. CheckpointError if there is none, or if it fails.
         """
         from jinja2 import TemplateError  # imported here, as only chat needs it
         from jinja2.sandbox import ImmutableSandboxedEnvironment

@@ -50,7 +50,6 @@ def follow(model: Model, tp: TPGroup, kv_cache: KVCache) -> None:
     Raises:
         RankLostError: rank 0 or another rank is lost.
         AdapterError: this rank cannot load an adapter that rank 0 has loaded.
-        Exception: what the model raised; it ends this rank and with it the job.
     """
     while (step := tp.broadcast()) is not None:
         if "lora_id" in step:

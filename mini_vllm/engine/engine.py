@@ -12,7 +12,7 @@ from mini_vllm.engine.detokenizer import TokenDecoder
 from mini_vllm.engine.request import ParentRequest, Request
 from mini_vllm.engine.runner import Runner
 from mini_vllm.engine.sampler import Sample, sample
-from mini_vllm.engine.scheduler import Chunk, Scheduler, SchedulerStats, Step
+from mini_vllm.engine.scheduler import Chunk, Scheduler, Step
 from mini_vllm.engine.step_trace import StepTraceWriter
 from mini_vllm.outputs import RequestOutput
 from mini_vllm.sampling_params import SamplingParams
@@ -30,15 +30,11 @@ class LLMEngine:
         self.config = config
         self.tokenizer = tokenizer
         self.scheduler = Scheduler(config)
+        self.stats = self.scheduler.stats
         self.runner = Runner(model, config.num_blocks, config.block_size)
         self._unfinished: dict[str, ParentRequest] = {}
         self._parents: dict[Request, ParentRequest] = {}
         self._trace = StepTraceWriter(step_trace, config) if step_trace else None
-
-    @property
-    def stats(self) -> SchedulerStats:
-        """Prefix cache hits, evictions and preemptions so far."""
-        return self.scheduler.stats
 
     def add_request(
         self,
@@ -53,7 +49,6 @@ class LLMEngine:
         """Queues a request; it joins the batch in a later step.
 
         Args:
-            request_id: the caller's name for it.
             prompt: the prompt's text, returned with the answers.
             cache_salt: only requests with the same salt share blocks of a common prefix.
             lora_id: the adapter that the model applies, 0 for none; only requests with the same one share blocks.

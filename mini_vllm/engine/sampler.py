@@ -97,11 +97,7 @@ def next_token(logits: Tensor, request: Request) -> int:
 
 
 def biased(logits: Tensor, request: Request) -> Tensor:
-    """Applies logit_bias, min_tokens and the penalties to ``logits`` (V,), in place.
-
-    Raises:
-        ValueError: a token is outside the vocabulary, or min_tokens leaves no token.
-    """
+    """Applies logit_bias, min_tokens and the penalties to ``logits`` (V,), in place; ValueError if they leave no token."""
     params, vocab_size = request.params, logits.numel()
     for token, bias in (params.logit_bias or {}).items():
         if not 0 <= token < vocab_size:

@@ -91,20 +91,10 @@ class Scheduler:
         self.pool = BlockPool(config.num_blocks)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self._stats = SchedulerStats()
-
-    @property
-    def stats(self) -> SchedulerStats:
-        """The counters so far."""
-        self._stats.evictions = self.pool.evictions
-        return self._stats
+        self.stats = SchedulerStats()
 
     def add(self, request: Request) -> None:
-        """Appends a request to the queue.
-
-        Raises:
-            ValueError: it could not finish with the engine's blocks, length or vocabulary; the message has the numbers.
-        """
+        """Appends a request to the queue; ValueError if it could not finish with the engine's blocks, length or vocabulary."""
         config, prompt, name = self.config, request.num_prompt_tokens, f"request {request.request_id}"
         if prompt == 0:
             raise ValueError(f"{name} has an empty prompt; give it at least one token")
@@ -152,6 +142,7 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             chunks.append(admitted)
             budget -= admitted.num_tokens
+        self.stats.evictions = self.pool.evictions
         return Step(tuple(chunks), tuple(preempted))
 
     def computed(self, chunk: Chunk) -> None:
@@ -191,8 +182,8 @@ class Scheduler:
         blocks = self.pool.allocate(self._blocks_for(cached + num_tokens) - len(hits), shared=hits)
         if blocks is None:
             return None
-        self._stats.prefix_cache_queries += request.num_tokens
-        self._stats.prefix_cache_hits += cached
+        self.stats.prefix_cache_queries += request.num_tokens
+        self.stats.prefix_cache_hits += cached
         request.start(hits)
         request.blocks += blocks
         return Chunk(request, cached, num_tokens, tuple(request.blocks), len(blocks), cached)
@@ -209,6 +200,6 @@ class Scheduler:
     def _preempt_youngest(self) -> Released:
         released = self._release(self.running[-1])
         released.request.num_preemptions += 1
-        self._stats.preemptions += 1
+        self.stats.preemptions += 1
         self.waiting.appendleft(released.request)
         return released

@@ -24,11 +24,7 @@ SIZES = ("block_size", "num_blocks", "max_num_batched_tokens", "max_num_seqs")
 
 
 class StepTraceWriter:
-    """Writes a line after every step, so that a run that is killed leaves all its steps.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Writes a line after every step, so that a run that is killed leaves all its steps; OSError if it cannot be written."""
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
         self._file = path.open("w", encoding="utf-8", buffering=1)

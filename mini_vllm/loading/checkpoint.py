@@ -84,13 +84,14 @@ class Checkpoint(Mapping[str, Tensor]):
     @cached_property
     def _files(self) -> dict[str, str]:
         """Tensor name -> file name, from the index; empty when there is none."""
-        if not (self.folder / self.index).exists():
+        index = self.folder / self.index
+        if not index.exists():
             return {}
-        files = read_json(self.folder / self.index).get("weight_map")
+        files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not all(
             isinstance(f, str) and f == Path(f).name and f not in ("", "..") for f in files.values()
         ):
-            raise CheckpointError(f"{self.folder / self.index} has no weight_map of tensor names to file names in this folder")
+            raise CheckpointError(f"{index} has no weight_map of tensor names to file names in this folder")
         return files
 
     def _open_file(self, file: str) -> Any:
@@ -98,9 +99,8 @@ class Checkpoint(Mapping[str, Tensor]):
         try:
             return safe_open(path, framework="pt")
         except FileNotFoundError:
-            named = (
-                f"{self.index} names {file}" if (self.folder / self.index).exists() else f"there is no {self.index} and no {file}"
-            )
+            indexed = (self.folder / self.index).exists()
+            named = f"{self.index} names {file}" if indexed else f"there is no {self.index} and no {file}"
             raise CheckpointError(f"{path} is missing ({named}); fetch the checkpoint again") from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(

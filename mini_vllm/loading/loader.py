@@ -128,8 +128,7 @@ def _copy(into: Tensor, tensor: Tensor) -> None:
 def _shards(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[tuple[Target, Shard]]:
     for name, parameter in parameters.items():
         owner, _, kind = name.rpartition(".")
-        layer = model.get_submodule(owner)
-        own: Callable[[str], Mapping[ShardId, Shard]] | None = getattr(layer, "shards", None)
+        own = getattr(model.get_submodule(owner), "shards", None)
         for shard_id, shard in (own(kind) if own else whole(parameter)).items():
             yield (name, shard_id), shard
 
@@ -155,8 +154,7 @@ def _uncovered(parameter: str, shards: Mapping[ShardId, Shard], found: Container
         yield Fault("missing", parameter, f"{parameter} is in no tensor of the checkpoint")
     elif missing:
         rows = sum(stop - start for start, stop in (shard.target for shard in shards.values()))
-        spans = [(shard_id, *shards[shard_id].target) for shard_id in missing]
-        empty = " and ".join(f"[{shard_id}], rows {start}:{stop}" for shard_id, start, stop in spans)
+        empty = " and ".join("[{}], rows {}:{}".format(shard_id, *shards[shard_id].target) for shard_id in missing)
         message = f"{parameter} has {rows} rows, and {empty} of them are in no tensor of the checkpoint"
         yield Fault("partly covered", parameter, message)
 

@@ -73,11 +73,7 @@ class LoRAConfig:
 
     @classmethod
     def read(cls, folder: Path) -> LoRAConfig:
-        """Reads a directory's adapter_config.json.
-
-        Raises:
-            AdapterError: it is missing, or needs something that is not served; the message has the key and its value.
-        """
+        """Reads a directory's adapter_config.json; raises AdapterError if it is missing or needs what is not served."""
         if not (folder / CONFIG).is_file():
             raise AdapterError(f"there is no {CONFIG} in {folder}; lora_path is a directory that peft's save_pretrained wrote")
         config = read_json(folder / CONFIG)

@@ -41,11 +41,7 @@ class DecoderConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
-        """Reads config.json's object.
-
-        Raises:
-            CheckpointError: a size is missing or invalid, or the model has a feature that is not supported.
-        """
+        """Reads config.json's object; raises CheckpointError if a size is missing or invalid, or a feature not supported."""
         config = {**cls.defaults, **config}
         check_sizes(config)
         try:

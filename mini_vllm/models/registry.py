@@ -35,11 +35,7 @@ def register_model(architecture: str, factory: Factory) -> None:
 
 
 def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
-    """Builds the model of a checkpoint's config.json.
-
-    Raises:
-        CheckpointError: none of its architectures is registered (the message lists those that are), or a plugin fails.
-    """
+    """Builds the model of a checkpoint's config.json; CheckpointError if no architecture is registered, or a plugin fails."""
     load_plugins()
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list):
@@ -59,11 +55,7 @@ def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
 
 @cache
 def load_plugins() -> None:
-    """Calls every installed plugin's registration function once.
-
-    Raises:
-        CheckpointError: a plugin fails; the message has its name and its package.
-    """
+    """Calls every installed plugin's registration function once; raises CheckpointError if one fails."""
     for plugin in entry_points(group=PLUGINS):
         try:
             plugin.load()()
