@@ -1,16 +1,6 @@
-"""A small real LLM engine to read: one contract, paged KV, continuous batching. README.md has the order.
+"""A small real LLM engine to read: one contract, paged KV, continuous batching.
 
-Imports only go down; the contract is in pyproject.toml:
-
-    __main__  async_llm  llm                        interfaces: command line, streaming, blocking
-    build  inputs                                   from a directory to an engine; prompts
-    tokenizer  lora  worker  kernels/               text, adapters, other ranks, faster layers
-    engine/                                         request  scheduler  block_pool  runner  sampler  detokenizer  engine
-    models/                                         registry  config  decoder  llama  qwen2  qwen3  mistral
-    loading/                                        checkpoint  mapping  loader  lora
-    layers/                                         attention  linear  embedding  norm  rotary  activation  quantization  lora
-    forward_context  parallel
-    contract  config  sampling_params  outputs
+README.md has the order; pyproject.toml's import contract has the layers.
 """
 
 from mini_vllm.async_llm import AsyncLLM

@@ -1,8 +1,4 @@
-"""Command line of the engine.
-
-python -m mini_vllm generate MODEL "The capital of France is"
-torchrun --nproc-per-node 2 -m mini_vllm generate MODEL "The capital of France is"
-"""
+"""Command line of the engine; torchrun may start it (README.md, "Tensor parallelism")."""
 
 from __future__ import annotations
 

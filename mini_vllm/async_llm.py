@@ -20,11 +20,7 @@ class AsyncLLM:
     """Streams answers while they are generated.
 
     The engine steps in a thread while any request is unfinished. Requests join and leave between steps: leaving the ``async for``
-    loop early, or cancelling its task, aborts the request.
-
-    Args:
-        model: a directory, as for :class:`mini_vllm.llm.LLM`.
-        options: as for :class:`mini_vllm.llm.LLM`.
+    loop early, or cancelling its task, aborts the request. The arguments are those of :class:`mini_vllm.llm.LLM`.
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
@@ -44,8 +40,6 @@ class AsyncLLM:
         """Yields the answer as it grows: each output has all of it so far, the last one is ``finished``.
 
         Args:
-            prompt: one prompt.
-            sampling_params: SamplingParams() by default.
             request_id: the caller's name for it; a number by default.
             lora_request: the adapter to apply; loading a new one delays every request.
 
@@ -55,15 +49,11 @@ class AsyncLLM:
             RequestError: the model failed on the request.
         """
         request_id = str(next(self._ids)) if request_id is None else request_id
-        ready = tokenized(prompt, self.tokenizer)
+        params, ready = sampling_params or SamplingParams(), tokenized(prompt, self.tokenizer)
         async with self._between_steps:
+            lora_id = self._lora_manager.lora_id(lora_request)
             self.llm_engine.add_request(
-                request_id,
-                ready.token_ids,
-                sampling_params or SamplingParams(),
-                prompt=ready.text,
-                cache_salt=ready.cache_salt,
-                lora_id=self._lora_manager.lora_id(lora_request),
+                request_id, ready.token_ids, params, prompt=ready.text, cache_salt=ready.cache_salt, lora_id=lora_id
             )
         stream = self._streams[request_id] = asyncio.Queue()
         if self._stepping is None or self._stepping.done():
@@ -76,8 +66,7 @@ class AsyncLLM:
                     raise output
                 finished = output.finished
                 if any(answer.error for answer in output.outputs):
-                    error = RequestError([output])
-                    raise error from error.first
+                    raise RequestError([output])
                 yield output
         finally:
             del self._streams[request_id]

@@ -16,8 +16,9 @@ from mini_vllm.config import EngineConfig, QuantizationConfig
 from mini_vllm.engine.engine import LLMEngine
 from mini_vllm.forward_context import KVCache
 from mini_vllm.layers.quantization import process_weights_after_loading
-from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, check_sizes, read_json
+from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json
 from mini_vllm.lora import LoRAManager
+from mini_vllm.models.config import check_sizes
 from mini_vllm.models.registry import build_model
 from mini_vllm.parallel import RankLostError, connect, tp_group
 from mini_vllm.tokenizer import Tokenizer

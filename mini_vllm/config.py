@@ -63,27 +63,21 @@ class QuantizationConfig:
 
     @classmethod
     def from_hf(cls, config: str | Mapping[str, Any]) -> QuantizationConfig:
-        """Reads config.json's quantization_config, or the caller's argument.
-
-        Args:
-            config: {"quant_method": "int4", "group_size": 64}, or the method alone; the default group size is 32.
+        """Reads {"quant_method": "int4", "group_size": 64}, or the method alone; the default group size is 32.
 
         Raises:
             ValueError: the method is unknown, or does not have these settings.
         """
-        settings = dict(config) if isinstance(config, Mapping) else {"quant_method": config}
+        settings: dict[str, Any] = dict(config) if isinstance(config, Mapping) else {"quant_method": config}
         method = settings.pop("quant_method", None)
         if method not in QUANT_METHODS:
             raise ValueError(
                 f"quantization is {method!r}, and the engine has {' and '.join(QUANT_METHODS)}; take a checkpoint "
                 "whose weights are not quantized, and choose one of them or None"
             )
-        if method == "int4":
-            group_size = settings.pop("group_size", 32)
-            if type(group_size) is not int or group_size < 1:
-                raise ValueError(f"quantization int4 has group_size {group_size!r}; it must be a whole number from 1 on")
-        else:
-            group_size = 0
+        group_size = settings.pop("group_size", 32) if method == "int4" else 0
+        if method == "int4" and (type(group_size) is not int or group_size < 1):
+            raise ValueError(f"quantization int4 has group_size {group_size!r}; it must be a whole number from 1 on")
         if settings:
             has = "quant_method and group_size" if method == "int4" else "quant_method alone"
             raise ValueError(f"quantization {method} comes with {', '.join(sorted(settings))}; the engine takes {has}")

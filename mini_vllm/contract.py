@@ -41,7 +41,6 @@ class Model(Protocol):
             floating point of shape (T, V), or (R, V) with only the R rows that are needed, in the order of
             ``ForwardContext.logits_indices``: at least the last token of each request.
         """
-        ...
 
 
 def last_logits(logits: object, num_tokens: int, logits_indices: Tensor) -> Tensor:

@@ -14,13 +14,7 @@ Prompt = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as token ids.
-
-    Attributes:
-        text: None when the prompt was given as token ids.
-        token_ids: the prompt.
-        cache_salt: only requests with the same salt share blocks of a common prefix.
-    """
+    """A prompt as token ids; ``text`` is None if it was given so. Only requests with one salt share blocks of a common prefix."""
 
     text: str | None
     token_ids: list[int]
@@ -28,11 +22,7 @@ class TokenizedPrompt:
 
 
 def tokenized(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens: bool = True) -> TokenizedPrompt:
-    """Tokenizes a prompt.
-
-    Raises:
-        ValueError: it has none of the accepted forms, or it is text and there is no tokenizer.
-    """
+    """Tokenizes a prompt; ValueError if it has none of the accepted forms, or is text and there is no tokenizer."""
     parts = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt) if isinstance(prompt, Mapping) else {}
     salt, text, token_ids = parts.pop("cache_salt", ""), parts.pop("prompt", None), parts.pop("prompt_token_ids", None)
     if parts or (text is None) == (token_ids is None) or not isinstance(salt, str):

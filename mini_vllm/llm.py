@@ -17,23 +17,22 @@ from mini_vllm.tokenizer import Message
 from mini_vllm.worker import LeadingModel
 
 T = TypeVar("T")
+EachParams = SamplingParams | Sequence[SamplingParams] | None
+EachLoRA = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 class RequestError(Exception):
-    """The model failed on a request; the cause is what the model raised.
-
-    Attributes:
-        outputs: the outputs of every prompt of the call, in order, failed ones included.
-    """
+    """The model failed on a request; the cause is what it raised, and ``outputs`` are those of every prompt of the call."""
 
     def __init__(self, outputs: list[RequestOutput]) -> None:
         self.outputs = outputs
         failed = [(output, answer.error) for output in outputs for answer in output.outputs if answer.error]
-        request, self.first = failed[0]
+        request, error = failed[0]
         super().__init__(
             f"{len(failed)} of {len(outputs)} requests failed; request {request.request_id} (the prompt at index "
-            f"{outputs.index(request)}): {type(self.first).__name__}: {self.first}. This error's .outputs has all answers"
+            f"{outputs.index(request)}): {type(error).__name__}: {error}. This error's .outputs has all answers"
         )
+        self.__cause__ = error
 
 
 class LLM:
@@ -60,15 +59,11 @@ class LLM:
         return weight_bytes(served.model if isinstance(served, LeadingModel) else served)
 
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: EachParams = None, lora_request: EachLoRA = None
     ) -> list[RequestOutput]:
         """Answers all prompts in one batch; returns the answers in order.
 
         Args:
-            prompts: one or many.
             sampling_params: for all prompts, or one for each; SamplingParams() by default.
             lora_request: the adapter for all prompts, or one for each; None for no adapter.
 
@@ -83,14 +78,13 @@ class LLM:
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        sampling_params: EachParams = None,
+        lora_request: EachLoRA = None,
     ) -> list[RequestOutput]:
         """Answers one or many conversations, through the checkpoint's chat template.
 
         Args:
             messages: [{"role": "user", "content": "..."}], or a list of such lists.
-            sampling_params, lora_request: as in :meth:`generate`.
 
         Raises:
             CheckpointError: there is no chat template, or it refuses the messages.
@@ -105,12 +99,7 @@ class LLM:
         ready = [tokenized(text, self.tokenizer, add_special_tokens=False) for text in texts]
         return self._run(ready, sampling_params, lora_request)
 
-    def _run(
-        self,
-        prompts: list[TokenizedPrompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        lora_request: LoRARequest | Sequence[LoRARequest | None] | None,
-    ) -> list[RequestOutput]:
+    def _run(self, prompts: list[TokenizedPrompt], params: EachParams, lora_request: EachLoRA) -> list[RequestOutput]:
         """Adds all requests and steps until all have finished; on an error all are aborted."""
         each_params = _for_each(prompts, SamplingParams() if params is None else params, "sampling_params")
         each_lora = [self._lora_manager.lora_id(one) for one in _for_each(prompts, lora_request, "lora_requests")]
@@ -128,8 +117,7 @@ class LLM:
             raise
         outputs = [finished[request_id] for request_id in ids]
         if any(answer.error for output in outputs for answer in output.outputs):
-            error = RequestError(outputs)
-            raise error from error.first
+            raise RequestError(outputs)
         return outputs
 
 

@@ -14,8 +14,7 @@ class LoRARequest:
     """The adapter of a request; the names are vLLM's (vllm/lora/request.py).
 
     Attributes:
-        lora_name: a name for people.
-        lora_int_id: its number, at least 1; one number always stands for the same directory.
+        lora_int_id: its number, at least 1; one number is always the same directory.
         lora_path: the directory that peft's save_pretrained wrote.
 
     Raises:
@@ -32,12 +31,7 @@ class LoRARequest:
 
 
 class LoRAManager:
-    """Loads each adapter on every rank when a request first names it, and keeps it.
-
-    Args:
-        model: this rank's part.
-        tp: the ranks.
-    """
+    """Loads each adapter on every rank when a request first names it, and keeps it."""
 
     def __init__(self, model: object, tp: TPGroup) -> None:
         self.model, self.tp = model, tp

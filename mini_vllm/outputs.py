@@ -34,7 +34,7 @@ class CompletionOutput:
     """One answer so far.
 
     Attributes:
-        index: which of a request's n answers this is, from 0.
+        index: the number of the answer, of a request's n, from 0.
         text: the answer's text; empty without a tokenizer. It never ends inside a character, and until the answer ends it leaves
             out an end that may be the beginning of a stop text.
         token_ids: the tokens generated, including the one that ended the answer.
@@ -42,7 +42,7 @@ class CompletionOutput:
         cumulative_logprob: the sum of the tokens' log probabilities, if requested.
         finish_reason: why it ended; None before.
         stop_reason: the stop token or stop text that ended it; None when it was the model's own end-of-sequence token.
-        error: what went wrong when ``finish_reason`` is "error".
+        error: what the model raised, when ``finish_reason`` is "error".
     """
 
     index: int
@@ -60,10 +60,7 @@ class RequestOutput:
     """One request with its answers so far.
 
     Attributes:
-        request_id: its id in the engine.
         prompt: the prompt's text; None when it was given as token ids.
-        prompt_token_ids: the prompt.
-        outputs: the answers.
         finished: whether all answers have ended.
         prompt_logprobs: one entry per prompt token, None for the first, if requested.
         num_cached_tokens: prompt tokens that the prefix cache had when the request first ran.

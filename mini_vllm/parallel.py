@@ -32,9 +32,7 @@ class Shard:
 
     Attributes:
         shape: shape of the whole checkpoint tensor.
-        dim: the dimension that is sharded.
-        source: start and stop of the part along ``dim`` of the checkpoint tensor.
-        target: start and stop along ``dim`` of the parameter.
+        source: start and stop of the part along ``dim`` of the checkpoint tensor; target the same of the parameter.
     """
 
     shape: tuple[int, ...]
@@ -147,11 +145,6 @@ def connect() -> TPGroup:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=365))
     return TPGroup(dist.get_rank(), size)
-
-
-def disconnect() -> None:
-    """Disconnects before the process ends, so that the backend's threads stop in order."""
-    dist.destroy_process_group()
 
 
 @contextmanager

@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from tokenizers import Tokenizer as Encoding
 from tokenizers.decoders import DecodeStream
 
 from mini_vllm.loading.checkpoint import CheckpointError, read_json
 
-if TYPE_CHECKING:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 Message = Mapping[str, str]
 """{"role": "user", "content": "..."}"""
 
 
 class Tokenizer:
-    """A directory's tokenizer.
-
-    Raises:
-        CheckpointError: tokenizer.json cannot be read.
-    """
+    """A directory's tokenizer; raises CheckpointError if tokenizer.json cannot be read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -65,15 +58,20 @@ class Tokenizer:
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
         """Renders the prompt of a conversation, up to the beginning of the assistant's answer.
 
-        The checkpoint's template is untrusted: it runs in jinja's sandbox.
-
-        Raises:
-            CheckpointError: there is no template, or it fails on the messages.
+        The checkpoint's template is untrusted: it runs in jinja's sandbox. CheckpointError if there is none, or if it fails.
         """
-        from jinja2 import TemplateError  # imported here and below, as only chat needs it
+        from jinja2 import TemplateError  # imported here, as only chat needs it
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        def raise_exception(message: str) -> NoReturn:
+            raise TemplateError(message)
+
+        # As transformers' chat_template_utils, which chat templates are written for.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.globals["raise_exception"] = raise_exception
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
-            template = _environment().from_string(self._chat_template())
+            template = environment.from_string(self._chat_template())
             return template.render(messages=list(messages), add_generation_prompt=True, **self._special_tokens())
         except TemplateError as error:
             raise CheckpointError(f"the chat template of {self.folder} fails: {error}; see its tokenizer_config.json") from error
@@ -91,17 +89,3 @@ class Tokenizer:
     def _special_tokens(self) -> dict[str, Any]:
         tokens = {key: self._config.get(key) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
         return {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items() if token}
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """jinja as chat templates expect it (transformers' chat_template_utils)."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment

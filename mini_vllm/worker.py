@@ -15,21 +15,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mini_vllm.contract import Model
 from mini_vllm.forward_context import ForwardContext, KVCache, get_forward_context, set_forward_context
 from mini_vllm.loading.lora import load_lora
-from mini_vllm.parallel import RankLostError, TPGroup, disconnect
+from mini_vllm.parallel import RankLostError, TPGroup
 
 
 class LeadingModel:
-    """Rank 0's part of a model; sends every step to the other ranks before it runs it.
-
-    Args:
-        model: rank 0's part.
-        tp: the ranks.
-    """
+    """Rank 0's part of a model; sends every step to the other ranks before it runs it."""
 
     def __init__(self, model: Model, tp: TPGroup) -> None:
         self.model, self.tp = model, tp
@@ -42,24 +38,18 @@ class LeadingModel:
         return self.model.forward(tokens, positions)
 
     def _dismiss(self) -> None:
-        """Ends the other ranks when this process ends; a rank that is lost already is ignored."""
+        """Ends the other ranks when this process ends, and disconnects, so that the backend's threads stop in order."""
         with suppress(RankLostError):
             self.tp.broadcast(None)
-        disconnect()
+        dist.destroy_process_group()
 
 
 def follow(model: Model, tp: TPGroup, kv_cache: KVCache) -> None:
     """Runs every step that rank 0 runs and loads every adapter that it loads, until rank 0 ends.
 
-    Args:
-        model: this rank's part.
-        tp: the ranks.
-        kv_cache: this rank's KV tensors, with as many blocks as rank 0 has.
-
     Raises:
         RankLostError: rank 0 or another rank is lost.
         AdapterError: this rank cannot load an adapter that rank 0 has loaded.
-        Exception: what the model raised; it ends this rank and with it the job.
     """
     while (step := tp.broadcast()) is not None:
         if "lora_id" in step:
@@ -68,4 +58,4 @@ def follow(model: Model, tp: TPGroup, kv_cache: KVCache) -> None:
         tokens, positions = (torch.tensor(step[name], dtype=torch.int64) for name in ("tokens", "positions"))
         with set_forward_context(ForwardContext.from_json(step["context"], kv_cache)):
             model.forward(tokens, positions)
-    disconnect()
+    dist.destroy_process_group()

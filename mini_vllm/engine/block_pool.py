@@ -16,6 +16,7 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import takewhile
 
 BlockHash = bytes
 
@@ -48,12 +49,7 @@ class BlockPool:
 
     def find(self, hashes: Sequence[BlockHash]) -> list[int]:
         """The cached blocks of the longest prefix: those of the first hashes, up to the first hash that is not cached."""
-        found: list[int] = []
-        for each in hashes:
-            if each not in self._cached:
-                break
-            found.append(self._cached[each])
-        return found
+        return [self._cached[each] for each in takewhile(self._cached.__contains__, hashes)]
 
     def allocate(self, count: int, shared: Sequence[int] = ()) -> list[int] | None:
         """Allocates ``count`` blocks and increments the counts of ``shared`` ones; None, with no change, if too few are free."""

@@ -13,11 +13,9 @@ class TokenDecoder(Protocol):
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
-        ...
 
     def decode_stream(self, skip_special_tokens: bool = True) -> Callable[[int], str]:
         """A function from each next token to the text that it adds; empty while a character is incomplete."""
-        ...
 
 
 class Detokenizer:
@@ -25,12 +23,10 @@ class Detokenizer:
 
     def __init__(self, tokenizer: TokenDecoder, params: SamplingParams) -> None:
         self.text = ""
-        self._stops = params.stop_strings
-        self._include_stop = params.include_stop_str_in_output
+        self._stops, self._include_stop = params.stop_strings, params.include_stop_str_in_output
         self._token_ids: list[int] = []
         self._next = tokenizer.decode_stream(params.skip_special_tokens)
-        self._tokenizer = tokenizer
-        self._skip_special_tokens = params.skip_special_tokens
+        self._tokenizer, self._skip_special_tokens = tokenizer, params.skip_special_tokens
 
     def append(self, token: int, may_stop: bool) -> str | None:
         """Adds a token's text and returns the stop text that it completes, the one that begins first."""

@@ -12,8 +12,8 @@ from mini_vllm.engine.detokenizer import TokenDecoder
 from mini_vllm.engine.request import ParentRequest, Request
 from mini_vllm.engine.runner import Runner
 from mini_vllm.engine.sampler import Sample, sample
-from mini_vllm.engine.scheduler import Chunk, Released, Scheduler, SchedulerStats, Step
-from mini_vllm.engine.step_trace import StepTraceWriter, TracedChunk
+from mini_vllm.engine.scheduler import Chunk, Scheduler, Step
+from mini_vllm.engine.step_trace import StepTraceWriter
 from mini_vllm.outputs import RequestOutput
 from mini_vllm.sampling_params import SamplingParams
 
@@ -21,9 +21,7 @@ from mini_vllm.sampling_params import SamplingParams
 class LLMEngine:
     """Serves any object that has ``forward(tokens, positions) -> logits``, and uses nothing else of it.
 
-    Args:
-        tokenizer: converts the answers' tokens to text; without one, answers are tokens only.
-        step_trace: a file to record every step to (engine/step_trace.py).
+    Without a tokenizer, answers are tokens only. ``step_trace`` is a file to record every step to (engine/step_trace.py).
     """
 
     def __init__(
@@ -32,16 +30,11 @@ class LLMEngine:
         self.config = config
         self.tokenizer = tokenizer
         self.scheduler = Scheduler(config)
+        self.stats = self.scheduler.stats
         self.runner = Runner(model, config.num_blocks, config.block_size)
         self._unfinished: dict[str, ParentRequest] = {}
         self._parents: dict[Request, ParentRequest] = {}
         self._trace = StepTraceWriter(step_trace, config) if step_trace else None
-        self._aborted: list[Released] = []
-
-    @property
-    def stats(self) -> SchedulerStats:
-        """Prefix cache hits, evictions and preemptions so far."""
-        return self.scheduler.stats
 
     def add_request(
         self,
@@ -56,10 +49,7 @@ class LLMEngine:
         """Queues a request; it joins the batch in a later step.
 
         Args:
-            request_id: the caller's name for it.
-            prompt_token_ids: the prompt.
-            params: how to sample the answers.
-            prompt: the prompt's text, returned with them.
+            prompt: the prompt's text, returned with the answers.
             cache_salt: only requests with the same salt share blocks of a common prefix.
             lora_id: the adapter that the model applies, 0 for none; only requests with the same one share blocks.
 
@@ -88,7 +78,7 @@ class LLMEngine:
         parents = [self._unfinished[request_id] for request_id in set(request_ids) & self._unfinished.keys()]
         released = self.scheduler.abort({child for parent in parents for child in parent.children})
         if self._trace:
-            self._aborted += released
+            self._trace.finished(released)
         for parent in parents:
             self._forget(parent)
         return [parent.output() for parent in parents]
@@ -102,15 +92,16 @@ class LLMEngine:
         step = self.scheduler.schedule()
         if not step.chunks:
             return []
-        traced = [TracedChunk.of(chunk) for chunk in step.chunks] if self._trace else []
+        if self._trace:
+            self._trace.scheduled(step)
         updated: dict[ParentRequest, None] = {}
         for chunk, outcome in zip(step.chunks, self._run(step), strict=True):
             if self._update(chunk, outcome):
                 updated[self._parents[chunk.request]] = None
         ended = self.scheduler.release_finished()
         if self._trace:
-            self._trace.record(traced, step, time.perf_counter() - started, self._aborted + ended, self.scheduler)
-            self._aborted = []
+            self._trace.finished(ended)
+            self._trace.ran(time.perf_counter() - started, self.scheduler)
         for parent in updated:
             if parent.finished:
                 self._forget(parent)
@@ -131,7 +122,7 @@ class LLMEngine:
     def _update(self, chunk: Chunk, outcome: Sample | Exception) -> bool:
         """Updates a chunk's request; returns whether it has a new token or has failed."""
         if isinstance(outcome, Exception):
-            chunk.request.fail(outcome)
+            chunk.request.finish_reason, chunk.request.error = "error", outcome
             return True
         self.scheduler.computed(chunk)
         chunk.request.add_prompt_logprobs(chunk.start + 1, outcome.prompt_logprobs)

@@ -21,17 +21,12 @@ class Request:
     uncomputed token decodes, and a preempted request has all of its tokens uncomputed again.
 
     Attributes:
-        lora_id: the adapter that the model applies, 0 for none.
         token_ids: prompt and output.
-        num_prompt_tokens: how many of them are the prompt.
-        num_computed_tokens: how many have their keys and values in the cache.
+        num_computed_tokens: how many of them have their keys and values in the cache.
         num_cached_tokens: how many the prefix cache had when the request first ran; None before.
         blocks: the block table: block ids in the order of positions.
         block_hashes: one for each full block of ``token_ids``; none without prefix caching.
-        finish_reason: None while it runs.
         stop_reason: the stop token or stop text that ended it.
-        error: what went wrong when ``finish_reason`` is "error".
-        num_preemptions: how often it was preempted.
         logprobs: one entry per output token, if requested.
         prompt_logprobs: one entry per prompt token computed so far, if requested; None for the first.
     """
@@ -103,11 +98,7 @@ class Request:
     def generator(self) -> torch.Generator:
         """The request's own random generator."""
         generator = torch.Generator()
-        if self.params.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.params.seed)
-        return generator
+        return generator.manual_seed(generator.seed() if self.params.seed is None else self.params.seed)
 
     @property
     def shareable_hashes(self) -> list[BlockHash]:
@@ -121,10 +112,6 @@ class Request:
         self.num_computed_tokens = len(cached_blocks) * self.config.block_size
         if self.num_cached_tokens is None:
             self.num_cached_tokens = self.num_computed_tokens
-
-    def computed(self, num_tokens: int) -> None:
-        """Records that a step has computed the next ``num_tokens`` tokens."""
-        self.num_computed_tokens += num_tokens
 
     def lose_blocks(self) -> list[int]:
         """Returns all blocks to be freed; the tokens stay, and have to be computed again."""
@@ -156,14 +143,6 @@ class Request:
         """Adds the entries of prompt tokens ``first``, ``first + 1``, ...; entries from before a preemption stay."""
         self.prompt_logprobs += entries[len(self.prompt_logprobs) - first :]
 
-    def abort(self) -> None:
-        """Ends the request now, unless it has ended already."""
-        self.finish_reason = self.finish_reason or "abort"
-
-    def fail(self, error: Exception) -> None:
-        """Ends the request with an error."""
-        self.finish_reason, self.error = "error", error
-
     def output(self, index: int) -> CompletionOutput:
         """The answer so far."""
         text = "" if self._detokenizer is None else self._detokenizer.text if self.finish_reason else self._detokenizer.safe_text
@@ -183,13 +162,7 @@ class Request:
 
 @dataclass(eq=False)
 class ParentRequest:
-    """One prompt and its n answers.
-
-    Attributes:
-        request_id: the caller's name for it.
-        prompt: the prompt's text, if it has one.
-        children: the answers, each a :class:`Request` with its own random generator.
-    """
+    """One prompt, its text if it has one, and its n answers, each a :class:`Request` with its own random generator."""
 
     request_id: str
     prompt: str | None

@@ -46,10 +46,7 @@ def sample(chunks: Sequence[Chunk], logits: Tensor, decode_token: DecodeToken | 
     A request's random generator is used once per token, so that a seeded request does not depend on its batch, on the chunks of
     its prompt, or on preemption.
 
-    Args:
-        chunks: the chunks that ran.
-        logits: (R, V), ``chunk.num_logits`` rows of each.
-        decode_token: gives a token's text, for logprobs.
+    ``logits`` are (R, V), ``chunk.num_logits`` rows of each chunk; ``decode_token`` gives a token's text, for logprobs.
     """
     best, argmax = (column.tolist() for column in logits.max(dim=-1))  # a NaN counts as the largest
     outcomes: list[Sample | Exception] = []
@@ -57,8 +54,13 @@ def sample(chunks: Sequence[Chunk], logits: Tensor, decode_token: DecodeToken | 
     for chunk in chunks:
         start, stop = stop, stop + chunk.num_logits
         try:
-            for row, value in enumerate(best[start:stop], start=chunk.stop - chunk.num_logits):
-                _refuse_unless_finite(value, chunk.request, row)
+            for position, value in enumerate(best[start:stop], start=chunk.stop - chunk.num_logits):
+                if not math.isfinite(value):
+                    raise ContractError(
+                        f"request {chunk.request.request_id}: the largest logit after its token at position {position} is "
+                        f"{value}, so no token is the most likely one; look for a division by zero, an overflow or an unloaded "
+                        "weight in forward()"
+                    )
             outcomes.append(_sample(chunk, logits[start:stop], argmax[stop - 1], decode_token))
         except Exception as error:  # an error caused by one request's parameters ends that request only
             outcomes.append(error)
@@ -95,11 +97,7 @@ def next_token(logits: Tensor, request: Request) -> int:
 
 
 def biased(logits: Tensor, request: Request) -> Tensor:
-    """Applies logit_bias, min_tokens and the penalties to ``logits`` (V,), in place.
-
-    Raises:
-        ValueError: a token is outside the vocabulary, or min_tokens leaves no token.
-    """
+    """Applies logit_bias, min_tokens and the penalties to ``logits`` (V,), in place; ValueError if they leave no token."""
     params, vocab_size = request.params, logits.numel()
     for token, bias in (params.logit_bias or {}).items():
         if not 0 <= token < vocab_size:
@@ -142,11 +140,3 @@ def top_logprobs(logits: Tensor, token: int, count: int, decode_token: DecodeTok
     for rank, (value, index) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True), start=1):
         ranked.setdefault(index, (value, rank))
     return {index: Logprob(value, rank, decode_token(index) if decode_token else None) for index, (value, rank) in ranked.items()}
-
-
-def _refuse_unless_finite(best: float, request: Request, position: int) -> None:
-    if not math.isfinite(best):
-        raise ContractError(
-            f"request {request.request_id}: the largest logit after its token at position {position} is {best}, so no token is "
-            "the most likely one; look for a division by zero, an overflow or an unloaded weight in forward()"
-        )

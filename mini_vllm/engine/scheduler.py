@@ -25,9 +25,7 @@ class Chunk:
     """The part of one request that runs in a step.
 
     Attributes:
-        request: the request.
         start: position of the first token.
-        num_tokens: how many run.
         blocks: the request's block table, long enough for all of them.
         num_new_blocks: how many of the blocks, the last ones, were allocated for this step.
         num_cached_tokens: how many tokens right before ``start`` the prefix cache had, in a request's first chunk.
@@ -93,20 +91,10 @@ class Scheduler:
         self.pool = BlockPool(config.num_blocks)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self._stats = SchedulerStats()
-
-    @property
-    def stats(self) -> SchedulerStats:
-        """The counters so far."""
-        self._stats.evictions = self.pool.evictions
-        return self._stats
+        self.stats = SchedulerStats()
 
     def add(self, request: Request) -> None:
-        """Appends a request to the queue.
-
-        Raises:
-            ValueError: it could not finish with the engine's blocks, length or vocabulary; the message has the numbers.
-        """
+        """Appends a request to the queue; ValueError if it could not finish with the engine's blocks, length or vocabulary."""
         config, prompt, name = self.config, request.num_prompt_tokens, f"request {request.request_id}"
         if prompt == 0:
             raise ValueError(f"{name} has an empty prompt; give it at least one token")
@@ -154,12 +142,13 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             chunks.append(admitted)
             budget -= admitted.num_tokens
+        self.stats.evictions = self.pool.evictions
         return Step(tuple(chunks), tuple(preempted))
 
     def computed(self, chunk: Chunk) -> None:
         """Records that a chunk is computed, and caches its full blocks."""
         request, size = chunk.request, self.config.block_size
-        request.computed(chunk.num_tokens)
+        request.num_computed_tokens += chunk.num_tokens
         if request.block_hashes:
             for index in range(chunk.start // size, chunk.stop // size):
                 self.pool.cache(request.blocks[index], request.block_hashes[index])
@@ -171,7 +160,7 @@ class Scheduler:
     def abort(self, requests: set[Request]) -> list[Released]:
         """Ends requests, running or waiting, and frees their blocks."""
         for request in requests:
-            request.abort()
+            request.finish_reason = request.finish_reason or "abort"
         waited = [Released(request, ()) for request in self.waiting if request in requests]
         self.waiting = deque(request for request in self.waiting if request not in requests)
         return waited + [self._release(request) for request in [request for request in self.running if request in requests]]
@@ -193,8 +182,8 @@ class Scheduler:
         blocks = self.pool.allocate(self._blocks_for(cached + num_tokens) - len(hits), shared=hits)
         if blocks is None:
             return None
-        self._stats.prefix_cache_queries += request.num_tokens
-        self._stats.prefix_cache_hits += cached
+        self.stats.prefix_cache_queries += request.num_tokens
+        self.stats.prefix_cache_hits += cached
         request.start(hits)
         request.blocks += blocks
         return Chunk(request, cached, num_tokens, tuple(request.blocks), len(blocks), cached)
@@ -211,6 +200,6 @@ class Scheduler:
     def _preempt_youngest(self) -> Released:
         released = self._release(self.running[-1])
         released.request.num_preemptions += 1
-        self._stats.preemptions += 1
+        self.stats.preemptions += 1
         self.waiting.appendleft(released.request)
         return released

@@ -31,33 +31,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-)
-"""Keys of config.json that are numbers of something."""
-
-
-def check_sizes(config: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless config.json's sizes are whole numbers from 1 up."""
-    for key in SIZES:
-        if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
-            raise CheckpointError(f"config.json gives {key} {size!r}; it must be a whole number, at least 1")
-
-
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of a directory by name, memory-mapped: a tensor's bytes are read when they are used.
 
     As in vLLM, a tensor that the index leaves out is found in the headers of the files that the index names.
 
     Args:
-        folder: the directory.
         single: the file with all tensors, unless ``single``.index.json exists.
 
     Attributes:
@@ -105,13 +84,14 @@ class Checkpoint(Mapping[str, Tensor]):
     @cached_property
     def _files(self) -> dict[str, str]:
         """Tensor name -> file name, from the index; empty when there is none."""
-        if not (self.folder / self.index).exists():
+        index = self.folder / self.index
+        if not index.exists():
             return {}
-        files = read_json(self.folder / self.index).get("weight_map")
+        files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not all(
             isinstance(f, str) and f == Path(f).name and f not in ("", "..") for f in files.values()
         ):
-            raise CheckpointError(f"{self.folder / self.index} has no weight_map of tensor names to file names in this folder")
+            raise CheckpointError(f"{index} has no weight_map of tensor names to file names in this folder")
         return files
 
     def _open_file(self, file: str) -> Any:
@@ -119,9 +99,8 @@ class Checkpoint(Mapping[str, Tensor]):
         try:
             return safe_open(path, framework="pt")
         except FileNotFoundError:
-            named = (
-                f"{self.index} names {file}" if (self.folder / self.index).exists() else f"there is no {self.index} and no {file}"
-            )
+            indexed = (self.folder / self.index).exists()
+            named = f"{self.index} names {file}" if indexed else f"there is no {self.index} and no {file}"
             raise CheckpointError(f"{path} is missing ({named}); fetch the checkpoint again") from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(

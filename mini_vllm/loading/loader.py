@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -73,17 +72,12 @@ def load_weights(
     Args:
         model: its layers' ``shards`` (layers/linear.py) are this rank's part of each checkpoint tensor; a layer without them
             takes its tensors whole.
-        checkpoint: the tensors.
         rows: the model's mapping rows.
         ignored: whether a tensor may be unused.
 
     Raises:
         LoadError: a tensor is unexpected, mis-shaped or duplicated, or a parameter is not covered. Nothing was copied.
     """
-
-    def file_of(copy: tuple[Target, str]) -> str:
-        return checkpoint.file(copy[1])
-
     parameters = dict(model.named_parameters())
     shards = dict(_shards(model, parameters))
     found: dict[Target, str] = {}
@@ -95,8 +89,12 @@ def load_weights(
             message = f"{tensor} is in {file} too, and not only in {checkpoint.file(tensor)}, which it would be read from"
             faults.append(Fault("duplicated", tensor, message))
         target = translate(tensor, rows)
-        if target not in shards:
-            faults.append(_unexpected(tensor, target, parameters))
+        if target not in shards and target[0] in parameters:
+            message = f"{tensor} is stored fused, and the model takes {target[0]} from tensors of its own names"
+            faults.append(Fault("duplicated", tensor, message))
+        elif target not in shards:
+            message = f"{tensor} goes to {target_name(target)}, which the model does not have"
+            faults.append(Fault("unexpected", tensor, message))
         elif target in found:
             faults.append(Fault("duplicated", tensor, f"{tensor} and {found[target]} both go to {target_name(target)}"))
         else:
@@ -107,10 +105,10 @@ def load_weights(
     if faults:
         raise LoadError(checkpoint, faults)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for file, copies in groupby(sorted(found.items(), key=file_of), key=file_of):
-            waiting = list(copies)
-            while waiting:
-                batch, waiting = waiting[:BATCH], waiting[BATCH:]
+        for file in sorted({checkpoint.file(tensor) for tensor in found.values()}):
+            copies = [(target, tensor) for target, tensor in found.items() if checkpoint.file(tensor) == file]
+            for start in range(0, len(copies), BATCH):
+                batch = copies[start : start + BATCH]
                 into = [shards[target].place(parameters[target[0]].data) for target, _ in batch]
                 tensors = [shards[target].take(checkpoint[tensor]) for target, tensor in batch]
                 deque(threads.map(_copy, into, tensors))
@@ -130,17 +128,9 @@ def _copy(into: Tensor, tensor: Tensor) -> None:
 def _shards(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[tuple[Target, Shard]]:
     for name, parameter in parameters.items():
         owner, _, kind = name.rpartition(".")
-        layer = model.get_submodule(owner)
-        own: Callable[[str], Mapping[ShardId, Shard]] | None = getattr(layer, "shards", None)
+        own = getattr(model.get_submodule(owner), "shards", None)
         for shard_id, shard in (own(kind) if own else whole(parameter)).items():
             yield (name, shard_id), shard
-
-
-def _unexpected(tensor: str, target: Target, parameters: Mapping[str, Tensor]) -> Fault:
-    if target[0] in parameters:
-        message = f"{tensor} is stored fused, and the model takes {target[0]} from tensors of its own names"
-        return Fault("duplicated", tensor, message)
-    return Fault("unexpected", tensor, f"{tensor} goes to {target_name(target)}, which the model does not have")
 
 
 def _mismatch(tensor: str, shape: tuple[int, ...], target: Target, shard: Shard) -> Iterator[Fault]:
@@ -164,8 +154,7 @@ def _uncovered(parameter: str, shards: Mapping[ShardId, Shard], found: Container
         yield Fault("missing", parameter, f"{parameter} is in no tensor of the checkpoint")
     elif missing:
         rows = sum(stop - start for start, stop in (shard.target for shard in shards.values()))
-        spans = [(shard_id, *shards[shard_id].target) for shard_id in missing]
-        empty = " and ".join(f"[{shard_id}], rows {start}:{stop}" for shard_id, start, stop in spans)
+        empty = " and ".join("[{}], rows {}:{}".format(shard_id, *shards[shard_id].target) for shard_id in missing)
         message = f"{parameter} has {rows} rows, and {empty} of them are in no tensor of the checkpoint"
         yield Fault("partly covered", parameter, message)
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,13 +59,8 @@ class LoRAConfig:
     """adapter_config.json; the names are peft's.
 
     Attributes:
-        r: the rank.
-        lora_alpha: the product is multiplied by lora_alpha / r.
-        use_rslora: by lora_alpha / sqrt(r) instead: Kalajdzievski 2023, "A Rank Stabilization Scaling Factor".
         target_modules: suffixes of the adapter's module names; empty when it is a pattern.
-        rank_pattern: suffix of module names -> their r.
-        alpha_pattern: suffix of module names -> their lora_alpha.
-        base_model_name_or_path: the model that the adapter was made for.
+        rank_pattern: suffix of module names -> their r; alpha_pattern the same for lora_alpha.
     """
 
     r: int
@@ -78,11 +73,7 @@ class LoRAConfig:
 
     @classmethod
     def read(cls, folder: Path) -> LoRAConfig:
-        """Reads a directory's adapter_config.json.
-
-        Raises:
-            AdapterError: it is missing, or needs something that is not served; the message has the key and its value.
-        """
+        """Reads a directory's adapter_config.json; raises AdapterError if it is missing or needs what is not served."""
         if not (folder / CONFIG).is_file():
             raise AdapterError(f"there is no {CONFIG} in {folder}; lora_path is a directory that peft's save_pretrained wrote")
         config = read_json(folder / CONFIG)
@@ -116,19 +107,14 @@ class LoRAConfig:
         return next((r for name, r in self.rank_pattern.items() if _ends_in(module, name)), self.r)
 
     def scaling(self, module: str) -> float:
-        """The factor of a module's product."""
+        """The factor of a module's product; use_rslora: Kalajdzievski 2023, "A Rank Stabilization Scaling Factor"."""
         alpha = next((alpha for name, alpha in self.alpha_pattern.items() if _ends_in(module, name)), self.lora_alpha)
         r = self.rank(module)
         return alpha / (math.sqrt(r) if self.use_rslora else r)
 
 
 def load_lora(model: object, lora_id: int, folder: Path) -> None:
-    """Adds an adapter to a model's linear layers, for requests with ``lora_id``.
-
-    Args:
-        model: each rank takes its shard.
-        lora_id: at least 1, and of no other adapter.
-        folder: the adapter's directory.
+    """Adds an adapter to a model's linear layers, for requests with ``lora_id``; each rank takes its shard.
 
     Raises:
         AdapterError: it cannot be read, or does not match; the model is unchanged.
@@ -136,12 +122,16 @@ def load_lora(model: object, lora_id: int, folder: Path) -> None:
     """
     if not isinstance(model, nn.Module):
         raise AdapterError(f"the model, a {type(model).__name__}, has no linear layers for the adapter in {folder} to go to")
-    config, checkpoint = LoRAConfig.read(folder), _open(folder)
+    config = LoRAConfig.read(folder)
+    if (folder / PICKLE).exists() and not (folder / TENSORS).exists():
+        raise AdapterError(
+            f"{folder} holds {PICKLE} and no {TENSORS}: the first is a pickle, which can run anything and is never read; "
+            "load it with peft where you trust it, and save_pretrained() it again"
+        )
+    checkpoint = Checkpoint(folder, TENSORS)
     modules, faults = _modules(checkpoint)
-    faults += [
-        f"{name} is in {file} too, and not only in {checkpoint.file(name)}"
-        for name, (file, *_) in checkpoint.stored_again.items()
-    ]
+    again = checkpoint.stored_again.items()
+    faults += [f"{name} is in {file} too, and not only in {checkpoint.file(name)}" for name, (file, *_) in again]
     rows, named = getattr(model, "stacked_params_mapping", ()), dict(model.named_modules())
     places: dict[Target, _Place] = {}
     for module in modules:
@@ -154,9 +144,11 @@ def load_lora(model: object, lora_id: int, folder: Path) -> None:
         else:
             places[target] = place
             faults += _wrong_shapes(checkpoint, module, target_name(target), place.shard.shape, config.rank(module))
-    for name in config.target_modules:
-        if not any(_ends_in(module, name) for module in modules):
-            faults.append(f"{CONFIG} has {name!r} among its target_modules, and {TENSORS} no tensors of a module of that name")
+    faults += [
+        f"{CONFIG} has {name!r} among its target_modules, and {TENSORS} no tensors of a module of that name"
+        for name in config.target_modules
+        if not any(_ends_in(module, name) for module in modules)
+    ]
     if faults:
         more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
         raise AdapterError(
@@ -172,22 +164,10 @@ def load_lora(model: object, lora_id: int, folder: Path) -> None:
         layer.lora[lora_id] = weights
 
 
-@dataclass(frozen=True)
-class _Place:
-    """The layer and the shard that a module's two matrices belong to."""
-
+class _Place(NamedTuple):
     module: str
     layer: LinearBase
     shard: Shard
-
-
-def _open(folder: Path) -> Checkpoint:
-    if (folder / PICKLE).exists() and not (folder / TENSORS).exists():
-        raise AdapterError(
-            f"{folder} holds {PICKLE} and no {TENSORS}: the first is a pickle, which can run anything and is never read; "
-            "load it with peft where you trust it, and save_pretrained() it again"
-        )
-    return Checkpoint(folder, TENSORS)
 
 
 def _modules(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
@@ -206,7 +186,7 @@ def _tensor(module: str, letter: str) -> str:
 
 
 def _place(module: str, target: Target, layer: nn.Module | None) -> _Place | str:
-    """The layer and shard of a module, or an error message."""
+    """The layer and the shard that a module's two matrices belong to, or an error message."""
     if layer is None:
         return f"{module} goes to {target_name(target)}, which the model does not have"
     if not isinstance(layer, LinearBase) or isinstance(layer, ParallelLMHead):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from mini_vllm.layers import rope_scaling
-from mini_vllm.loading.checkpoint import CheckpointError, check_sizes
+from mini_vllm.loading.checkpoint import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,7 @@ class DecoderConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
-        """Reads config.json's object.
-
-        Raises:
-            CheckpointError: a size is missing or invalid, or the model has a feature that is not supported.
-        """
+        """Reads config.json's object; raises CheckpointError if a size is missing or invalid, or a feature not supported."""
         config = {**cls.defaults, **config}
         check_sizes(config)
         try:
@@ -81,6 +77,13 @@ class DecoderConfig:
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
             raise CheckpointError(f"config.json has hidden_act {config['hidden_act']!r}; this engine has silu only")
         return sizes
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError unless config.json's sizes, the int fields of DecoderConfig, are whole numbers from 1 up."""
+    for key in (each.name for each in fields(DecoderConfig) if each.type == "int"):
+        if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
+            raise CheckpointError(f"config.json gives {key} {size!r}; it must be a whole number, at least 1")
 
 
 def _rope(config: Mapping[str, Any], head_dim: int, max_position: int) -> tuple[float, Mapping[str, Any]]:

@@ -76,10 +76,9 @@ class LlamaForCausalLM(nn.Module):
         """Builds the model and loads its weights; raises CheckpointError if config.json or the checkpoint does not match."""
         model = cls(cls.config_class.from_hf(config))
         tied = model.lm_head.weight is model.model.embed_tokens.weight
-        load_weights(model, checkpoint, cls.stacked_params_mapping, ignored=lambda name: is_unused(name, tied))
+
+        def is_unused(name: str) -> bool:  # rope's frequencies, or the copy of a tied head
+            return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
+
+        load_weights(model, checkpoint, cls.stacked_params_mapping, is_unused)
         return model
-
-
-def is_unused(name: str, tied: bool) -> bool:
-    """Whether a checkpoint may have this tensor though no parameter takes it: rope's frequencies, or the copy of a tied head."""
-    return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")

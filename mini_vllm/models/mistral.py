@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mini_vllm.models.config import DecoderConfig
-from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaForCausalLM
+from mini_vllm.models.llama import LlamaForCausalLM
 
 
 class MistralConfig(DecoderConfig):
@@ -19,4 +19,3 @@ class MistralForCausalLM(LlamaForCausalLM):
     """Mistral as a contract.Model."""
 
     config_class = MistralConfig
-    stacked_params_mapping = STACKED_PARAMS_MAPPING

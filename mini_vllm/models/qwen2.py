@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mini_vllm.models.config import DecoderConfig
-from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaForCausalLM
+from mini_vllm.models.llama import LlamaForCausalLM
 
 
 class Qwen2Config(DecoderConfig):
@@ -26,4 +26,3 @@ class Qwen2ForCausalLM(LlamaForCausalLM):
     """Qwen2 as a contract.Model."""
 
     config_class = Qwen2Config
-    stacked_params_mapping = STACKED_PARAMS_MAPPING

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mini_vllm.layers.norm import RMSNorm
 from mini_vllm.models.config import DecoderConfig
-from mini_vllm.models.llama import STACKED_PARAMS_MAPPING, LlamaAttention, LlamaForCausalLM
+from mini_vllm.models.llama import LlamaAttention, LlamaForCausalLM
 
 
 class Qwen3Config(DecoderConfig):
@@ -46,4 +46,3 @@ class Qwen3ForCausalLM(LlamaForCausalLM):
 
     config_class = Qwen3Config
     attention_class = Qwen3Attention
-    stacked_params_mapping = STACKED_PARAMS_MAPPING

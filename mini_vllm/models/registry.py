@@ -26,13 +26,7 @@ BUILT_IN = {
 """Architecture, also the class name, -> module; imported when it is used, as in vLLM's registry."""
 
 
-def _built_in(architecture: str) -> Factory:
-    return lambda config, checkpoint: getattr(import_module(BUILT_IN[architecture]), architecture).from_checkpoint(
-        config, checkpoint
-    )
-
-
-_factories: dict[str, Factory] = {architecture: _built_in(architecture) for architecture in BUILT_IN}
+_factories: dict[str, Factory] = {}
 
 
 def register_model(architecture: str, factory: Factory) -> None:
@@ -41,11 +35,7 @@ def register_model(architecture: str, factory: Factory) -> None:
 
 
 def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
-    """Builds the model of a checkpoint's config.json.
-
-    Raises:
-        CheckpointError: none of its architectures is registered (the message lists those that are), or a plugin fails.
-    """
+    """Builds the model of a checkpoint's config.json; CheckpointError if no architecture is registered, or a plugin fails."""
     load_plugins()
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list):
@@ -53,20 +43,19 @@ def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
     for architecture in architectures:
         if architecture in _factories:
             return _factories[architecture](config, checkpoint)
+        if architecture in BUILT_IN:
+            factory: Factory = getattr(import_module(BUILT_IN[architecture]), architecture).from_checkpoint
+            return factory(config, checkpoint)
     named = " or ".join(map(repr, architectures)) or "no architecture"
     raise CheckpointError(
-        f"{checkpoint.folder}/config.json names {named}, and the engine knows {', '.join(sorted(_factories))}; "
+        f"{checkpoint.folder}/config.json names {named}, and the engine knows {', '.join(sorted({*BUILT_IN, *_factories}))}; "
         "register_model(name, factory) adds one"
     )
 
 
 @cache
 def load_plugins() -> None:
-    """Calls every installed plugin's registration function once.
-
-    Raises:
-        CheckpointError: a plugin fails; the message has its name and its package.
-    """
+    """Calls every installed plugin's registration function once; raises CheckpointError if one fails."""
     for plugin in entry_points(group=PLUGINS):
         try:
             plugin.load()()
