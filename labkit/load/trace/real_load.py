@@ -159,38 +159,34 @@ def _last_tensor(recorder: CopyRecorder, built: nn.Module) -> str:
     name, tensor = list(recorder.tensors.items())[-1]
     last = f"the last tensor it read was {name} {tuple(tensor.shape)}"
     mapper = getattr(built, "hf_to_vllm_mapper", None)
-    target = mapper.map_name(name) if mapper else name
-    if target not in recorder.parameters:
-        return last
-    return f"{last}, for {target} {tuple(recorder.parameters[target].shape)}"
+    parameter = recorder.parameters.get(target := mapper.map_name(name) if mapper else name)
+    return last if parameter is None else f"{last}, for {target} {tuple(parameter.shape)}"
 
 
 def _repacked(built: nn.Module, config: ModelConfig, device: torch.device) -> dict[str, str]:
     """Runs vLLM's step between loading and serving; describes each parameter that it changes."""
 
-    def described(parameter: Tensor) -> str:
-        return f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
+    def described() -> dict[str, tuple[str, Tensor]]:
+        kinds = ((name, made, str(made.dtype).removeprefix("torch.")) for name, made in built.named_parameters())
+        return {name: (f"{tuple(made.shape)} {dtype}", made) for name, made, dtype in kinds}
 
-    before = {name: (parameter, described(parameter)) for name, parameter in built.named_parameters()}
+    before, changed = described(), {}
     process_weights_after_loading(built, config, device)
-    after = dict(built.named_parameters())
-    changed = {}
-    for name, (parameter, was) in before.items():
-        now = after.get(name)
-        if now is None:
-            changed[name] = f"{was} -> gone"
-        elif described(now) != was:
-            changed[name] = f"{was} -> {described(now)}"
-        elif now.data_ptr() != parameter.data_ptr():
+    after = described()
+    for name, (was, parameter) in before.items():
+        now, replacement = after.get(name, ("gone", parameter))
+        if now != was:
+            changed[name] = f"{was} -> {now}"
+        elif replacement.data_ptr() != parameter.data_ptr():
             changed[name] = f"{was} -> replaced by another tensor of this shape"
     return changed
 
 
 def _head_size(built: nn.Module) -> int | None:
     """The head size that all attention layers have."""
-    layers = [module for module in built.modules() if isinstance(module, AttentionLayerBase)]
-    sizes = {layer.head_size for layer in layers if hasattr(layer, "head_size")}
-    return cast(int, sizes.pop()) if len(sizes) == 1 else None
+    layers = (module for module in built.modules() if isinstance(module, AttentionLayerBase))
+    sizes: set[int] = {layer.head_size for layer in layers if hasattr(layer, "head_size")}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def stacked_rows(built: nn.Module) -> tuple[MappingRow, ...]:

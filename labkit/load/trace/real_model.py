@@ -8,9 +8,11 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -42,9 +44,6 @@ DTYPES = {
 }
 """The element types of checkpoint tensors, by safetensors' names."""
 
-COMPUTE_DTYPES = ("BF16", "F16", "F32")
-"""The element types that vLLM computes in."""
-
 NEEDS_GPU = re.compile(r"\b(cuda|gpu|nvidia|rocm|hip|triton)\b", re.IGNORECASE)
 """Words in the error message of a class that cannot be built without a GPU."""
 
@@ -70,10 +69,8 @@ def choose_device(model: Model, device: str | None) -> tuple[torch.device, str]:
 
 
 def parameter_dtype(model: Model) -> torch.dtype:
-    """The element type of the parameters: of COMPUTE_DTYPES, the one with the most bytes in the checkpoint."""
-    if not model.files:
-        return torch.bfloat16
-    sizes = dict.fromkeys(COMPUTE_DTYPES, 0)
+    """The element type of the parameters: of those that vLLM computes in, the one with the most bytes in the checkpoint."""
+    sizes = {"BF16": 0, "F16": 0, "F32": 0}
     for name, tensor in model.stored.items():
         if tensor.dtype not in DTYPES:
             raise UserError(f"{name} is stored as {tensor.dtype}, which this torch does not have; known are {', '.join(DTYPES)}")
@@ -105,19 +102,12 @@ def group_of_one() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def as_rank(rank: int, size: int) -> Iterator[None]:
-    """Sets the rank and the size of the tensor-parallel group that layers read.
+def as_rank(rank: int, size: int) -> AbstractContextManager[Any]:
+    """Sets the rank and the size of the tensor-parallel group that layers read, and restores them at the end.
 
     Most layers read them once, when they are built; Mamba's read them again while they load. Neither step communicates.
     """
-    group = get_tp_group()
-    before = group.rank_in_group, group.world_size
-    group.rank_in_group, group.world_size = rank, size
-    try:
-        yield
-    finally:
-        group.rank_in_group, group.world_size = before
+    return mock.patch.multiple(get_tp_group(), rank_in_group=rank, world_size=size)
 
 
 def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, ModelConfig]:
@@ -178,10 +168,9 @@ def _class_for(model: Model) -> type[nn.Module] | None:
         try:
             found = registered.load_model_cls()
         except Exception as error:
-            raise UserError(
-                f"vLLM {vllm.__version__} cannot import its class for {architecture} here: {describe_error(error)}; "
-                "try where its packages are installed, on a machine with a GPU if it needs one"
-            ) from error
+            said = f"vLLM {vllm.__version__} cannot import its class for {architecture} here: {describe_error(error)}"
+            advice = "try where its packages are installed, on a machine with a GPU if it needs one"
+            raise UserError(f"{said}; {advice}") from error
     try:
         ModelRegistry.register_model(architecture, found)
     except Exception as error:
@@ -195,9 +184,7 @@ def class_name(model: Model) -> str:
     if registered is None:
         return "vLLM's Transformers backend"
     found = getattr(registered, "model_cls", None)
-    if found is None:
-        return f"{registered.module_name}.{registered.class_name}"
-    return f"{found.__module__}.{found.__qualname__}"
+    return f"{found.__module__}.{found.__qualname__}" if found else f"{registered.module_name}.{registered.class_name}"
 
 
 def _named_class(name: str) -> type[nn.Module]:
@@ -209,9 +196,8 @@ def _named_class(name: str) -> type[nn.Module]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:
-        raise UserError(
-            f"{name} cannot be imported: {describe_error(error)}; Python searches {Path.cwd()} and the installed packages"
-        ) from error
+        said = f"{name} cannot be imported: {describe_error(error)}"
+        raise UserError(f"{said}; Python searches {Path.cwd()} and the installed packages") from error
     finally:
         sys.path.remove(str(Path.cwd()))
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

@@ -66,31 +66,18 @@ def page_data(trace: Trace, findings: Sequence[Finding]) -> dict[str, Any]:
             data["record"] = records[id(record)]
             data["source"] = number_of(describe_box(record.source, record.shape))
         data["destination"] = number_of(describe_box(piece.part, figure.shape))
-        data["labels"] = [number_of(label) for label in captions.slice_labels(figure, piece)]
-        data["sentences"] = [number_of(sentence) for sentence in captions.slice_sentences(figure, bar, piece)]
+        data["labels"] = list(map(number_of, captions.slice_labels(figure, piece)))
+        data["sentences"] = list(map(number_of, captions.slice_sentences(figure, bar, piece)))
         return data
 
     def figure_data(figure: Figure) -> dict[str, Any]:
-        tones = figure.tones
-        bars = [
-            {
-                "rank": bar.tp_rank,
-                "name": bar.name,
-                "lanes": bar.lanes,
-                "slices": [slice_data(figure, bar, piece, tones.get(piece.label, 0)) for piece in bar.slices],
-            }
-            for bar in figure.bars
-        ]
-        caption = captions.figure_caption(figure)
+        tones, caption = figure.tones, captions.figure_caption(figure)
+        bars = []
+        for bar in figure.bars:
+            slices = [slice_data(figure, bar, piece, tones.get(piece.label, 0)) for piece in bar.slices]
+            bars.append({"rank": bar.tp_rank, "name": bar.name, "lanes": bar.lanes, "slices": slices})
         return {"name": figure.name, "shape": str(figure.shape), "caption": caption, "length": figure.length, "bars": bars}
 
-    shown = [
-        {"title": section.title, "figures": [figure_data(figure) for figure in section.figures]}
-        for section in sections(trace, findings)
-    ]
-    return {
-        "records": [record.as_dict() for record in trace.records],
-        "texts": list(texts),
-        "sections": shown,
-        "findings": [str(finding) for finding in findings],
-    }
+    shown = [{"title": each.title, "figures": list(map(figure_data, each.figures))} for each in sections(trace, findings)]
+    drawn = [record.as_dict() for record in trace.records]
+    return {"records": drawn, "texts": list(texts), "sections": shown, "findings": list(map(str, findings))}

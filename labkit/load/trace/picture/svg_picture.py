@@ -13,10 +13,8 @@ from labkit.pictures import drawing
 from labkit.pictures.drawing import INK, MARGIN, MUTED, PAPER, element, label, short
 from labkit.system.foreign_text import printable
 
-GUTTER, LANE = 64, 22
-"""Pixels: the width of the ranks' names, the height of a lane."""
-BAR = drawing.WIDTH - 2 * MARGIN - GUTTER
-"""Pixels: the length of a bar."""
+GUTTER, LANE = 64, 22  # pixels: the width of the ranks' names, the height of a lane
+BAR = drawing.WIDTH - 2 * MARGIN - GUTTER  # pixels: the length of a bar
 FAULT = "#b91c1c"
 
 
@@ -28,7 +26,10 @@ def draw_svg(trace: Trace, findings: Sequence[Finding]) -> str:
     """
     shown = sections(trace, findings)
     caption = printable(captions.trace_caption(trace))
-    about = f"{caption}. A bar for each parameter and rank, cut into what was copied into it; {_faults(shown)}"
+    bars = [bar for section in shown for figure in section.figures for bar in figure.bars]
+    faults = dict.fromkeys(str(fault) for bar in bars for piece in bar.slices for fault in piece.faults)
+    about = f"{caption}. A bar for each parameter and rank, cut into what was copied into it; "
+    about += printable("; ".join(faults)) or "no fault was found."
     root = drawing.svg_root(short(captions.page_title(trace), 85), about, "trace")
     defs = element(root, "defs")
     drawing.pattern(defs, "padding", 10, PAPER, "M5 4V6M4 5H6", MUTED, 1)
@@ -40,13 +41,6 @@ def draw_svg(trace: Trace, findings: Sequence[Finding]) -> str:
     for section in shown:
         y = _draw_section(root, section, y)
     return drawing.svg_text(root, drawing.WIDTH, y + MARGIN - 8)
-
-
-def _faults(shown: Sequence[Section]) -> str:
-    """The faults as text, for those who do not see the picture."""
-    slices = [piece for section in shown for figure in section.figures for bar in figure.bars for piece in bar.slices]
-    faults = dict.fromkeys(str(fault) for piece in slices for fault in piece.faults)
-    return printable("; ".join(faults)) or "no fault was found."
 
 
 def _draw_section(root: ET.Element, section: Section, y: float) -> float:
