@@ -23,7 +23,6 @@ class Finding:
         fault: ``missing``: a part of a parameter was never written. ``twice``: it was written more than once.
             ``cut off``: a part of a checkpoint tensor was read by no rank. ``rounded``: a conversion changed values.
         name: the parameter; for ``cut off`` and ``rounded`` the checkpoint tensor. ``shape`` is its shape.
-        part: the part of it that is concerned.
         tp_rank: the rank on which it happened; None where all ranks together are concerned.
     """
 

@@ -32,8 +32,7 @@ from labkit.system.labs import ROOT
 
 PINNED_TORCH = re.findall(r"^torch=+([\d.]+)", (ROOT / "requirements" / "torch-cpu.in").read_text(), re.MULTILINE)[0]
 
-Tensors = Iterable[tuple[str, Tensor]]
-"""A checkpoint in the form that ``load_weights`` takes: names and tensors."""
+Tensors = Iterable[tuple[str, Tensor]]  # a checkpoint in the form that load_weights takes
 
 
 def trace(
@@ -44,11 +43,7 @@ def trace(
     progress: Callable[[str], None],
     rename: Callable[[Tensors], Tensors] = lambda tensors: tensors,
 ) -> Trace:
-    """Loads ``model`` once per rank and returns every copy; see ``labkit.load.trace.trace_load``.
-
-    Args:
-        rename: applied to the checkpoint's names before the class sees them.
-    """
+    """``labkit.load.trace.trace_load`` for a resolved model; ``rename`` changes the names that the class sees."""
     target, label = choose_device(model, device)
     dtype = parameter_dtype(model)
     records: list[Record] = []
@@ -117,8 +112,7 @@ def record_load(
 ) -> CopyRecorder:
     """Runs the real ``load_weights`` over the checkpoint, then vLLM's check for parameters that were not initialized.
 
-    Raises:
-        VllmLoadError: vLLM refuses the load; with ``rank`` (``rank 0 of 2``) and vLLM's message.
+    Raises VllmLoadError, with ``rank`` (``rank 0 of 2``) and vLLM's message, where vLLM refuses the load.
     """
     recorder = CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True))
     refused = f"vLLM {vllm.__version__} refused the load as {rank}"
@@ -203,10 +197,9 @@ def _row_of(copy: Copy, stacked: tuple[MappingRow, ...]) -> MappingRow | None:
         if row.from_ in copy.tensor and copy.tensor.replace(row.from_, row.to, 1) == copy.parameter and row.shard == copy.shard:
             return row
     theirs, ours = copy.tensor.split("."), copy.parameter.split(".")
-    while theirs and ours and theirs[0] == ours[0]:
-        del theirs[0], ours[0]
-    while theirs and ours and theirs[-1] == ours[-1]:
-        del theirs[-1], ours[-1]
+    for end in (0, -1):
+        while theirs and ours and theirs[end] == ours[end]:
+            del theirs[end], ours[end]
     return MappingRow("." + ".".join(theirs), "." + ".".join(ours), copy.shard)
 
 

@@ -113,8 +113,7 @@ def as_rank(rank: int, size: int) -> AbstractContextManager[Any]:
 def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, ModelConfig]:
     """Builds the real class with uninitialized parameters on ``device``; returns it with the config it was built from.
 
-    Raises:
-        UserError: vLLM does not know the architecture, cannot import its class, or refuses the config; with vLLM's message.
+    Raises UserError, with vLLM's message, where it does not know the architecture, cannot import the class or refuses the config.
     """
     found = _class_for(model)
     try:

@@ -153,8 +153,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
                 continue
             mine, theirs = reshaped(one, two_box), reshaped(two, two_box)
             if mine is None or theirs is None or not _in_order(theirs, origin.base):
-                for written_slice, read_slice in split(one, two):
-                    yield from self._traced(parameter, written_slice, read_slice, origin, changed)
+                yield from (copy for pair in split(one, two) for copy in self._traced(parameter, *pair, origin, changed))
                 continue
             for place, piece in origin.pieces:
                 if (box := common(two_box, place)) is not None:

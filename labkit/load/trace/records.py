@@ -48,14 +48,11 @@ class Record:
 
     Attributes:
         dtype: the checkpoint tensor's element type in safetensors' names, ``BF16``; None when there are only shapes.
-        file: the file that holds the tensor; None when there are only shapes.
-        bytes: the range of the tensor's data in that file, [start, stop); None when there are only shapes.
+        file: the file that holds the tensor, and ``bytes`` the range of its data there; None when there are only shapes.
         mapping: the mapping row that renamed the tensor; None when it keeps its name.
-        parameter_shape: the parameter's shape on this rank.
-        parameter_dtype: the parameter's element type in torch's names, ``bfloat16``.
+        parameter_shape: the parameter's shape on this rank; ``parameter_dtype`` is its type in torch's names, ``bfloat16``.
         destination: the part of the parameter that was written.
         source: the part of the checkpoint tensor that was read.
-        tp_rank: the tensor-parallel rank that loaded, 0 to tp_size - 1.
     """
 
     tensor: str
@@ -102,7 +99,7 @@ class Trace:
         fills: the parts of parameters that the load filled without a checkpoint tensor.
         rounded: checkpoint tensors whose values were changed by the conversion to the parameter's element type.
         repacked: parameters that vLLM replaces after the load, each with a description of the change.
-        not_run: what could not be done in this installation, a sentence for each.
+        not_run: a sentence for each step that could not be done in this installation.
         head_size: D, the rows of one head, from vLLM's attention layers; None where they have none, or several.
     """
 

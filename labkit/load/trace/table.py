@@ -75,12 +75,13 @@ def _table(title: str, records: Sequence[Record], wide: bool) -> Table:
     for column in WIDE if wide else NARROW:
         table.add_column(column, no_wrap=True, header_style="bold", overflow="fold")
     for r in records:
-        mapping = str(r.mapping) if r.mapping else "no row: keeps its name"
+        names = (r.tensor, str(r.mapping or "no row: keeps its name"), r.parameter)
+        tensor, mapping, parameter = map(printable, names)
         source, destination = describe_box(r.source, r.shape), describe_box(r.destination, r.parameter_shape)
         cells = (
-            (r.tensor, f"{r.shape}", mapping, r.parameter, f"{r.parameter_shape}", destination, source)
+            (tensor, f"{r.shape}", mapping, parameter, f"{r.parameter_shape}", destination, source)
             if wide
-            else (f"{r.tensor}\n  {mapping}\n{r.parameter}", f"{r.shape}\n\n{r.parameter_shape}", f"{source}\n\n{destination}")
+            else (f"{tensor}\n  {mapping}\n{parameter}", f"{r.shape}\n\n{r.parameter_shape}", f"{source}\n\n{destination}")
         )
-        table.add_row(*(Text(printable(cell)) for cell in cells))  # as Text, because a name may contain markup
+        table.add_row(*map(Text, cells))  # as Text, because a name may contain markup
     return table

@@ -6,9 +6,6 @@
 A slice's label is the part of the checkpoint tensor that was read; its place in the bar is the part of the parameter that was
 written, to scale.
 
->>> from labkit.load.trace.picture import draw_html, draw_svg
->>> page = draw_html(trace, find_faults(trace))  # doctest: +SKIP
-
 layout.py computes bars and slices from a trace, captions.py their text; html_page.py (with page.css and page.js) and
 svg_picture.py draw both.
 """

@@ -13,11 +13,6 @@ MAX_TERMS = 6  # a sum of more terms is not written out
 LEGEND = "a slice's label is what was read; its place in the bar is where it was written, to scale"
 
 
-def page_title(trace: Trace) -> str:
-    """The title of page and picture."""
-    return f"Weight load of {trace.model}"
-
-
 def trace_caption(trace: Trace) -> str:
     """The versions, the ranks and the device, without a full stop."""
     sizes = {record.tp_size for record in trace.records}

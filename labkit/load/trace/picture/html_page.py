@@ -23,16 +23,12 @@ HERE = Path(__file__).resolve().parent
 
 
 def draw_html(trace: Trace, findings: Sequence[Finding]) -> str:
-    """Draws a trace as the text of an HTML file that loads no other file.
-
-    Args:
-        findings: the faults of the load, from `labkit.load.trace.coverage.find_faults`.
-    """
+    """Draws a trace, and the faults found in it, as the text of an HTML file that loads no other file."""
     # Inside a script element nothing in the JSON may end the element or open a comment.
     data = json.dumps(page_data(trace, findings), separators=(",", ":"))
     page = (HERE / "page.html").read_text(encoding="utf-8")
     return page.format(
-        title=escape(printable(captions.page_title(trace))),
+        title=escape(printable(f"Weight load of {trace.model}")),
         caption=escape(printable(captions.trace_caption(trace))),
         legend=escape(captions.LEGEND),
         css=(HERE / "page.css").read_text(encoding="utf-8"),

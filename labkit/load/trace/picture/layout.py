@@ -31,8 +31,6 @@ class Slice:
         kind: ``copy``: a record. ``padding``: filled by the load without a tensor. ``read``: a part of a checkpoint tensor that
             some rank read. ``missing``, ``twice`` and ``cut off``: a fault, as in `Finding`.
         label: the short name of its checkpoint tensor (``q_proj``), or the kind.
-        part: the part of the bar's tensor.
-        record: the copy; None for all kinds but ``copy``.
         faults: its faults; for a copy, those of its checkpoint tensor.
         lane: the lane of the bar that it is drawn in, from 0.
     """
@@ -120,11 +118,7 @@ class Section:
 
 
 def sections(trace: Trace, findings: Sequence[Finding]) -> tuple[Section, ...]:
-    """Lays out the trace: a slice for every record, and one more for every finding that concerns a part of a tensor.
-
-    Args:
-        findings: of this trace, or of a larger one that contains it; those about other tensors are left out.
-    """
+    """Lays out the trace: a slice for every record, and one for every finding about a part of a tensor in the trace."""
     figures = _figures(trace, findings)
     stacks = len({match[1] for figure in figures if (match := LAYER.match(figure.name))})
     by_title: dict[str, list[Figure]] = defaultdict(list)
@@ -150,6 +144,8 @@ def _figures(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
     for finding in findings:
         if finding.fault in ("cut off", "rounded"):
             faults[finding.name].append(finding)
+        if finding.fault != "rounded":
+            slices[finding.name, finding.tp_rank].append(Slice(finding.fault, finding.fault, finding.part, None, (finding,)))
     for record in trace.records:
         piece = Slice("copy", short_name(record.tensor), record.destination, record, tuple(faults[record.tensor]))
         slices[record.parameter, record.tp_rank].append(piece)
@@ -158,10 +154,7 @@ def _figures(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
     lost = dict.fromkeys(each.name for each in findings if each.fault == "cut off" and each.name in trace.checkpoint_shapes)
     for name in lost:
         read, _ = covered(record.source for record in trace.records if record.tensor == name)
-        slices[name, None] = [Slice("read", "read", box) for box in read]
-    for finding in findings:
-        if finding.fault != "rounded":
-            slices[finding.name, finding.tp_rank].append(Slice(finding.fault, finding.fault, finding.part, None, (finding,)))
+        slices[name, None] += [Slice("read", "read", box) for box in read]
 
     def figure(what: What, name: str, shape: Shape, ranks: Sequence[int | None]) -> Figure:
         axes = _axes(shape, [piece for rank in ranks for piece in slices[name, rank]])
