@@ -17,11 +17,8 @@ from labkit.checkpoints.headers import Shape
 if TYPE_CHECKING:
     from torch import Tensor
 
-Span = tuple[int, int]
-"""Half-open: [start, stop)."""
-
-Box = tuple[Span, ...]
-"""A rectangular part of a tensor, one span per dimension."""
+Span = tuple[int, int]  # half-open: [start, stop)
+Box = tuple[Span, ...]  # a rectangular part of a tensor, one span per dimension
 
 
 def whole(shape: Shape) -> Box:
@@ -75,11 +72,11 @@ def _minus(box: Box, other: Box) -> list[Box]:
     both = common(box, other)
     if both is None:
         return [box]
-    pieces, rest = [], list(box)
+    pieces: list[Box] = []
+    rest = list(box)
     for axis, ((start, stop), (first, last)) in enumerate(zip(box, both, strict=True)):
-        for side in ((start, first), (last, stop)):
-            if side[0] < side[1]:
-                pieces.append((*rest[:axis], side, *rest[axis + 1 :]))
+        sides = (side for side in ((start, first), (last, stop)) if side[0] < side[1])
+        pieces += [(*rest[:axis], side, *rest[axis + 1 :]) for side in sides]
         rest[axis] = (first, last)
     return pieces
 

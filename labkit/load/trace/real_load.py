@@ -21,7 +21,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-from labkit.checkpoints.headers import Shape, read_header
+from labkit.checkpoints.headers import read_header
 from labkit.checkpoints.known_models import Model
 from labkit.load.library_output import describe_error
 from labkit.load.trace.real_model import DTYPES, as_rank, build, choose_device, group_of_one, load_plugins, parameter_dtype
@@ -49,10 +49,8 @@ def trace(
     records: list[Record] = []
     fills: list[Fill] = []
     rounded: dict[str, None] = {}
-    parameter_shapes: dict[str, Shape] = {}
     repacked: dict[str, str] = {}
     not_run = dict.fromkeys([*_unusual_installation(), *load_plugins()])
-    head_size: int | None = None
     with group_of_one(), ExitStack() as cleanup:
         gc.freeze()  # without the imported objects, whose garbage collection takes a third of the time of a first trace
         cleanup.callback(gc.unfreeze)
@@ -64,7 +62,6 @@ def trace(
             stacked = stacked_rows(built)
             records += (_record(copy, recorder, model, stacked, rank, tp_size) for copy in recorder.copies)
             fills += (Fill(parameter, destination, rank) for parameter, destination in recorder.fills)
-            head_size = _head_size(built)
             parameter_shapes = {name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()}
             if computed := sorted({copy.tensor for copy in recorder.copies if copy.changed}):
                 not_run[
@@ -78,6 +75,8 @@ def trace(
                     repacked = _repacked(built, config, target)
                 except Exception as error:
                     not_run[f"vLLM could not prepare the loaded parameters for serving: {describe_error(error)}"] = None
+    layers = (module for module in built.modules() if isinstance(module, AttentionLayerBase))
+    head_sizes: set[int] = {layer.head_size for layer in layers if hasattr(layer, "head_size")}
     return Trace(
         vllm=vllm.__version__,
         torch=torch.__version__,
@@ -90,7 +89,7 @@ def trace(
         rounded=tuple(rounded),
         repacked=repacked,
         not_run=tuple(not_run),
-        head_size=head_size,
+        head_size=head_sizes.pop() if len(head_sizes) == 1 else None,
     )
 
 
@@ -110,10 +109,7 @@ def record_load(
     rank: str,
     rename: Callable[[Tensors], Tensors] = lambda tensors: tensors,
 ) -> CopyRecorder:
-    """Runs the real ``load_weights`` over the checkpoint, then vLLM's check for parameters that were not initialized.
-
-    Raises VllmLoadError, with ``rank`` (``rank 0 of 2``) and vLLM's message, where vLLM refuses the load.
-    """
+    """Runs the real ``load_weights``, then vLLM's check for uninitialized parameters; raises VllmLoadError naming ``rank``."""
     recorder = CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True))
     refused = f"vLLM {vllm.__version__} refused the load as {rank}"
     try:
@@ -134,16 +130,14 @@ def record_load(
 def _tensors(model: Model, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """The checkpoint's tensors one after the other; on meta where the parameters are on meta."""
     if not model.files:
-        for name, shape in model.shapes.items():
-            yield name, torch.empty(shape, dtype=dtype, device="meta")
+        yield from ((name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in model.shapes.items())
     for file in model.files:
         if device.type == "meta":
             for name, stored in read_header(file).items():
                 yield name, torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device="meta")
-            continue
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                yield name, tensors.get_tensor(name)
+        else:
+            with safe_open(file, framework="pt") as tensors:
+                yield from ((name, tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118
 
 
 def _last_tensor(recorder: CopyRecorder, built: nn.Module) -> str:
@@ -174,13 +168,6 @@ def _repacked(built: nn.Module, config: ModelConfig, device: torch.device) -> di
         elif replacement.data_ptr() != parameter.data_ptr():
             changed[name] = f"{was} -> replaced by another tensor of this shape"
     return changed
-
-
-def _head_size(built: nn.Module) -> int | None:
-    """The head size that all attention layers have."""
-    layers = (module for module in built.modules() if isinstance(module, AttentionLayerBase))
-    sizes: set[int] = {layer.head_size for layer in layers if hasattr(layer, "head_size")}
-    return sizes.pop() if len(sizes) == 1 else None
 
 
 def stacked_rows(built: nn.Module) -> tuple[MappingRow, ...]:

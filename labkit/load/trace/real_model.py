@@ -43,9 +43,8 @@ DTYPES = {
     **{"I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
 }
 """The element types of checkpoint tensors, by safetensors' names."""
-
+# Words in the error message of a class that cannot be built without a GPU.
 NEEDS_GPU = re.compile(r"\b(cuda|gpu|nvidia|rocm|hip|triton)\b", re.IGNORECASE)
-"""Words in the error message of a class that cannot be built without a GPU."""
 
 
 def choose_device(model: Model, device: str | None) -> tuple[torch.device, str]:
@@ -128,25 +127,17 @@ def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Mo
         whole = VllmConfig(model_config=config)
         with set_current_vllm_config(whole), set_default_torch_dtype(dtype), device:
             built = initialize_model(whole, model_class=found)
-            return (_moved_to_meta(built) if device.type == "meta" else built), config
+            elsewhere = [each for each in built.parameters() if device.type == "meta" != each.device.type]
+            for parameter in elsewhere:  # vLLM's Transformers backend ignores the device
+                moved = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                vars(moved).update(vars(parameter))  # the weight_loader, and what it needs
+                torch.utils.swap_tensors(parameter, moved)  # type: ignore[no-untyped-call]
+            return built, config
     except Exception as error:
         message = describe_error(error)
         if current_platform.is_cpu() and NEEDS_GPU.search(message):
             message += "; it needs a GPU to be built, so try on a machine that has one"
         raise UserError(f"vLLM {vllm.__version__} refused the config in {model.directory}: {message}") from error
-
-
-def _moved_to_meta(built: nn.Module) -> nn.Module:
-    """Moves parameters to meta that the class put elsewhere, as vLLM's Transformers backend does."""
-    moved: dict[int, nn.Parameter] = {}
-    for module in built.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.device.type != "meta":
-                if id(parameter) not in moved:
-                    moved[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-                    vars(moved[id(parameter)]).update(vars(parameter))  # the weight_loader, and what it needs
-                setattr(module, name, moved[id(parameter)])
-    return built
 
 
 def _class_for(model: Model) -> type[nn.Module] | None:
@@ -205,7 +196,6 @@ def _named_class(name: str) -> type[nn.Module]:
 
 
 def _unknown_architecture(model: Model) -> str:
-    """The error for an architecture that vLLM has no class for, with what to try."""
     architecture = model.architecture
     unknown = f"vLLM {vllm.__version__} knows no architecture {architecture}"
     if version := _PREVIOUSLY_SUPPORTED_MODELS.get(architecture):
@@ -213,10 +203,8 @@ def _unknown_architecture(model: Model) -> str:
     if plugin := _OOT_SUPPORTED_MODELS.get(architecture):
         return f"{unknown} any more; the plugin for it is at {plugin}"
     if "auto_map" in model.config:
-        return (
-            f"{unknown}, and config.json names code in the checkpoint's folder ({', '.join(sorted(model.config['auto_map']))}), "
-            "which is not run without --trust-remote-code"
-        )
+        code = f"config.json names code in the checkpoint's folder ({', '.join(sorted(model.config['auto_map']))})"
+        return f"{unknown}, and {code}, which is not run without --trust-remote-code"
     near = difflib.get_close_matches(architecture, ModelRegistry.models, n=3)
     known = f"the nearest it knows: {', '.join(near)}" if near else f"it knows {len(ModelRegistry.models)} others"
     return f"{unknown}; {known}"
@@ -226,13 +214,10 @@ def load_plugins() -> list[str]:
     """Runs the installed plugins of vLLM, as its engine does; returns a sentence for each that fails."""
     failed = []
     for plugin in entry_points(group=DEFAULT_PLUGINS_GROUP):
-        if envs.VLLM_PLUGINS is not None and plugin.name not in envs.VLLM_PLUGINS:
-            continue
         try:
-            plugin.load()()
+            if envs.VLLM_PLUGINS is None or plugin.name in envs.VLLM_PLUGINS:
+                plugin.load()()
         except Exception as error:
-            failed.append(
-                f"the plugin {plugin.name} ({plugin.value}) failed: {describe_error(error)}; "
-                "vLLM only logs this, and does not know the architectures that the plugin registers"
-            )
+            said = f"the plugin {plugin.name} ({plugin.value}) failed: {describe_error(error)}"
+            failed.append(f"{said}; vLLM only logs this, and does not know the architectures that the plugin registers")
     return failed

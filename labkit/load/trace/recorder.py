@@ -44,10 +44,9 @@ class Copy:
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of a storage's elements: ``base``, which fills it.
+    """The source of a storage's elements: ``base`` is the checkpoint tensor ``name``, or was made of ``pieces``.
 
-    ``base`` is the checkpoint tensor ``name``, or was made of ``pieces``, each with its box in ``base``; ``changed`` says that
-    values were changed when it was made.
+    Each piece has its box in ``base``; ``changed`` says that values were changed when it was made.
     """
 
     base: Tensor
@@ -106,10 +105,9 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
         if func in (CAT, STACK):
             axis = (args[1] if len(args) > 1 else 0) % made.dim()
             parts = [part.unsqueeze(axis) if func is STACK else part for part in args[0]]
-            spans = pairwise(accumulate((part.shape[axis] for part in parts), initial=0))
-            box = whole(tuple(made.shape))
-            boxes = [(*box[:axis], span, *box[axis + 1 :]) for span in spans]
             if all(part.untyped_storage() in self._origins for part in parts):
+                spans, box = pairwise(accumulate((part.shape[axis] for part in parts), initial=0)), whole(tuple(made.shape))
+                boxes = ((*box[:axis], span, *box[axis + 1 :]) for span in spans)
                 self._origins[made.untyped_storage()] = Origin(made, pieces=tuple(zip(boxes, parts, strict=True)))
             return
         known = [each for each in args if isinstance(each, Tensor) and each.untyped_storage() in self._origins]
@@ -163,8 +161,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
     def check_values(self) -> list[str]:
         """Checks to the bit that each parameter now holds the values of its records; skips parts that were written again.
 
-        Returns the tensors whose values were changed by the conversion to the parameter's element type. Raises UserError, naming
-        the first record whose values differ.
+        Returns the tensors that the conversion to the parameter's element type changed; raises UserError at the first difference.
         """
         rounded = []
         later: dict[str, list[Box]] = defaultdict(list)

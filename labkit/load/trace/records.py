@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from labkit.checkpoints.headers import Shape
 from labkit.load.trace.boxes import Box, Span
@@ -137,11 +137,10 @@ class Trace:
     def from_json(cls, text: str) -> Trace:
         """Reads the text that ``to_json`` made; raises UserError, naming what is missing, where it is not a trace."""
         try:
-            trace: Trace = _read(cls, json.loads(text))
+            return cast(Trace, _read(cls, json.loads(text)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"this is not a trace: {cause}; record it again with ./lab trace MODEL --json FILE") from error
-        return trace
 
     def write(self, path: Path) -> None:
         """Writes the file form atomically; raises UserError where the file cannot be written."""
@@ -183,7 +182,6 @@ def select_parameters_of(trace: Trace, tensors: Sequence[str]) -> Trace:
 
 
 def _restricted(trace: Trace, records: Iterable[Record], tensors: Iterable[str]) -> Trace:
-    """The trace with these records and tensors alone."""
     kept = tuple(records)
     shapes = {name: trace.checkpoint_shapes[name] for name in tensors}
     parameters = {record.parameter for record in kept}
@@ -203,7 +201,7 @@ def _shape_lines(shapes: Mapping[str, Shape]) -> str:
 
 
 def _read(kind: Callable[..., Any], data: Mapping[str, Any]) -> Any:
-    """Makes a dataclass of the JSON object that holds its fields; lists become tuples."""
+    """Makes a dataclass of the JSON object that holds its fields; lists become tuples, objects what _READERS makes of them."""
     return kind(**{each.name: _READERS.get(each.name, _as_tuples)(data[each.name]) for each in fields(kind)})  # type: ignore[arg-type]
 
 
@@ -222,4 +220,3 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "fills": lambda data: tuple(_read(Fill, each) for each in data),
     "mapping": lambda data: data and MappingRow(data["from"], data["to"], data["shard"]),
 }
-"""The fields of Record, Fill and Trace that hold objects, each with the conversion of their JSON."""

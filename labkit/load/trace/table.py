@@ -75,8 +75,7 @@ def _table(title: str, records: Sequence[Record], wide: bool) -> Table:
     for column in WIDE if wide else NARROW:
         table.add_column(column, no_wrap=True, header_style="bold", overflow="fold")
     for r in records:
-        names = (r.tensor, str(r.mapping or "no row: keeps its name"), r.parameter)
-        tensor, mapping, parameter = map(printable, names)
+        tensor, mapping, parameter = map(printable, (r.tensor, str(r.mapping or "no row: keeps its name"), r.parameter))
         source, destination = describe_box(r.source, r.shape), describe_box(r.destination, r.parameter_shape)
         cells = (
             (tensor, f"{r.shape}", mapping, parameter, f"{r.parameter_shape}", destination, source)

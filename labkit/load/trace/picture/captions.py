@@ -121,12 +121,11 @@ def _destination(figure: Figure, bar: Bar, piece: Slice) -> Iterator[str]:
     if bar.lanes == 1 and start == 0:
         yield f"{written}: nothing is {before} it."
         return
-    earlier = [
-        other
+    lengths = [
+        (other.label, figure.along(other)[1] - figure.along(other)[0])
         for other in bar.slices
         if other.lane == piece.lane and figure.down(other) == figure.down(piece) and figure.along(other)[1] <= start
     ]
-    lengths = [(other.label, figure.along(other)[1] - figure.along(other)[0]) for other in earlier]
     if bar.lanes > 1 or not lengths or len(lengths) > MAX_TERMS or sum(length for _, length in lengths) != start:
         yield f"{written}."
     elif len(lengths) == 1:

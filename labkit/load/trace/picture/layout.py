@@ -166,13 +166,11 @@ def _figures(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
     return shown + [figure("checkpoint tensor", name, trace.checkpoint_shapes[name], [None]) for name in lost]
 
 
-def _axes(shape: Shape, pieces: Iterable[Slice]) -> tuple[int, ...]:
+def _axes(shape: Shape, pieces: Sequence[Slice]) -> tuple[int, ...]:
     """The axes, two at most, along which the slices are cut; where none is cut, the axis along which the ranks read."""
-    cut, read = set(), set()
-    for piece in pieces:
-        cut |= cut_axes(piece.part, shape)
-        if piece.record and len(piece.record.shape) == len(shape):
-            read |= cut_axes(piece.record.source, piece.record.shape)
+    cut = {axis for piece in pieces for axis in cut_axes(piece.part, shape)}
+    records = [piece.record for piece in pieces if piece.record and len(piece.record.shape) == len(shape)]
+    read = {axis for record in records for axis in cut_axes(record.source, record.shape)}
     return tuple(sorted(cut or read or range(len(shape[:1]))))[:2]
 
 
