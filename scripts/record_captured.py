@@ -23,10 +23,11 @@ PICTURE = LAB / "load-tp2.svg"
 
 sys.path.insert(0, str(ROOT))
 
+from recordings import RECORDINGS  # noqa: E402
+
 from labkit.load.trace import EXAMPLE_TENSORS, Trace, print_trace, select, select_parameters_of  # noqa: E402
 from labkit.load.trace.coverage import find_faults  # noqa: E402
 from labkit.load.trace.picture import draw_svg  # noqa: E402
-from labkit.load.trace.recordings import RECORDINGS  # noqa: E402
 from labkit.system.errors import UserError  # noqa: E402
 
 

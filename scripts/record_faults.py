@@ -21,6 +21,7 @@ README = ROOT / "labs" / "lab-02-trace-weight-loading" / "README.md"
 
 sys.path.insert(0, str(ROOT))
 
+from recordings import TINY, write_checkpoint  # noqa: E402
 from vllm.config import LoadConfig  # noqa: E402
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader  # noqa: E402
 
@@ -29,7 +30,6 @@ from labkit.checkpoints.known_models import implied_shapes  # noqa: E402
 from labkit.checkpoints.logits import compare  # noqa: E402
 from labkit.load.trace import Trace, trace_load  # noqa: E402
 from labkit.load.trace.coverage import Finding, find_faults  # noqa: E402
-from labkit.load.trace.recordings import TINY, write_checkpoint  # noqa: E402
 from labkit.system.errors import UserError  # noqa: E402
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError, read_json  # noqa: E402
 from mini_vllm.loading.loader import LoadError  # noqa: E402

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from hypothesis import Phase, Verbosity, given, settings
 from hypothesis import strategies as st
+from recordings import RECORDINGS, TINY
 
 from labkit.checkpoints.known_models import KNOWN, implied_shapes
 from labkit.course.assertions import expect, expect_refused, unchanged
 from labkit.load.trace import Trace
-from labkit.load.trace.recordings import RECORDINGS, TINY
 
 CAPTURED = Path(__file__).parent / "captured"
 LIVE = importlib.util.find_spec("vllm") is not None

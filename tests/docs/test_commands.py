@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 import typer
 from pages import PAGES, Command, blocks, commands, is_command
+from recordings import TINY, write_checkpoint
 
 from labkit.checkpoints.fetch import fetch_smollm2
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.cli.main import app
-from labkit.load.trace.recordings import TINY, write_checkpoint
 from labkit.system.labs import ROOT
 
 RUN: dict[str, tuple[tuple[int, ...], str]] = {

@@ -50,10 +50,8 @@ def trace_load(
 
     Args:
         model: a directory with config.json, or a known name (``smollm2``, ``llama-3-8b``); a known name takes precedence.
-        tp_size: the number of tensor-parallel ranks that the model is split over.
         ranks: the ranks to load, one after the other in this process.
-        device: the device of the parameters: ``cuda``, ``cpu``, or ``meta`` for shapes alone; by default CUDA, else the CPU, and
-            meta where there are no files.
+        device: ``cuda``, ``cpu``, or ``meta`` for shapes alone; by default CUDA, else the CPU, and meta where there are no files.
         progress: called with a few words before each step that takes time.
 
     Raises:

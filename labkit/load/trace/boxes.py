@@ -17,11 +17,8 @@ from labkit.checkpoints.headers import Shape
 if TYPE_CHECKING:
     from torch import Tensor
 
-Span = tuple[int, int]
-"""Half-open: [start, stop)."""
-
-Box = tuple[Span, ...]
-"""A rectangular part of a tensor, one span per dimension."""
+Span = tuple[int, int]  # half-open: [start, stop)
+Box = tuple[Span, ...]  # a rectangular part of a tensor, one span per dimension
 
 
 def whole(shape: Shape) -> Box:
@@ -75,11 +72,11 @@ def _minus(box: Box, other: Box) -> list[Box]:
     both = common(box, other)
     if both is None:
         return [box]
-    pieces, rest = [], list(box)
+    pieces: list[Box] = []
+    rest = list(box)
     for axis, ((start, stop), (first, last)) in enumerate(zip(box, both, strict=True)):
-        for side in ((start, first), (last, stop)):
-            if side[0] < side[1]:
-                pieces.append((*rest[:axis], side, *rest[axis + 1 :]))
+        sides = (side for side in ((start, first), (last, stop)) if side[0] < side[1])
+        pieces += [(*rest[:axis], side, *rest[axis + 1 :]) for side in sides]
         rest[axis] = (first, last)
     return pieces
 
@@ -99,9 +96,6 @@ def _merged(boxes: Iterable[Box]) -> list[Box]:
     return merged
 
 
-# --- views ----------------------------------------------------------------------------------------------------------------------
-
-
 def box_of(view: Tensor, base: Tensor) -> Box | None:
     """The box of ``base`` that a view of it covers; None where the view covers no box.
 
@@ -111,39 +105,25 @@ def box_of(view: Tensor, base: Tensor) -> Box | None:
     """
     if not view.numel():
         return ((0, 0),) * base.dim()
-    offset = int(view.storage_offset()) - int(base.storage_offset())
-    spans = [(0, 1)] * base.dim()
-    # The axes from the slowest to the fastest; the stride of an axis of size 1 means nothing.
-    axes = sorted((axis for axis, size in enumerate(base.shape) if size > 1), key=base.stride, reverse=True)
-    for axis in axes:
-        start, offset = divmod(offset, base.stride(axis))
-        spans[axis] = (start, start + 1)
-    places = {base.stride(axis): place for place, axis in enumerate(axes)}
-    for stride, length in _runs(view):
-        place = places.get(stride)
-        while length > 1:
-            if place is None or place < 0:
-                return None
-            axis = axes[place]
-            start, size = spans[axis][0], base.shape[axis]
-            if start + length <= size:
-                spans[axis], length = (start, start + length), 1
-            elif start == 0 and length % size == 0:
-                spans[axis], length, place = (0, size), length // size, place - 1
-            else:
-                return None
-    return tuple(spans)
+    first = int(view.storage_offset()) - int(base.storage_offset())
+    last = first + sum((size - 1) * stride for size, stride in zip(view.shape, view.stride(), strict=True))
+    box = [(0, 1)] * base.dim()
+    # From the slowest axis to the fastest; the stride of an axis of size 1 means nothing.
+    for axis in sorted((axis for axis, size in enumerate(base.shape) if size > 1), key=base.stride, reverse=True):
+        (start, first), (end, last) = divmod(first, base.stride(axis)), divmod(last, base.stride(axis))
+        box[axis] = (start, end + 1)
+    # The box from the view's first to its last element is the view if the elements between them are the same.
+    return tuple(box) if _runs(base, [stop - start for start, stop in box]) == _runs(view, view.shape) else None
 
 
-def _runs(view: Tensor) -> list[tuple[int, int]]:
-    """The view's axes as (stride, length), from the slowest to the fastest; axes that continue each other are merged."""
+def _runs(tensor: Tensor, shape: Iterable[int]) -> list[tuple[int, int]]:
+    """A part's axes as (stride, length), from the slowest to the fastest; axes that continue each other are merged."""
     runs: list[tuple[int, int]] = []
-    for stride, size in sorted(zip(view.stride(), view.shape, strict=True), reverse=True):
-        if size > 1:
+    for stride, size in sorted(zip(tensor.stride(), shape, strict=True), reverse=True):
+        if size > 1 and runs and runs[-1][0] == stride * size:
+            runs[-1] = (stride, runs[-1][1] * size)
+        elif size > 1:
             runs.append((stride, size))
-        if len(runs) > 1 and runs[-2][0] == runs[-1][0] * runs[-1][1]:
-            (_, outer), (inner_stride, inner) = runs[-2:]
-            runs[-2:] = [(inner_stride, outer * inner)]
     return runs
 
 
@@ -152,8 +132,8 @@ def box_pairs(one: Tensor, one_base: Tensor, two: Tensor, two_base: Tensor) -> I
     one_box, two_box = box_of(one, one_base), box_of(two, two_base)
     if one_box is not None and two_box is not None:
         yield one, one_box, two, two_box
-        return
-    yield from (pair for mine, theirs in split(one, two) for pair in box_pairs(mine, one_base, theirs, two_base))
+    else:
+        yield from (pair for mine, theirs in split(one, two) for pair in box_pairs(mine, one_base, theirs, two_base))
 
 
 def split(one: Tensor, two: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

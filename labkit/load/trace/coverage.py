@@ -22,9 +22,7 @@ class Finding:
     Attributes:
         fault: ``missing``: a part of a parameter was never written. ``twice``: it was written more than once.
             ``cut off``: a part of a checkpoint tensor was read by no rank. ``rounded``: a conversion changed values.
-        name: the parameter; for ``cut off`` and ``rounded`` the checkpoint tensor.
-        part: the part of it that is concerned.
-        shape: the shape of the whole.
+        name: the parameter; for ``cut off`` and ``rounded`` the checkpoint tensor. ``shape`` is its shape.
         tp_rank: the rank on which it happened; None where all ranks together are concerned.
     """
 
@@ -35,14 +33,14 @@ class Finding:
     tp_rank: int | None = None
 
     def __str__(self) -> str:
-        part, size = describe_box(self.part, self.shape), "x".join(map(str, self.shape))
-        sentences = {
-            "missing": f"missing: {part} of {self.name} ({size}) were never written on rank {self.tp_rank}",
-            "twice": f"twice: {part} of {self.name} ({size}) were written more than once on rank {self.tp_rank}",
-            "cut off": f"cut off: {part} of {self.name} ({size}) were read by no rank",
-            "rounded": f"rounded: values of {self.name} ({size}) were changed by the conversion to the parameter's element type",
-        }
-        return sentences[self.fault]
+        part = "values" if self.fault == "rounded" else describe_box(self.part, self.shape)
+        predicate = {
+            "missing": f"never written on rank {self.tp_rank}",
+            "twice": f"written more than once on rank {self.tp_rank}",
+            "cut off": "read by no rank",
+            "rounded": "changed by the conversion to the parameter's element type",
+        }[self.fault]
+        return f"{self.fault}: {part} of {self.name} ({'x'.join(map(str, self.shape))}) were {predicate}"
 
 
 def find_faults(trace: Trace) -> list[Finding]:
@@ -61,12 +59,12 @@ def find_faults(trace: Trace) -> list[Finding]:
     for rank in ranks:
         for name, shape in trace.parameter_shapes.items():
             once, twice = covered(written[rank, name])
-            missing = without(whole(shape), [*once, *filled[rank, name]])
-            findings += [Finding("missing", name, box, shape, rank) for box in missing]
+            once += filled[rank, name]
+            findings += [Finding("missing", name, box, shape, rank) for box in without(whole(shape), once)]
             findings += [Finding("twice", name, box, shape, rank) for box in twice]
     if all(len(ranks) == record.tp_size for record in trace.records[:1]):
         for name, shape in trace.checkpoint_shapes.items():
             if not name.endswith(UNREAD_SUFFIXES):
                 findings += [Finding("cut off", name, box, shape) for box in without(whole(shape), read[name])]
-    shapes = {name: trace.checkpoint_shapes[name] for name in trace.rounded}
-    return findings + [Finding("rounded", name, whole(shape), shape) for name, shape in shapes.items()]
+    rounded = ((name, trace.checkpoint_shapes[name]) for name in trace.rounded)
+    return findings + [Finding("rounded", name, whole(shape), shape) for name, shape in rounded]

@@ -21,7 +21,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-from labkit.checkpoints.headers import Shape, read_header
+from labkit.checkpoints.headers import read_header
 from labkit.checkpoints.known_models import Model
 from labkit.load.library_output import describe_error
 from labkit.load.trace.real_model import DTYPES, as_rank, build, choose_device, group_of_one, load_plugins, parameter_dtype
@@ -32,8 +32,7 @@ from labkit.system.labs import ROOT
 
 PINNED_TORCH = re.findall(r"^torch=+([\d.]+)", (ROOT / "requirements" / "torch-cpu.in").read_text(), re.MULTILINE)[0]
 
-Tensors = Iterable[tuple[str, Tensor]]
-"""A checkpoint in the form that ``load_weights`` takes: names and tensors."""
+Tensors = Iterable[tuple[str, Tensor]]  # a checkpoint in the form that load_weights takes
 
 
 def trace(
@@ -44,20 +43,14 @@ def trace(
     progress: Callable[[str], None],
     rename: Callable[[Tensors], Tensors] = lambda tensors: tensors,
 ) -> Trace:
-    """Loads ``model`` once per rank and returns every copy; see ``labkit.load.trace.trace_load``.
-
-    Args:
-        rename: applied to the checkpoint's names before the class sees them.
-    """
+    """``labkit.load.trace.trace_load`` for a resolved model; ``rename`` changes the names that the class sees."""
     target, label = choose_device(model, device)
     dtype = parameter_dtype(model)
     records: list[Record] = []
     fills: list[Fill] = []
     rounded: dict[str, None] = {}
-    parameter_shapes: dict[str, Shape] = {}
     repacked: dict[str, str] = {}
     not_run = dict.fromkeys([*_unusual_installation(), *load_plugins()])
-    head_size: int | None = None
     with group_of_one(), ExitStack() as cleanup:
         gc.freeze()  # without the imported objects, whose garbage collection takes a third of the time of a first trace
         cleanup.callback(gc.unfreeze)
@@ -69,7 +62,6 @@ def trace(
             stacked = stacked_rows(built)
             records += (_record(copy, recorder, model, stacked, rank, tp_size) for copy in recorder.copies)
             fills += (Fill(parameter, destination, rank) for parameter, destination in recorder.fills)
-            head_size = _head_size(built)
             parameter_shapes = {name: tuple(parameter.shape) for name, parameter in recorder.parameters.items()}
             if computed := sorted({copy.tensor for copy in recorder.copies if copy.changed}):
                 not_run[
@@ -83,6 +75,8 @@ def trace(
                     repacked = _repacked(built, config, target)
                 except Exception as error:
                     not_run[f"vLLM could not prepare the loaded parameters for serving: {describe_error(error)}"] = None
+    layers = (module for module in built.modules() if isinstance(module, AttentionLayerBase))
+    head_sizes: set[int] = {layer.head_size for layer in layers if hasattr(layer, "head_size")}
     return Trace(
         vllm=vllm.__version__,
         torch=torch.__version__,
@@ -95,7 +89,7 @@ def trace(
         rounded=tuple(rounded),
         repacked=repacked,
         not_run=tuple(not_run),
-        head_size=head_size,
+        head_size=head_sizes.pop() if len(head_sizes) == 1 else None,
     )
 
 
@@ -115,11 +109,7 @@ def record_load(
     rank: str,
     rename: Callable[[Tensors], Tensors] = lambda tensors: tensors,
 ) -> CopyRecorder:
-    """Runs the real ``load_weights`` over the checkpoint, then vLLM's check for parameters that were not initialized.
-
-    Raises:
-        VllmLoadError: vLLM refuses the load; with ``rank`` (``rank 0 of 2``) and vLLM's message.
-    """
+    """Runs the real ``load_weights``, then vLLM's check for uninitialized parameters; raises VllmLoadError naming ``rank``."""
     recorder = CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True))
     refused = f"vLLM {vllm.__version__} refused the load as {rank}"
     try:
@@ -140,16 +130,14 @@ def record_load(
 def _tensors(model: Model, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """The checkpoint's tensors one after the other; on meta where the parameters are on meta."""
     if not model.files:
-        for name, shape in model.shapes.items():
-            yield name, torch.empty(shape, dtype=dtype, device="meta")
+        yield from ((name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in model.shapes.items())
     for file in model.files:
         if device.type == "meta":
             for name, stored in read_header(file).items():
                 yield name, torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device="meta")
-            continue
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                yield name, tensors.get_tensor(name)
+        else:
+            with safe_open(file, framework="pt") as tensors:
+                yield from ((name, tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118
 
 
 def _last_tensor(recorder: CopyRecorder, built: nn.Module) -> str:
@@ -159,38 +147,27 @@ def _last_tensor(recorder: CopyRecorder, built: nn.Module) -> str:
     name, tensor = list(recorder.tensors.items())[-1]
     last = f"the last tensor it read was {name} {tuple(tensor.shape)}"
     mapper = getattr(built, "hf_to_vllm_mapper", None)
-    target = mapper.map_name(name) if mapper else name
-    if target not in recorder.parameters:
-        return last
-    return f"{last}, for {target} {tuple(recorder.parameters[target].shape)}"
+    parameter = recorder.parameters.get(target := mapper.map_name(name) if mapper else name)
+    return last if parameter is None else f"{last}, for {target} {tuple(parameter.shape)}"
 
 
 def _repacked(built: nn.Module, config: ModelConfig, device: torch.device) -> dict[str, str]:
     """Runs vLLM's step between loading and serving; describes each parameter that it changes."""
 
-    def described(parameter: Tensor) -> str:
-        return f"{tuple(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
+    def described() -> dict[str, tuple[str, Tensor]]:
+        kinds = ((name, made, str(made.dtype).removeprefix("torch.")) for name, made in built.named_parameters())
+        return {name: (f"{tuple(made.shape)} {dtype}", made) for name, made, dtype in kinds}
 
-    before = {name: (parameter, described(parameter)) for name, parameter in built.named_parameters()}
+    before, changed = described(), {}
     process_weights_after_loading(built, config, device)
-    after = dict(built.named_parameters())
-    changed = {}
-    for name, (parameter, was) in before.items():
-        now = after.get(name)
-        if now is None:
-            changed[name] = f"{was} -> gone"
-        elif described(now) != was:
-            changed[name] = f"{was} -> {described(now)}"
-        elif now.data_ptr() != parameter.data_ptr():
+    after = described()
+    for name, (was, parameter) in before.items():
+        now, replacement = after.get(name, ("gone", parameter))
+        if now != was:
+            changed[name] = f"{was} -> {now}"
+        elif replacement.data_ptr() != parameter.data_ptr():
             changed[name] = f"{was} -> replaced by another tensor of this shape"
     return changed
-
-
-def _head_size(built: nn.Module) -> int | None:
-    """The head size that all attention layers have."""
-    layers = [module for module in built.modules() if isinstance(module, AttentionLayerBase)]
-    sizes = {layer.head_size for layer in layers if hasattr(layer, "head_size")}
-    return cast(int, sizes.pop()) if len(sizes) == 1 else None
 
 
 def stacked_rows(built: nn.Module) -> tuple[MappingRow, ...]:
@@ -207,10 +184,9 @@ def _row_of(copy: Copy, stacked: tuple[MappingRow, ...]) -> MappingRow | None:
         if row.from_ in copy.tensor and copy.tensor.replace(row.from_, row.to, 1) == copy.parameter and row.shard == copy.shard:
             return row
     theirs, ours = copy.tensor.split("."), copy.parameter.split(".")
-    while theirs and ours and theirs[0] == ours[0]:
-        del theirs[0], ours[0]
-    while theirs and ours and theirs[-1] == ours[-1]:
-        del theirs[-1], ours[-1]
+    for end in (0, -1):
+        while theirs and ours and theirs[end] == ours[end]:
+            del theirs[end], ours[end]
     return MappingRow("." + ".".join(theirs), "." + ".".join(ours), copy.shard)
 
 

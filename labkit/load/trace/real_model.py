@@ -8,9 +8,11 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -41,12 +43,8 @@ DTYPES = {
     **{"I16": torch.int16, "I32": torch.int32, "I64": torch.int64},
 }
 """The element types of checkpoint tensors, by safetensors' names."""
-
-COMPUTE_DTYPES = ("BF16", "F16", "F32")
-"""The element types that vLLM computes in."""
-
+# Words in the error message of a class that cannot be built without a GPU.
 NEEDS_GPU = re.compile(r"\b(cuda|gpu|nvidia|rocm|hip|triton)\b", re.IGNORECASE)
-"""Words in the error message of a class that cannot be built without a GPU."""
 
 
 def choose_device(model: Model, device: str | None) -> tuple[torch.device, str]:
@@ -70,10 +68,8 @@ def choose_device(model: Model, device: str | None) -> tuple[torch.device, str]:
 
 
 def parameter_dtype(model: Model) -> torch.dtype:
-    """The element type of the parameters: of COMPUTE_DTYPES, the one with the most bytes in the checkpoint."""
-    if not model.files:
-        return torch.bfloat16
-    sizes = dict.fromkeys(COMPUTE_DTYPES, 0)
+    """The element type of the parameters: of those that vLLM computes in, the one with the most bytes in the checkpoint."""
+    sizes = {"BF16": 0, "F16": 0, "F32": 0}
     for name, tensor in model.stored.items():
         if tensor.dtype not in DTYPES:
             raise UserError(f"{name} is stored as {tensor.dtype}, which this torch does not have; known are {', '.join(DTYPES)}")
@@ -105,26 +101,18 @@ def group_of_one() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def as_rank(rank: int, size: int) -> Iterator[None]:
-    """Sets the rank and the size of the tensor-parallel group that layers read.
+def as_rank(rank: int, size: int) -> AbstractContextManager[Any]:
+    """Sets the rank and the size of the tensor-parallel group that layers read, and restores them at the end.
 
     Most layers read them once, when they are built; Mamba's read them again while they load. Neither step communicates.
     """
-    group = get_tp_group()
-    before = group.rank_in_group, group.world_size
-    group.rank_in_group, group.world_size = rank, size
-    try:
-        yield
-    finally:
-        group.rank_in_group, group.world_size = before
+    return mock.patch.multiple(get_tp_group(), rank_in_group=rank, world_size=size)
 
 
 def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, ModelConfig]:
     """Builds the real class with uninitialized parameters on ``device``; returns it with the config it was built from.
 
-    Raises:
-        UserError: vLLM does not know the architecture, cannot import its class, or refuses the config; with vLLM's message.
+    Raises UserError, with vLLM's message, where it does not know the architecture, cannot import the class or refuses the config.
     """
     found = _class_for(model)
     try:
@@ -139,25 +127,17 @@ def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Mo
         whole = VllmConfig(model_config=config)
         with set_current_vllm_config(whole), set_default_torch_dtype(dtype), device:
             built = initialize_model(whole, model_class=found)
-            return (_moved_to_meta(built) if device.type == "meta" else built), config
+            elsewhere = [each for each in built.parameters() if device.type == "meta" != each.device.type]
+            for parameter in elsewhere:  # vLLM's Transformers backend ignores the device
+                moved = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                vars(moved).update(vars(parameter))  # the weight_loader, and what it needs
+                torch.utils.swap_tensors(parameter, moved)  # type: ignore[no-untyped-call]
+            return built, config
     except Exception as error:
         message = describe_error(error)
         if current_platform.is_cpu() and NEEDS_GPU.search(message):
             message += "; it needs a GPU to be built, so try on a machine that has one"
         raise UserError(f"vLLM {vllm.__version__} refused the config in {model.directory}: {message}") from error
-
-
-def _moved_to_meta(built: nn.Module) -> nn.Module:
-    """Moves parameters to meta that the class put elsewhere, as vLLM's Transformers backend does."""
-    moved: dict[int, nn.Parameter] = {}
-    for module in built.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.device.type != "meta":
-                if id(parameter) not in moved:
-                    moved[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-                    vars(moved[id(parameter)]).update(vars(parameter))  # the weight_loader, and what it needs
-                setattr(module, name, moved[id(parameter)])
-    return built
 
 
 def _class_for(model: Model) -> type[nn.Module] | None:
@@ -178,10 +158,9 @@ def _class_for(model: Model) -> type[nn.Module] | None:
         try:
             found = registered.load_model_cls()
         except Exception as error:
-            raise UserError(
-                f"vLLM {vllm.__version__} cannot import its class for {architecture} here: {describe_error(error)}; "
-                "try where its packages are installed, on a machine with a GPU if it needs one"
-            ) from error
+            said = f"vLLM {vllm.__version__} cannot import its class for {architecture} here: {describe_error(error)}"
+            advice = "try where its packages are installed, on a machine with a GPU if it needs one"
+            raise UserError(f"{said}; {advice}") from error
     try:
         ModelRegistry.register_model(architecture, found)
     except Exception as error:
@@ -195,9 +174,7 @@ def class_name(model: Model) -> str:
     if registered is None:
         return "vLLM's Transformers backend"
     found = getattr(registered, "model_cls", None)
-    if found is None:
-        return f"{registered.module_name}.{registered.class_name}"
-    return f"{found.__module__}.{found.__qualname__}"
+    return f"{found.__module__}.{found.__qualname__}" if found else f"{registered.module_name}.{registered.class_name}"
 
 
 def _named_class(name: str) -> type[nn.Module]:
@@ -209,9 +186,8 @@ def _named_class(name: str) -> type[nn.Module]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:
-        raise UserError(
-            f"{name} cannot be imported: {describe_error(error)}; Python searches {Path.cwd()} and the installed packages"
-        ) from error
+        said = f"{name} cannot be imported: {describe_error(error)}"
+        raise UserError(f"{said}; Python searches {Path.cwd()} and the installed packages") from error
     finally:
         sys.path.remove(str(Path.cwd()))
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
@@ -220,7 +196,6 @@ def _named_class(name: str) -> type[nn.Module]:
 
 
 def _unknown_architecture(model: Model) -> str:
-    """The error for an architecture that vLLM has no class for, with what to try."""
     architecture = model.architecture
     unknown = f"vLLM {vllm.__version__} knows no architecture {architecture}"
     if version := _PREVIOUSLY_SUPPORTED_MODELS.get(architecture):
@@ -228,10 +203,8 @@ def _unknown_architecture(model: Model) -> str:
     if plugin := _OOT_SUPPORTED_MODELS.get(architecture):
         return f"{unknown} any more; the plugin for it is at {plugin}"
     if "auto_map" in model.config:
-        return (
-            f"{unknown}, and config.json names code in the checkpoint's folder ({', '.join(sorted(model.config['auto_map']))}), "
-            "which is not run without --trust-remote-code"
-        )
+        code = f"config.json names code in the checkpoint's folder ({', '.join(sorted(model.config['auto_map']))})"
+        return f"{unknown}, and {code}, which is not run without --trust-remote-code"
     near = difflib.get_close_matches(architecture, ModelRegistry.models, n=3)
     known = f"the nearest it knows: {', '.join(near)}" if near else f"it knows {len(ModelRegistry.models)} others"
     return f"{unknown}; {known}"
@@ -241,13 +214,10 @@ def load_plugins() -> list[str]:
     """Runs the installed plugins of vLLM, as its engine does; returns a sentence for each that fails."""
     failed = []
     for plugin in entry_points(group=DEFAULT_PLUGINS_GROUP):
-        if envs.VLLM_PLUGINS is not None and plugin.name not in envs.VLLM_PLUGINS:
-            continue
         try:
-            plugin.load()()
+            if envs.VLLM_PLUGINS is None or plugin.name in envs.VLLM_PLUGINS:
+                plugin.load()()
         except Exception as error:
-            failed.append(
-                f"the plugin {plugin.name} ({plugin.value}) failed: {describe_error(error)}; "
-                "vLLM only logs this, and does not know the architectures that the plugin registers"
-            )
+            said = f"the plugin {plugin.name} ({plugin.value}) failed: {describe_error(error)}"
+            failed.append(f"{said}; vLLM only logs this, and does not know the architectures that the plugin registers")
     return failed

@@ -9,8 +9,10 @@ keeps the pieces that each such tensor was made of, and records a copy from it a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -20,15 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from labkit.load.trace.boxes import Box, box_of, box_pairs, common, inside, reshaped, split, whole
 from labkit.system.errors import UserError
 
-MAX_COPIES = 200_000
-"""A load in more pieces than these is not traced: its loader copies single numbers."""
+MAX_COPIES = 200_000  # a load in more pieces is not traced: its loader copies single numbers
 
 
 @dataclass(frozen=True)
 class Copy:
     """One ``copy_`` from a part of a checkpoint tensor (``source``) into a part of a parameter (``destination``).
 
-    ``shard`` is vLLM's ``shard_id`` on the tensor; ``changed`` says that the loader computed with the values before it copied.
+    ``shard`` is vLLM's ``shard_id`` on the tensor; ``changed`` says that the loader computed with the values before it copied;
+    ``views`` are the two parts, element by element in the same order.
     """
 
     tensor: str
@@ -37,14 +39,14 @@ class Copy:
     source: Box
     shard: str | int | None
     changed: bool = False
+    views: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of a storage's elements: the tensor that fills it, ``base``.
+    """The source of a storage's elements: ``base`` is the checkpoint tensor ``name``, or was made of ``pieces``.
 
-    ``base`` is the checkpoint tensor ``name``, or was made of ``pieces``, each with its box in ``base``; ``changed`` says that
-    values were changed when it was made.
+    Each piece has its box in ``base``; ``changed`` says that values were changed when it was made.
     """
 
     base: Tensor
@@ -55,10 +57,7 @@ class Origin:
 
 FILLS = (torch.ops.aten.fill_.Scalar, torch.ops.aten.fill_.Tensor, torch.ops.aten.zero_.default)
 COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
-JOINS: dict[Any, Callable[[Tensor, int], Tensor]] = {
-    torch.ops.aten.cat.default: lambda tensor, axis: tensor,
-    torch.ops.aten.stack.default: lambda tensor, axis: tensor.unsqueeze(axis),
-}
+CAT, STACK = torch.ops.aten.cat.default, torch.ops.aten.stack.default
 
 
 class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the base class has no annotations
@@ -76,7 +75,6 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
         self.fills: list[tuple[str, Box]] = []
         self.parameters = dict(parameters)
         self.tensors: dict[str, Tensor] = {}  # kept alive: a freed storage would be reused, and taken for another tensor's
-        self._views: list[tuple[Tensor, Tensor]] = []  # the two parts of each copy, element by element in the same order
         self._other_tensors = other_tensors
         self._owners = {tensor.untyped_storage(): name for name, tensor in self.parameters.items()}
         self._origins: dict[torch.UntypedStorage, Origin] = {}
@@ -104,11 +102,13 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
 
     def _derive(self, func: Any, made: Tensor, *args: Any) -> None:
         """Keeps the origin of a new tensor that was made of checkpoint tensors, one element from one element."""
-        if func in JOINS:
+        if func in (CAT, STACK):
             axis = (args[1] if len(args) > 1 else 0) % made.dim()
-            parts = [JOINS[func](part, axis) for part in args[0]]
+            parts = [part.unsqueeze(axis) if func is STACK else part for part in args[0]]
             if all(part.untyped_storage() in self._origins for part in parts):
-                self._origins[made.untyped_storage()] = Origin(made, pieces=tuple(_joined_boxes(parts, axis, made)))
+                spans, box = pairwise(accumulate((part.shape[axis] for part in parts), initial=0)), whole(tuple(made.shape))
+                boxes = ((*box[:axis], span, *box[axis + 1 :]) for span in spans)
+                self._origins[made.untyped_storage()] = Origin(made, pieces=tuple(zip(boxes, parts, strict=True)))
             return
         known = [each for each in args if isinstance(each, Tensor) and each.untyped_storage() in self._origins]
         if len(known) == 1 and known[0].shape == made.shape and made.untyped_storage() not in self._owners:
@@ -128,9 +128,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
                 f"{box_of(written, self.parameters[parameter])} of {parameter} is written from a tensor that is no part of a "
                 "checkpoint tensor; this loader changes tensors on the way, and its copies cannot be traced back"
             )
-        for copy, *views in self._traced(parameter, written, read, origin, changed=False):
-            self.copies.append(copy)
-            self._views.append((views[0], views[1]))
+        self.copies += self._traced(parameter, written, read, origin, changed=False)
         if len(self.copies) > MAX_COPIES:
             raise UserError(f"{parameter} is loaded in more than {MAX_COPIES:,} pieces; such a load is not traced")
 
@@ -143,20 +141,17 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
                 return name
         return None
 
-    def _traced(
-        self, parameter: str, written: Tensor, read: Tensor, origin: Origin, changed: bool
-    ) -> Iterator[tuple[Copy, Tensor, Tensor]]:
-        """Resolves one ``copy_`` into copies of boxes from checkpoint tensors, each with the view written and the view read."""
+    def _traced(self, parameter: str, written: Tensor, read: Tensor, origin: Origin, changed: bool) -> Iterator[Copy]:
+        """Resolves one ``copy_`` into copies of boxes from checkpoint tensors."""
         changed = changed or origin.changed
         for one, one_box, two, two_box in box_pairs(written, self.parameters[parameter], read, origin.base):
             if origin.name is not None:
                 shard = getattr(self.tensors[origin.name], "shard_id", None)
-                yield Copy(origin.name, parameter, one_box, two_box, shard, changed), one, two
+                yield Copy(origin.name, parameter, one_box, two_box, shard, changed, (one, two))
                 continue
             mine, theirs = reshaped(one, two_box), reshaped(two, two_box)
             if mine is None or theirs is None or not _in_order(theirs, origin.base):
-                for written_slice, read_slice in split(one, two):
-                    yield from self._traced(parameter, written_slice, read_slice, origin, changed)
+                yield from (copy for pair in split(one, two) for copy in self._traced(parameter, *pair, origin, changed))
                 continue
             for place, piece in origin.pieces:
                 if (box := common(two_box, place)) is not None:
@@ -166,20 +161,16 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
     def check_values(self) -> list[str]:
         """Checks to the bit that each parameter now holds the values of its records; skips parts that were written again.
 
-        Returns:
-            The tensors whose values were changed by the conversion to the parameter's element type.
-
-        Raises:
-            UserError: naming the first record whose values differ.
+        Returns the tensors that the conversion to the parameter's element type changed; raises UserError at the first difference.
         """
         rounded = []
-        later: dict[str, list[Box]] = {}
-        for copy, (written, read) in zip(reversed(self.copies), reversed(self._views), strict=True):
-            others = later.setdefault(copy.parameter, [])
-            again = any(common(copy.destination, other) is not None for other in others)
-            others.append(copy.destination)
+        later: dict[str, list[Box]] = defaultdict(list)
+        for copy in reversed(self.copies):
+            again = any(common(copy.destination, other) is not None for other in later[copy.parameter])
+            later[copy.parameter].append(copy.destination)
             if again or copy.changed:
                 continue
+            written, read = copy.views
             expected = read.to(self.parameters[copy.parameter])
             if not torch.equal(_bits(written), _bits(expected)):
                 raise UserError(
@@ -189,16 +180,6 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
             if read.dtype != expected.dtype and not torch.equal(_bits(expected.to(read)), _bits(read)):
                 rounded.append(copy.tensor)
         return list(dict.fromkeys(reversed(rounded)))
-
-
-def _joined_boxes(parts: Iterable[Tensor], axis: int, made: Tensor) -> Iterator[tuple[Box, Tensor]]:
-    """The parts of a concatenation, each with its box in it."""
-    start = 0
-    for part in parts:
-        box = list(whole(tuple(made.shape)))
-        box[axis] = (start, start + part.shape[axis])
-        start += part.shape[axis]
-        yield tuple(box), part
 
 
 def _in_order(view: Tensor, base: Tensor) -> bool:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 from labkit.checkpoints.headers import Shape
 from labkit.load.trace.boxes import Box, Span
@@ -28,13 +28,10 @@ class VllmLoadError(UserError):
 
 @dataclass(frozen=True)
 class MappingRow:
-    """One row of the model's mapping in vLLM.
+    """A row of the model's mapping in vLLM: ``from_`` in a checkpoint name, ``.q_proj``, is replaced by ``to``, ``.qkv_proj``.
 
-    Attributes:
-        from_: the part of a checkpoint name that is replaced, ``.q_proj``.
-        to: its replacement, ``.qkv_proj``.
-        shard: the part of the fused parameter that the tensor fills: ``q``, ``k``, ``v``, or 0 (gate), 1 (up); None where the
-            row only renames.
+    ``shard`` is the part of the fused parameter that the tensor fills: ``q``, ``k``, ``v``, or 0 (gate), 1 (up); None where the
+    row only renames.
     """
 
     from_: str
@@ -50,19 +47,12 @@ class Record:
     """One copy that the load made, from a part of a checkpoint tensor into a part of a parameter.
 
     Attributes:
-        tensor: the checkpoint tensor's name.
-        shape: its shape.
-        dtype: its element type in safetensors' names, ``BF16``; None when there are only shapes.
-        file: the file that holds it; None when there are only shapes.
-        bytes: the range of its data in that file, [start, stop); None when there are only shapes.
-        mapping: the mapping row that renamed it; None when it keeps its name.
-        parameter: the parameter it was copied into.
-        parameter_shape: that parameter's shape on this rank.
-        parameter_dtype: its element type in torch's names, ``bfloat16``.
+        dtype: the checkpoint tensor's element type in safetensors' names, ``BF16``; None when there are only shapes.
+        file: the file that holds the tensor, and ``bytes`` the range of its data there; None when there are only shapes.
+        mapping: the mapping row that renamed the tensor; None when it keeps its name.
+        parameter_shape: the parameter's shape on this rank; ``parameter_dtype`` is its type in torch's names, ``bfloat16``.
         destination: the part of the parameter that was written.
         source: the part of the checkpoint tensor that was read.
-        tp_rank: the tensor-parallel rank that loaded, 0 to tp_size - 1.
-        tp_size: the number of ranks.
     """
 
     tensor: str
@@ -100,8 +90,7 @@ class Trace:
     """Every copy of one load, on one rank or on several, with the shapes of all tensors and parameters.
 
     Attributes:
-        vllm: the version of vLLM that loaded.
-        torch: the version of torch under it.
+        vllm: the version of vLLM that loaded; ``torch`` is the version of torch under it.
         device: what held the parameters: ``meta`` (shapes only, no values), ``cpu``, or ``cuda:0 (name of the device)``.
         model: the directory or the known name that was traced.
         records: the copies in the order in which they were made, rank after rank.
@@ -110,7 +99,7 @@ class Trace:
         fills: the parts of parameters that the load filled without a checkpoint tensor.
         rounded: checkpoint tensors whose values were changed by the conversion to the parameter's element type.
         repacked: parameters that vLLM replaces after the load, each with a description of the change.
-        not_run: what could not be done in this installation, a sentence for each.
+        not_run: a sentence for each step that could not be done in this installation.
         head_size: D, the rows of one head, from vLLM's attention layers; None where they have none, or several.
     """
 
@@ -148,7 +137,7 @@ class Trace:
     def from_json(cls, text: str) -> Trace:
         """Reads the text that ``to_json`` made; raises UserError, naming what is missing, where it is not a trace."""
         try:
-            return _read(cls, json.loads(text))
+            return cast(Trace, _read(cls, json.loads(text)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"this is not a trace: {cause}; record it again with ./lab trace MODEL --json FILE") from error
@@ -163,9 +152,8 @@ class Trace:
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(
-                f"cannot read {path}: {error.strerror}; give a file written by ./lab trace MODEL --json FILE"
-            ) from error
+            said = f"cannot read {path}: {error.strerror}; give a file written by ./lab trace MODEL --json FILE"
+            raise UserError(said) from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -194,7 +182,6 @@ def select_parameters_of(trace: Trace, tensors: Sequence[str]) -> Trace:
 
 
 def _restricted(trace: Trace, records: Iterable[Record], tensors: Iterable[str]) -> Trace:
-    """The trace with these records and tensors alone."""
     kept = tuple(records)
     shapes = {name: trace.checkpoint_shapes[name] for name in tensors}
     parameters = {record.parameter for record in kept}
@@ -209,47 +196,27 @@ def _restricted(trace: Trace, records: Iterable[Record], tensors: Iterable[str])
     )
 
 
-def _as_lists(value: Any) -> Any:
-    return [_as_lists(each) for each in value] if isinstance(value, tuple) else value
-
-
 def _shape_lines(shapes: Mapping[str, Shape]) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(list(shape))}" for name, shape in shapes.items()) + "\n}"
 
 
-Made = TypeVar("Made")
+def _read(kind: Callable[..., Any], data: Mapping[str, Any]) -> Any:
+    """Makes a dataclass of the JSON object that holds its fields; lists become tuples, objects what _READERS makes of them."""
+    return kind(**{each.name: _READERS.get(each.name, _as_tuples)(data[each.name]) for each in fields(kind)})  # type: ignore[arg-type]
 
 
-def _read(kind: Callable[..., Made], data: Mapping[str, Any]) -> Made:
-    """Makes a dataclass of the JSON object that holds its fields."""
-    return kind(**{each.name: _READERS.get(each.name, _unchanged)(data[each.name]) for each in fields(kind)})  # type: ignore[arg-type]
+def _as_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_tuples(each) for name, each in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-def _box(data: Iterable[Iterable[int]]) -> Box:
-    return tuple((start, stop) for start, stop in data)
-
-
-def _shapes(data: Mapping[str, Iterable[int]]) -> dict[str, Shape]:
-    return {name: tuple(shape) for name, shape in data.items()}
+def _as_lists(value: Any) -> Any:
+    return list(map(_as_lists, value)) if isinstance(value, tuple) else value
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "shape": tuple,
-    "parameter_shape": tuple,
-    "bytes": lambda data: data and _box([data])[0],
-    "mapping": lambda data: data and MappingRow(data["from"], data["to"], data["shard"]),
-    "destination": _box,
-    "source": _box,
     "records": lambda data: tuple(_read(Record, each) for each in data),
     "fills": lambda data: tuple(_read(Fill, each) for each in data),
-    "checkpoint_shapes": _shapes,
-    "parameter_shapes": _shapes,
-    "rounded": tuple,
-    "repacked": dict,
-    "not_run": tuple,
+    "mapping": lambda data: data and MappingRow(data["from"], data["to"], data["shard"]),
 }
-"""The fields of Record, Fill and Trace whose JSON values are converted, each with the conversion."""

@@ -11,7 +11,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from labkit.checkpoints.headers import Shape
 from labkit.load.trace.boxes import describe_box
 from labkit.load.trace.coverage import find_faults
 from labkit.load.trace.records import Record, Trace
@@ -22,11 +21,7 @@ NARROW = ("checkpoint tensor\n  mapping row\nparameter", "shape\n\nits shape", "
 
 
 def print_trace(trace: Trace, console: Console | None = None) -> None:
-    """Prints a table for each rank, the tensors that were not read, and the parameters that vLLM replaces after the load.
-
-    Args:
-        console: where to print; its width decides between one line per copy and three.
-    """
+    """Prints a table for each rank, the tensors that were not read, and the parameters that vLLM replaces after the load."""
     console = console or Console(highlight=False)
     _print(console, f"{trace.model}, loaded by vLLM {trace.vllm} (torch {trace.torch})")
     _print(console, f"parameters: {describe_device(trace.device)}")
@@ -38,24 +33,15 @@ def print_trace(trace: Trace, console: Console | None = None) -> None:
         console.print()
         console.print(table)
     read = {record.tensor for record in trace.records}
-    for name, shape in trace.checkpoint_shapes.items():
-        if name not in read:
-            _print(console, f"\nnot read by vLLM: {name} {_shape(shape)}")
-    repacked = {name: change for name, change in trace.repacked.items() if name in trace.parameter_shapes}
-    if repacked:
-        _print(console, "\nafter the load, before it serves, vLLM replaces these parameters:")
-    for name, change in repacked.items():
-        _print(console, f"  {name}: {change}")
-    for sentence in trace.not_run:
-        _print(console, f"\nnot run: {sentence}")
+    lines = [f"\nnot read by vLLM: {name} {shape}" for name, shape in trace.checkpoint_shapes.items() if name not in read]
+    if repacked := [f"  {name}: {change}" for name, change in trace.repacked.items() if name in trace.parameter_shapes]:
+        lines += ["\nafter the load, before it serves, vLLM replaces these parameters:", *repacked]
+    for line in (*lines, *(f"\nnot run: {sentence}" for sentence in trace.not_run)):
+        _print(console, line)
 
 
 def print_coverage(trace: Trace, console: Console) -> bool:
-    """Prints that the load was whole, or every fault of it; returns whether it was whole.
-
-    Args:
-        trace: the load on all ranks.
-    """
+    """Prints that the load, traced on all ranks, was whole, or every fault of it; returns whether it was whole."""
     findings = find_faults(trace)
     console.print()
     for finding in findings:
@@ -89,17 +75,12 @@ def _table(title: str, records: Sequence[Record], wide: bool) -> Table:
     for column in WIDE if wide else NARROW:
         table.add_column(column, no_wrap=True, header_style="bold", overflow="fold")
     for r in records:
-        mapping = str(r.mapping) if r.mapping else "no row: keeps its name"
-        shape, parameter_shape = _shape(r.shape), _shape(r.parameter_shape)
+        tensor, mapping, parameter = map(printable, (r.tensor, str(r.mapping or "no row: keeps its name"), r.parameter))
         source, destination = describe_box(r.source, r.shape), describe_box(r.destination, r.parameter_shape)
         cells = (
-            (r.tensor, shape, mapping, r.parameter, parameter_shape, destination, source)
+            (tensor, f"{r.shape}", mapping, parameter, f"{r.parameter_shape}", destination, source)
             if wide
-            else (f"{r.tensor}\n  {mapping}\n{r.parameter}", f"{shape}\n\n{parameter_shape}", f"{source}\n\n{destination}")
+            else (f"{tensor}\n  {mapping}\n{parameter}", f"{r.shape}\n\n{r.parameter_shape}", f"{source}\n\n{destination}")
         )
         table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))  # as Text, because a name may contain markup
     return table
-
-
-def _shape(shape: Shape) -> str:
-    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

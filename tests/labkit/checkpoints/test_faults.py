@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from recordings import TINY, write_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +24,6 @@ from labkit.checkpoints.faults import FAULTS, inject_fault
 from labkit.checkpoints.headers import read_checkpoint
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.cli import main as cli
-from labkit.load.trace.recordings import TINY, write_checkpoint
 from labkit.system.errors import UserError
 
 Lab = Callable[..., tuple[int, str]]

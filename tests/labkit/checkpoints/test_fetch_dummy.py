@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import TINY
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -22,7 +23,6 @@ from labkit.checkpoints.headers import read_header
 from labkit.checkpoints.known_models import implied_shapes, known_names, resolve
 from labkit.load.trace import trace_load
 from labkit.load.trace.coverage import find_faults
-from labkit.load.trace.recordings import TINY
 
 Q, K, V = (f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
 

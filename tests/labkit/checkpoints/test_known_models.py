@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recordings import TINY
 from safetensors.numpy import save_file
 
 from labkit.checkpoints.known_models import check_ranks, implied_shapes, known_names, resolve
 from labkit.load.trace import EXAMPLE_TENSORS, trace_load
-from labkit.load.trace.recordings import TINY
 from labkit.system.errors import UserError
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from recordings import TINY, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from labkit.checkpoints import logits
@@ -14,7 +15,6 @@ from labkit.checkpoints.faults import inject_fault
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.checkpoints.logits import ROUNDING, compare
 from labkit.cli import main as cli
-from labkit.load.trace.recordings import TINY, write_checkpoint
 from labkit.system.errors import UserError
 
 QWEN2 = TINY | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True}

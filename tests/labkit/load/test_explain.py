@@ -14,6 +14,7 @@ import pytest
 from forked import forked
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import TINY, write_checkpoint
 from typer.testing import CliRunner
 
 from labkit.checkpoints.headers import Shape
@@ -23,7 +24,6 @@ from labkit.load.explain import find_error, find_fix
 from labkit.load.explain.fix import fix_lines
 from labkit.load.explain.mapper_rows import CONVENTIONS, propose_rows
 from labkit.load.library_output import silence_logs
-from labkit.load.trace.recordings import TINY, write_checkpoint
 from labkit.system.errors import UserError
 from labkit.system.labs import load_implementation
 

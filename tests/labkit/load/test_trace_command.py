@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from recordings import TINY, write_checkpoint
 from typer.testing import CliRunner, Result
 
 from labkit.checkpoints.faults import inject_fault
@@ -13,7 +14,6 @@ from labkit.checkpoints.known_models import implied_shapes
 from labkit.cli import main as cli
 from labkit.load.trace import Trace, trace_load
 from labkit.load.trace.coverage import find_faults
-from labkit.load.trace.recordings import TINY, write_checkpoint
 from labkit.system.errors import UserError
 
 pytest.importorskip("vllm", reason="needs the real vLLM, which is not installed in this environment")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from recordings import RECORDINGS, TINY, write_checkpoint
 from safetensors.torch import save_file
 
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.load.trace import MappingRow, Record, trace_load
 from labkit.load.trace.coverage import Finding, find_faults
-from labkit.load.trace.recordings import RECORDINGS, TINY, write_checkpoint
 from labkit.system.errors import UserError
 
 pytest.importorskip("vllm", reason="needs the real vLLM, which is not installed in this environment")

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from recordings import RECORDINGS, TINY, Recording, write_checkpoint
 from safetensors.torch import save_file
 
 from labkit.checkpoints.headers import Shape
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.load.trace import EXAMPLE_TENSORS, Record, Trace, select, trace_load
-from labkit.load.trace.recordings import RECORDINGS, TINY, Recording, write_checkpoint
 from labkit.system.errors import UserError
 from labkit.system.labs import load_implementation
 
@@ -253,7 +253,7 @@ def test_a_trace_prints_nothing_and_leaves_nothing_behind(tmp_path: Path) -> Non
     code = (
         "import os, logging, torch.distributed\n"
         "from labkit.load.trace import trace_load\n"
-        "from labkit.load.trace.recordings import RECORDINGS\n"
+        "from scripts.recordings import RECORDINGS\n"
         "RECORDINGS['tiny-tp2'].run('cpu')\n"
         "assert not torch.distributed.is_initialized()\n"
         "trace_load('llama-3-8b', 2)\n"

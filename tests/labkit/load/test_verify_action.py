@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from recordings import TINY, write_checkpoint
 
 from labkit.checkpoints.known_models import implied_shapes
-from labkit.load.trace.recordings import TINY, write_checkpoint
 
 pytest.importorskip("vllm", reason="needs the real vLLM, which is not installed in this environment")
 

@@ -9,22 +9,17 @@ from labkit.load.trace.picture.layout import Bar, Figure, Slice
 from labkit.load.trace.records import Record, Trace
 from labkit.load.trace.table import describe_device
 
-MAX_TERMS = 6
-"""A sum of more terms than these is not written out."""
-
+MAX_TERMS = 6  # a sum of more terms is not written out
 LEGEND = "a slice's label is what was read; its place in the bar is where it was written, to scale"
-
-
-def page_title(trace: Trace) -> str:
-    """The title of page and picture."""
-    return f"Weight load of {trace.model}"
 
 
 def trace_caption(trace: Trace) -> str:
     """The versions, the ranks and the device, without a full stop."""
     sizes = {record.tp_size for record in trace.records}
     ranks = sorted({record.tp_rank for record in trace.records})
-    loaded = f"rank{'s' * (len(ranks) > 1)} {_ranges(ranks)}" if ranks else "nothing was copied"
+    consecutive = len(ranks) > 2 and len(ranks) == ranks[-1] - ranks[0] + 1
+    numbers = f"{ranks[0]} to {ranks[-1]}" if consecutive else ", ".join(map(str, ranks))
+    loaded = f"rank{'s' * (len(ranks) > 1)} {numbers}" if ranks else "nothing was copied"
     size = f"TP {max(sizes)}, " if sizes else ""
     return f"Loaded by vLLM {trace.vllm} (torch {trace.torch}); {size}{loaded}; parameters: {describe_device(trace.device)}"
 
@@ -38,9 +33,8 @@ def figure_caption(figure: Figure) -> str:
         return f"a checkpoint tensor, not a parameter; {text}"
     if figure.unit == "columns" and len(figure.axes) == 1 and len(figure.shape) == 2:
         text += ", because the ranks divide columns"
-    sums = {_sum(figure, bar) for bar in figure.bars}
-    only = sums.pop() if len(sums) == 1 else None
-    text += f" = {only}" if only else ""
+    only, *others = {_sum(figure, bar) for bar in figure.bars}
+    text += f" = {only}" if only and not others else ""
     return text + (f"; vLLM replaces it after the load: {figure.repacked}" if figure.repacked else "")
 
 
@@ -127,12 +121,11 @@ def _destination(figure: Figure, bar: Bar, piece: Slice) -> Iterator[str]:
     if bar.lanes == 1 and start == 0:
         yield f"{written}: nothing is {before} it."
         return
-    earlier = [
-        other
+    lengths = [
+        (other.label, figure.along(other)[1] - figure.along(other)[0])
         for other in bar.slices
         if other.lane == piece.lane and figure.down(other) == figure.down(piece) and figure.along(other)[1] <= start
     ]
-    lengths = [(other.label, figure.along(other)[1] - figure.along(other)[0]) for other in earlier]
     if bar.lanes > 1 or not lengths or len(lengths) > MAX_TERMS or sum(length for _, length in lengths) != start:
         yield f"{written}."
     elif len(lengths) == 1:
@@ -152,10 +145,3 @@ def _sum(figure: Figure, bar: Bar) -> str | None:
 
 def _plus(lengths: Sequence[tuple[str, int]]) -> str:
     return " + ".join(f"{length} ({label})" for label, length in lengths)
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """``0 to 7`` for consecutive numbers, else ``0, 3``."""
-    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]} to {numbers[-1]}"
-    return ", ".join(map(str, numbers))

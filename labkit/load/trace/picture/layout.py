@@ -10,14 +10,16 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Literal
 
 from labkit.checkpoints.headers import Shape
-from labkit.load.trace.boxes import Box, Span, axis_name, covered, cut_axes
+from labkit.load.trace.boxes import Box, Span, axis_name, common, covered, cut_axes
 from labkit.load.trace.coverage import Finding
 from labkit.load.trace.records import Record, Trace
 
 Kind = Literal["copy", "padding", "read", "missing", "twice", "cut off"]
+What = Literal["parameter", "checkpoint tensor"]
 LAYER = re.compile(r"^(.*?)\.?(?<![^.])(\d+)\.")
 
 
@@ -29,8 +31,6 @@ class Slice:
         kind: ``copy``: a record. ``padding``: filled by the load without a tensor. ``read``: a part of a checkpoint tensor that
             some rank read. ``missing``, ``twice`` and ``cut off``: a fault, as in `Finding`.
         label: the short name of its checkpoint tensor (``q_proj``), or the kind.
-        part: the part of the bar's tensor.
-        record: the copy; None for all kinds but ``copy``.
         faults: its faults; for a copy, those of its checkpoint tensor.
         lane: the lane of the bar that it is drawn in, from 0.
     """
@@ -67,21 +67,19 @@ class Figure:
 
     Attributes:
         what: a parameter, or a checkpoint tensor of which a part was read by no rank.
-        name: the tensor's name.
-        shape: its shape on one rank.
+        shape: the tensor's shape on one rank.
         axes: the axis that runs along the bars and, where two are cut, the one that runs down; none for a scalar.
-        bars: rank after rank.
-        repacked: how vLLM changes it after the load, or None.
+        repacked: how vLLM changes a parameter after the load, or None.
         head_size: D, where vLLM's attention has one.
     """
 
-    what: Literal["parameter", "checkpoint tensor"]
+    what: What
     name: str
     shape: Shape
     axes: tuple[int, ...]
     bars: tuple[Bar, ...]
-    repacked: str | None = None
-    head_size: int | None = None
+    repacked: str | None
+    head_size: int | None
 
     @property
     def length(self) -> int:
@@ -120,16 +118,15 @@ class Section:
 
 
 def sections(trace: Trace, findings: Sequence[Finding]) -> tuple[Section, ...]:
-    """Lays out the trace: a slice for every record, and one more for every finding that concerns a part of a tensor.
-
-    Args:
-        findings: of this trace, or of a larger one that contains it; those about other tensors are left out.
-    """
-    figures = [*_parameter_figures(trace, findings), *_cut_off_figures(trace, findings)]
-    prefixes = {match[1] for figure in figures if (match := LAYER.match(figure.name))}
+    """Lays out the trace: a slice for every record, and one for every finding about a part of a tensor in the trace."""
+    figures = _figures(trace, findings)
+    stacks = len({match[1] for figure in figures if (match := LAYER.match(figure.name))})
     by_title: dict[str, list[Figure]] = defaultdict(list)
     for figure in figures:
-        by_title[_section_title(figure.name, len(prefixes))].append(figure)
+        title = "embeddings" if "embed" in figure.name else "norm and head"
+        if match := LAYER.match(figure.name):
+            title = f"layer {match[2]}" if stacks == 1 else f"{match[1]} {match[2]}".strip()
+        by_title[title].append(figure)
     return tuple(Section(title, tuple(found)) for title, found in by_title.items())
 
 
@@ -140,72 +137,50 @@ def short_name(tensor: str) -> str:
     return ".".join(module[-2:]) if len(module) > 1 and module[-2].isdigit() else module[-1]
 
 
-def _parameter_figures(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
-    ranks = sorted({record.tp_rank for record in trace.records} | {fill.tp_rank for fill in trace.fills}) or [0]
+def _figures(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
+    """A figure for each parameter, then one for each checkpoint tensor of which a part was read by no rank."""
     faults: dict[str, list[Finding]] = defaultdict(list)
-    slices: dict[tuple[str, int], list[Slice]] = defaultdict(list)
+    slices: dict[tuple[str, int | None], list[Slice]] = defaultdict(list)
     for finding in findings:
         if finding.fault in ("cut off", "rounded"):
             faults[finding.name].append(finding)
+        if finding.fault != "rounded":
+            slices[finding.name, finding.tp_rank].append(Slice(finding.fault, finding.fault, finding.part, None, (finding,)))
     for record in trace.records:
         piece = Slice("copy", short_name(record.tensor), record.destination, record, tuple(faults[record.tensor]))
         slices[record.parameter, record.tp_rank].append(piece)
     for fill in trace.fills:
         slices[fill.parameter, fill.tp_rank].append(Slice("padding", "padding", fill.destination))
-    for finding in findings:
-        if finding.tp_rank is not None and finding.fault in ("missing", "twice"):
-            piece = Slice(finding.fault, finding.fault, finding.part, None, (finding,))
-            slices[finding.name, finding.tp_rank].append(piece)
-    figures = []
-    for name, shape in trace.parameter_shapes.items():
+    lost = dict.fromkeys(each.name for each in findings if each.fault == "cut off" and each.name in trace.checkpoint_shapes)
+    for name in lost:
+        read, _ = covered(record.source for record in trace.records if record.tensor == name)
+        slices[name, None] += [Slice("read", "read", box) for box in read]
+
+    def figure(what: What, name: str, shape: Shape, ranks: Sequence[int | None]) -> Figure:
         axes = _axes(shape, [piece for rank in ranks for piece in slices[name, rank]])
         bars = tuple(Bar(rank, _in_lanes(slices[name, rank], axes)) for rank in ranks)
-        figures.append(Figure("parameter", name, shape, axes, bars, trace.repacked.get(name), trace.head_size))
-    return figures
+        return Figure(what, name, shape, axes, bars, trace.repacked.get(name), trace.head_size)
+
+    ranks = sorted({record.tp_rank for record in trace.records} | {fill.tp_rank for fill in trace.fills}) or [0]
+    shown = [figure("parameter", name, shape, ranks) for name, shape in trace.parameter_shapes.items()]
+    return shown + [figure("checkpoint tensor", name, trace.checkpoint_shapes[name], [None]) for name in lost]
 
 
-def _cut_off_figures(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
-    lost: dict[str, list[Finding]] = defaultdict(list)
-    for finding in findings:
-        if finding.fault == "cut off" and finding.name in trace.checkpoint_shapes:
-            lost[finding.name].append(finding)
-    figures = []
-    for name, found in lost.items():
-        read, _ = covered(record.source for record in trace.records if record.tensor == name)
-        pieces = [Slice("read", "read", box) for box in read]
-        pieces += [Slice("cut off", "cut off", finding.part, None, (finding,)) for finding in found]
-        shape = trace.checkpoint_shapes[name]
-        axes = _axes(shape, pieces)
-        figures.append(Figure("checkpoint tensor", name, shape, axes, (Bar(None, _in_lanes(pieces, axes)),)))
-    return figures
-
-
-def _axes(shape: Shape, pieces: Iterable[Slice]) -> tuple[int, ...]:
+def _axes(shape: Shape, pieces: Sequence[Slice]) -> tuple[int, ...]:
     """The axes, two at most, along which the slices are cut; where none is cut, the axis along which the ranks read."""
-    cut, read = set(), set()
-    for piece in pieces:
-        cut |= cut_axes(piece.part, shape)
-        if piece.record and len(piece.record.shape) == len(shape):
-            read |= cut_axes(piece.record.source, piece.record.shape)
+    cut = {axis for piece in pieces for axis in cut_axes(piece.part, shape)}
+    records = [piece.record for piece in pieces if piece.record and len(piece.record.shape) == len(shape)]
+    read = {axis for record in records for axis in cut_axes(record.source, record.shape)}
     return tuple(sorted(cut or read or range(len(shape[:1]))))[:2]
 
 
 def _in_lanes(pieces: Iterable[Slice], axes: tuple[int, ...]) -> tuple[Slice, ...]:
     """Puts each slice in the first lane where it overlaps no other; ``twice`` comes last, below the slices that overlap."""
-    lanes: list[list[Slice]] = []
+    lanes: dict[int, list[Box]] = defaultdict(list)
+    placed = []
     for piece in sorted(pieces, key=lambda piece: piece.kind == "twice"):
-        free = (number for number, lane in enumerate(lanes) if not any(_overlap(piece, other, axes) for other in lane))
-        number = next(free, len(lanes))
-        lanes += [[]] * (number == len(lanes))
-        lanes[number] = [*lanes[number], replace(piece, lane=number)]
-    return tuple(sorted((piece for lane in lanes for piece in lane), key=lambda piece: (piece.lane, piece.part)))
-
-
-def _overlap(one: Slice, other: Slice, axes: tuple[int, ...]) -> bool:
-    return all(max(one.part[axis][0], other.part[axis][0]) < min(one.part[axis][1], other.part[axis][1]) for axis in axes)
-
-
-def _section_title(name: str, stacks: int) -> str:
-    if match := LAYER.match(name):
-        return f"layer {match[2]}" if stacks == 1 else f"{match[1]} {match[2]}".strip()
-    return "embeddings" if "embed" in name else "norm and head"
+        place = tuple(piece.part[axis] for axis in axes)
+        lane = next(lane for lane in count() if all(common(place, other) is None for other in lanes[lane]))
+        lanes[lane].append(place)
+        placed.append(replace(piece, lane=lane))
+    return tuple(sorted(placed, key=lambda piece: (piece.lane, piece.part)))

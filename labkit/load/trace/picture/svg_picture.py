@@ -7,62 +7,46 @@ from xml.etree import ElementTree as ET
 
 from labkit.load.trace.coverage import Finding
 from labkit.load.trace.picture import captions
-from labkit.load.trace.picture.layout import Bar, Figure, Section, sections
+from labkit.load.trace.picture.layout import Bar, Figure, sections
 from labkit.load.trace.records import Trace
 from labkit.pictures import drawing
 from labkit.pictures.drawing import INK, MARGIN, MUTED, PAPER, element, label, short
 from labkit.system.foreign_text import printable
 
-GUTTER, LANE = 64, 22
-"""Pixels: the width of the ranks' names, the height of a lane."""
-BAR = drawing.WIDTH - 2 * MARGIN - GUTTER
-"""Pixels: the length of a bar."""
+GUTTER, LANE = 64, 22  # pixels: the width of the ranks' names, the height of a lane
+BAR = drawing.WIDTH - 2 * MARGIN - GUTTER  # pixels: the length of a bar
 FAULT = "#b91c1c"
 
 
 def draw_svg(trace: Trace, findings: Sequence[Finding]) -> str:
-    """Draws a trace as the text of an SVG file that loads no other file.
-
-    Args:
-        findings: of this trace, or of a larger one that contains it; those about other tensors are not drawn.
-    """
+    """Draws a trace as the text of an SVG file that loads no other file; leaves out findings about tensors not in the trace."""
     shown = sections(trace, findings)
-    caption = printable(captions.trace_caption(trace))
-    about = f"{caption}. A bar for each parameter and rank, cut into what was copied into it; {_faults(shown)}"
-    root = drawing.svg_root(short(captions.page_title(trace), 85), about, "trace")
+    title, caption = short(f"Weight load of {trace.model}", 85), printable(captions.trace_caption(trace))
+    bars = [bar for section in shown for figure in section.figures for bar in figure.bars]
+    faults = dict.fromkeys(str(fault) for bar in bars for piece in bar.slices for fault in piece.faults)
+    about = f"{caption}. A bar for each parameter and rank, cut into what was copied into it; "
+    about += printable("; ".join(faults)) or "no fault was found."
+    root = drawing.svg_root(title, about, "trace")
     defs = element(root, "defs")
     drawing.pattern(defs, "padding", 10, PAPER, "M5 4V6M4 5H6", MUTED, 1)
     drawing.pattern(defs, "fault", 8, "none", "M-1 1L1 -1M0 8L8 0M7 9L9 7", FAULT, 1.6)
-    label(root, short(captions.page_title(trace), 85), MARGIN, 28, 16, INK, font_weight="bold")
+    label(root, title, MARGIN, 28, 16, INK, font_weight="bold")
     label(root, short(caption, 125), MARGIN, 46)
     label(root, f"{captions.LEGEND.capitalize()}.", MARGIN, 61)
     y = 72.0
     for section in shown:
-        y = _draw_section(root, section, y)
+        parent = element(root, "g", class_="part")
+        label(parent, short(section.title, 90), MARGIN, y + 16, 12, INK, font_weight="bold")
+        y += 24
+        for figure in section.figures:
+            label(parent, f"{short(figure.name, 80)} {figure.shape}", MARGIN, y + 14, 12, INK)
+            label(parent, short(captions.figure_caption(figure), 125), MARGIN, y + 28)
+            y += 34
+            for bar in figure.bars:
+                _draw_bar(parent, figure, bar, y)
+                y += LANE * bar.lanes + 4
+            y += 6
     return drawing.svg_text(root, drawing.WIDTH, y + MARGIN - 8)
-
-
-def _faults(shown: Sequence[Section]) -> str:
-    """The faults as text, for those who do not see the picture."""
-    slices = [piece for section in shown for figure in section.figures for bar in figure.bars for piece in bar.slices]
-    faults = dict.fromkeys(str(fault) for piece in slices for fault in piece.faults)
-    return printable("; ".join(faults)) or "no fault was found."
-
-
-def _draw_section(root: ET.Element, section: Section, y: float) -> float:
-    """Draws a section from ``y`` down; returns the y of its end."""
-    parent = element(root, "g", class_="part")
-    label(parent, short(section.title, 90), MARGIN, y + 16, 12, INK, font_weight="bold")
-    y += 24
-    for figure in section.figures:
-        label(parent, f"{short(figure.name, 80)} {figure.shape}", MARGIN, y + 14, 12, INK)
-        label(parent, short(captions.figure_caption(figure), 125), MARGIN, y + 28)
-        y += 34
-        for bar in figure.bars:
-            _draw_bar(parent, figure, bar, y)
-            y += LANE * bar.lanes + 4
-        y += 6
-    return y
 
 
 def _draw_bar(parent: ET.Element, figure: Figure, bar: Bar, y: float) -> None:
