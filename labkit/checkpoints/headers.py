@@ -10,10 +10,10 @@ is not used here: it gives no byte ranges, accepts a name given twice, and its e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,13 @@ from labkit.system.errors import UserError
 Shape = tuple[int, ...]
 
 MAX_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors library."""
+"""Bytes; the safetensors library's limit."""
 
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
-    **{"BOOL": 8, "U8": 8, "I8": 8},
-    **{"F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8},
-    **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16},
-    **{"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
+    **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32},
+    **{"I64": 64, "U64": 64, "F64": 64, "C64": 64},
 }
 """Bits per element of each element type of the format."""
 
@@ -45,14 +44,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a safetensors file.
-
-    Attributes:
-        file: the file.
-        dtype: its element type in the format's words, ``BF16``.
-        shape: its shape.
-        bytes: the range of its data in the file, [start, stop), from the beginning of the file.
-    """
+    """One tensor of a safetensors file; its data is the range ``bytes``, [start, stop), from the beginning of the file."""
 
     file: Path
     dtype: str
@@ -130,8 +122,14 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())):
         raise UserError(f"{file}: the header's __metadata__ does not map names to texts ({metadata!r:.200}); fetch it again")
-    tensors = {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
-    end = _end_of_data(file, 8 + length, tensors)
+    end = 8 + length
+    tensors = {name: _stored(file, name, entry, end) for name, entry in header.items()}
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].bytes):
+        if tensor.bytes[0] != end:
+            raise UserError(
+                f"{file}: {name} begins at byte {tensor.bytes[0]:,}, and the data before it ends at {end:,}; fetch the file again"
+            )
+        end = tensor.bytes[1]
     if end != size:
         raise UserError(f"{broken}: its header promises {end:,} bytes; fetch it again")
     return tensors
@@ -147,7 +145,7 @@ def _stored(file: Path, name: str, entry: Any, data: int) -> StoredTensor:
             and isinstance(offsets, list)
             and dtype in BITS
             and all(type(number) is int and 0 <= number <= MAX_NUMBER for number in (*dimensions, start, stop))
-            and all(size * BITS[dtype] <= MAX_NUMBER for size in accumulate(dimensions, _capped))
+            and all(size * BITS[dtype] <= MAX_NUMBER for size in accumulate(dimensions, mul))  # stops at the first that is not
         )
     except (KeyError, TypeError, ValueError):
         valid = False
@@ -177,20 +175,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
-
-
-def _capped(product: int, size: int) -> int:
-    """A product that stops growing beyond MAX_NUMBER: multiplying a long shape must not take minutes."""
-    return min(product * size, MAX_NUMBER + 1) if product <= MAX_NUMBER else product
-
-
-def _end_of_data(file: Path, data: int, tensors: Mapping[str, StoredTensor]) -> int:
-    """Checks that the tensors follow each other without a gap from byte ``data`` on; returns the end of the last one."""
-    end = data
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].bytes):
-        if tensor.bytes[0] != end:
-            raise UserError(
-                f"{file}: {name} begins at byte {tensor.bytes[0]:,}, and the data before it ends at {end:,}; fetch the file again"
-            )
-        end = tensor.bytes[1]
-    return end

@@ -45,8 +45,8 @@ class Difference:
 
     Attributes:
         largest: the largest difference of the log-probabilities of a prompt token, natural logarithm; NaN if one is NaN.
-        prompt, position: the token of that difference; ``position`` counts within the prompt, from 0.
-        spread: the standard deviation of the reference's log-probabilities, the unit of the bound.
+        position: the token of that difference within ``prompt``, from 0.
+        spread: the standard deviation of the reference's log-probabilities.
         first_differing: for each prompt, the index in the greedy answer at which the two first differ; None if they agree.
     """
 

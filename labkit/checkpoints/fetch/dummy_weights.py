@@ -28,7 +28,6 @@ from labkit.checkpoints.headers import Shape, read_header
 from labkit.system.errors import UserError
 
 Words = NDArray[np.uint16]
-
 EVERY = 256
 """The step between written rows of a matrix outside layer 0."""
 
@@ -39,7 +38,6 @@ PAGE = 4096
 """Bytes; the data begins at a page, so that it covers the fewest pages."""
 
 METADATA = {"format": "pt", "mini-vllm-labs": "DUMMY weights, not the model's own: shapes are true, values are made up"}
-"""The safetensors metadata of a file of dummy weights."""
 
 
 def write_dummy(file: Path, shapes: Mapping[str, Shape]) -> None:
@@ -99,7 +97,6 @@ def _words(of: str, count: int) -> Words:
 
 
 def _rows(name: str, shape: Shape) -> range:
-    """The rows to write."""
     return range(0, (1, *shape)[-2], 1 if name.startswith("model.layers.0.") else EVERY)
 
 
