@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 NOT_COPIED = (".safetensors", ".safetensors.index.json", *PICKLES)
 """Suffixes of files that are not copied: the weights are written anew, and pickles hold the unchanged weights."""
-
 REPLACED = ("config.json", "README.md", "mini-vllm-labs.json")
 """Files that are written anew, or describe the source."""
 
@@ -49,11 +48,7 @@ class EditableCheckpoint:
 
     @classmethod
     def read(cls, source: Path) -> EditableCheckpoint:
-        """Reads a directory.
-
-        Raises:
-            UserError: there is no config.json or no safetensors file, or one of them cannot be read.
-        """
+        """Reads a directory; raises UserError if config.json or safetensors are missing or broken."""
         from safetensors import safe_open
 
         config, files = read_config(source), {}
@@ -89,11 +84,8 @@ class EditableCheckpoint:
         """Writes the directory atomically: a killed run leaves only a directory of another name, without config.json.
 
         Args:
-            to: a directory outside the source that does not exist yet or is empty.
+            to: a directory outside the source that does not exist yet or is empty; else UserError, and nothing is changed.
             metadata: entries for the metadata of every safetensors file.
-
-        Raises:
-            UserError: the directory cannot be written, or is none of these; it is not changed then.
         """
         from safetensors import SafetensorError
 

@@ -38,15 +38,9 @@ class Fault:
 
 
 def inject_fault(source: Path, name: str, to: Path) -> Fault:
-    """Writes a copy of a checkpoint with one fault; the source is not changed.
+    """Writes a copy of a checkpoint of the FAMILY with the fault of this name; the source is not changed.
 
-    Args:
-        source: a directory with config.json and safetensors, of Llama, Mistral, Qwen2 or Qwen3.
-        name: the fault, one of FAULTS.
-        to: a directory that does not exist yet or is empty.
-
-    Raises:
-        UserError: there is no such fault, the checkpoint cannot have it or cannot be read, or the copy cannot be written.
+    Raises UserError if there is no such fault, the checkpoint cannot have it or cannot be read, or the copy cannot be written.
     """
     if name not in FAULTS:
         near = difflib.get_close_matches(name, FAULTS, n=3)
@@ -61,12 +55,11 @@ def inject_fault(source: Path, name: str, to: Path) -> Fault:
         raise UserError(f"{name} cannot be made of this checkpoint: {error}") from error
     except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:  # config.json and the tensors disagree
         raise UserError(f"{name} cannot be made of this checkpoint, whose config.json does not fit it: {error}") from error
-    metadata = {"fault": f"{name}: {fault.title}", "made from": str(source.resolve())}
     readme = (
         f"# A faulty copy: {name}\n\nMade by `./lab break --fault {name}` from `{source.resolve()}`.\n\n"
         f"The fault: {fault.title}. Everything else is as in the source. Do not serve this checkpoint: it is broken on purpose.\n"
     )
-    checkpoint.write(to, metadata, readme)
+    checkpoint.write(to, {"fault": f"{name}: {fault.title}", "made from": str(source.resolve())}, readme)
     return fault
 
 

@@ -21,8 +21,6 @@ from labkit.checkpoints.known_models import FAMILY, KNOWN, MAX_LAYERS, implied_s
 EMBED, HEAD, FIRST = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0."
 LAYER = r"model\.layers\.(\d{1,6})\."
 NOT_IN_SHAPES = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings", "sliding_window")
-"""Config values that no tensor's shape depends on."""
-
 MAX_HEAD_SIZE = 16384
 
 OTHER_FORMATS = {
@@ -107,11 +105,7 @@ class Fingerprint:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Identifies a directory or a file; reads only the headers, and config.json.
-
-    Raises:
-        UserError: there is no safetensors file, or a header is broken.
-    """
+    """Identifies a directory or a file by its headers and config.json; raises UserError for what ``read_checkpoint`` refuses."""
     stored = read_checkpoint(path)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not name.endswith(UNREAD_SUFFIXES)}
     sizes = Sizes.of(shapes)

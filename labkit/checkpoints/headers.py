@@ -23,7 +23,6 @@ Shape = tuple[int, ...]
 
 MAX_HEADER = 100_000_000
 """Bytes; the safetensors library's limit."""
-
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
@@ -31,14 +30,11 @@ BITS = {
     **{"I64": 64, "U64": 64, "F64": 64, "C64": 64},
 }
 """Bits per element of each element type of the format."""
-
 MAX_NUMBER = 2**64 - 1
 """The format's numbers, and the products of a shape, have 64 bits."""
-
 INDEX = "model.safetensors.index.json"
 UNREAD_SUFFIXES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".g_idx")
 """Suffixes of tensors that a load may ignore: rope is computed, and GPTQ's g_idx matters only where its parameter exists."""
-
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -53,13 +49,9 @@ class StoredTensor:
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a single file, or of a directory: of the files that its index names, or of all its files.
+    """Every tensor of one file, or of a directory's ``weight_files``; a name in two files is that of the later, as in vLLM.
 
-    A name in two files is that of the later file, which vLLM keeps.
-
-    Raises:
-        UserError: there is no safetensors file, only pickles, a broken header, or an index that names a missing file or one in
-            another directory.
+    Raises UserError if there is no safetensors file, and as ``weight_files`` and ``read_header`` do.
     """
     try:
         if not path.exists():
@@ -77,8 +69,7 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a directory: those that its index names, or all.
 
-    Raises:
-        UserError: the index cannot be read, or names a missing file or one in another directory.
+    Raises UserError if the index cannot be read, or names a missing file or one in another directory.
     """
     index = directory / INDEX
     if not index.is_file():
@@ -96,11 +87,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one safetensors file, in the header's order.
-
-    Raises:
-        UserError: the file is a pickle or no safetensors file, or its header is too long or inconsistent.
-    """
+    """Every tensor of one safetensors file, in the header's order; raises UserError if it is none, or its header is wrong."""
     if file.suffix in PICKLES:
         raise UserError(f"{file} is a pickle, and reading one runs the code in it; convert it to safetensors first")
     try:
@@ -137,23 +124,17 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 def _stored(file: Path, name: str, entry: Any, data: int) -> StoredTensor:
     """One entry of a header whose data begins at byte ``data``."""
-    try:
-        dtype, dimensions, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        start, stop = offsets
-        valid = (
-            isinstance(dimensions, list)
-            and isinstance(offsets, list)
-            and dtype in BITS
+    match entry:
+        case {"dtype": str(dtype), "shape": list(dimensions), "data_offsets": [start, stop]} if (
+            dtype in BITS
             and all(type(number) is int and 0 <= number <= MAX_NUMBER for number in (*dimensions, start, stop))
             and all(size * BITS[dtype] <= MAX_NUMBER for size in accumulate(dimensions, mul))  # stops at the first that is not
-        )
-    except (KeyError, TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise UserError(
-            f"{file}: the header's entry for {name!r} is not one of safetensors ({entry!r:.200}); fetch the file again"
-        )
-    shape, bits = tuple(dimensions), prod(dimensions) * BITS[dtype]
+        ):
+            shape, bits = tuple(dimensions), prod(dimensions) * BITS[dtype]
+        case _:
+            raise UserError(
+                f"{file}: the header's entry for {name!r} is not one of safetensors ({entry!r:.200}); fetch the file again"
+            )
     if bits != (stop - start) * 8:
         raise UserError(
             f"{file}: {name} is {dtype} of shape {shape!r:.200}, {bits:,} bits, and its data_offsets "

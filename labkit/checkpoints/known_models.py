@@ -16,16 +16,12 @@ from labkit.checkpoints.headers import PICKLES, Shape, StoredTensor, read_checkp
 from labkit.system.errors import UserError
 
 KNOWN = Path(__file__).resolve().parent / "known"
-"""A folder with config.json for each model that has a known name."""
-
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """The architectures whose tensors follow from config.json; any other needs the headers of its files."""
 
 MAX_LAYERS = 1_000_000
-
 VOCAB_PADDING = 64
 """vLLM pads the vocabulary to a multiple of this (vllm/model_executor/layers/vocab_parallel_embedding.py:36)."""
-
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _OPTIONAL = ("num_key_value_heads", "head_dim")
 """Sizes that a config may omit, or set to null."""
@@ -63,9 +59,7 @@ class Model:
 def resolve(model: str | Path) -> Model:
     """The model of a known name, of a directory with config.json, or of a JSON file of headers beside one.
 
-    Raises:
-        UserError: there is no such model, a file cannot be read, or the architecture's tensors follow neither from files nor from
-            config.json.
+    Raises UserError if a file is missing or broken, or the tensors follow neither from files nor from config.json.
     """
     directory = KNOWN / model if str(model) in known_names() else Path(model).expanduser()
     if directory.suffix == ".json" and directory.is_file():
@@ -84,11 +78,7 @@ def known_names() -> list[str]:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of config.json in a directory.
-
-    Raises:
-        UserError: there is none, it cannot be read, or it is no JSON object.
-    """
+    """The content of config.json in a directory; raises UserError if there is none, or it is no JSON object."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -201,11 +191,7 @@ def head_counts(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def check_ranks(config: Mapping[str, Any], tp_size: int, ranks: Sequence[int]) -> None:
-    """Checks that the model can be divided over ``tp_size`` ranks, and that ``ranks`` are valid.
-
-    Raises:
-        UserError: a size is not divisible, and the message lists the TP sizes that fit; or there is no such rank.
-    """
+    """Raises UserError if the model cannot be divided over ``tp_size`` ranks (with the sizes that fit), or a rank is none."""
     if obstacle := _obstacle(config, tp_size):
         fitting = [str(size) for size in range(1, config["num_attention_heads"] + 1) if not _obstacle(config, size)]
         raise UserError(f"{obstacle}; TP sizes that fit this model: {', '.join(fitting)}")

@@ -70,8 +70,7 @@ class Difference:
 def compare(directory: Path, reference: Path) -> Difference:
     """Serves both checkpoints with the same prompts: random token ids from a fixed seed.
 
-    Raises:
-        UserError: architectures or vocabularies differ, or one of them cannot be served; with mini_vllm's message.
+    Raises UserError if architectures or vocabularies differ, or one cannot be served (with mini_vllm's message).
     """
     mine, other = _config(directory), _config(reference)
     for key in ("architectures", "vocab_size"):

@@ -30,10 +30,8 @@ from labkit.system.errors import UserError
 Words = NDArray[np.uint16]
 EVERY = 256
 """The step between written rows of a matrix outside layer 0."""
-
 MAX_VALUES = 1 << 22
 """The most values computed at once, at 2 bytes each."""
-
 PAGE = 4096
 """Bytes; the data begins at a page, so that it covers the fewest pages."""
 
@@ -41,11 +39,7 @@ METADATA = {"format": "pt", "mini-vllm-labs": "DUMMY weights, not the model's ow
 
 
 def write_dummy(file: Path, shapes: Mapping[str, Shape]) -> None:
-    """Writes one safetensors file, bf16, whose data begins at a page.
-
-    Raises:
-        OSError: the disk is full, or the file is not writable.
-    """
+    """Writes one safetensors file, bf16, whose data begins at a page; raises OSError if the disk is full."""
     header: dict[str, Any] = {"__metadata__": METADATA}
     end = 0
     for name, shape in shapes.items():

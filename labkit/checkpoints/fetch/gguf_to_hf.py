@@ -63,15 +63,8 @@ class ArrayReader(GGUFReader):
 def convert(gguf: Path, to: Path) -> None:
     """Writes config.json, generation_config.json, model.safetensors, tokenizer.json and tokenizer_config.json.
 
-    A GGUF file always gives the same bytes.
-
-    Args:
-        gguf: a GGUF file of architecture ``llama`` with the ``smollm`` tokenizer.
-        to: an existing folder.
-
-    Raises:
-        UserError: another architecture or tokenizer, an unknown tensor, or a result that does not fit its config.
-        OSError: the folder is not writable, or the disk is full.
+    A GGUF file always gives the same bytes. Raises OSError if the files cannot be written, and UserError for another architecture
+    than ``llama``, another tokenizer than ``smollm``, an unknown tensor, or a result that does not fit its config.
     """
     reader = ArrayReader(gguf)
     keys = {name: field.contents() for name, field in reader.fields.items()}
@@ -119,11 +112,7 @@ def unpermute(weight: NDArray[Any], num_heads: int) -> NDArray[Any]:
 
 
 def huggingface_name(name: str) -> str:
-    """``blk.7.attn_q.weight`` -> ``model.layers.7.self_attn.q_proj.weight``.
-
-    Raises:
-        UserError: an unknown tensor.
-    """
+    """``blk.7.attn_q.weight`` -> ``model.layers.7.self_attn.q_proj.weight``; raises UserError if it is unknown."""
     match name.split("."):
         case ["blk", layer, part, "weight"] if part in LAYER_NAMES:
             return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
