@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from labkit.checkpoints.known_models import read_config
 from labkit.system.errors import UserError
@@ -72,14 +71,17 @@ def compare(directory: Path, reference: Path) -> Difference:
 
     Raises UserError if architectures or vocabularies differ, or one cannot be served (with mini_vllm's message).
     """
-    mine, other = _config(directory), _config(reference)
+    mine, other = read_config(directory), read_config(reference)
+    for folder, config in ((directory, mine), (reference, other)):
+        if type(config.get("vocab_size")) is not int or config["vocab_size"] < 1:
+            raise UserError(f"{folder / 'config.json'} does not say vocab_size, a whole number from 1 up; fetch it again")
     for key in ("architectures", "vocab_size"):
         if mine.get(key) != other.get(key):
             raise UserError(
                 f"{key} is {mine.get(key)} in {directory} and {other.get(key)} in {reference}; "
                 "their log-probabilities cannot be compared, give two copies of one model"
             )
-    return _difference(_serve(directory, mine), _serve(reference, other))
+    return _difference(_serve(directory, mine["vocab_size"]), _serve(reference, other["vocab_size"]))
 
 
 def report_lines(found: Difference) -> Iterator[str]:
@@ -93,20 +95,12 @@ def report_lines(found: Difference) -> Iterator[str]:
     yield f"{'the same' if found.is_rounding else 'not the same'}: rounding in float32 accounts for {found.rounding:.1g}"
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    config = read_config(directory)
-    if type(config.get("vocab_size")) is not int or config["vocab_size"] < 1:
-        raise UserError(f"{directory / 'config.json'} does not say vocab_size, a whole number from 1 up; fetch it again")
-    return config
-
-
-def _serve(directory: Path, config: dict[str, Any]) -> list[tuple[Answer, Answer]]:
+def _serve(directory: Path, vocabulary: int) -> list[tuple[Answer, Answer]]:
     """For each prompt, its tokens but the first, and the greedy answer."""
     from mini_vllm import LLM, RequestError, SamplingParams
     from mini_vllm.loading.checkpoint import CheckpointError
 
     generator = random.Random(0)
-    vocabulary = config["vocab_size"]
     prompts = [{"prompt_token_ids": [generator.randrange(vocabulary) for _ in range(LENGTH)]} for _ in range(PROMPTS)]
     params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True, logprobs=0, prompt_logprobs=0, detokenize=False)
     try:
