@@ -23,22 +23,20 @@ if TYPE_CHECKING:
 
 NOT_COPIED = (".safetensors", ".safetensors.index.json", *PICKLES)
 """Suffixes of files that are not copied: the weights are written anew, and pickles hold the unchanged weights."""
-
 REPLACED = ("config.json", "README.md", "mini-vllm-labs.json")
 """Files that are written anew, or describe the source."""
 
 
 @dataclass
 class EditableCheckpoint:
-    """A checkpoint to be changed and written.
+    """A checkpoint to be changed and written; iterates over the names of its tensors.
 
     Attributes:
         source: the directory it was read from, which is not changed.
-        config: the content of its config.json.
-        files: the tensors of each safetensors file, by the file's name.
+        files: the tensors of each safetensors file.
         indexed: whether to write an index.
         index_overrides: tensor -> file, where the index must differ from the last file that holds the tensor.
-        bytes_lost: bytes to cut off at the end of its last file.
+        bytes_lost: bytes to cut off at the end of the last file.
     """
 
     source: Path
@@ -50,11 +48,7 @@ class EditableCheckpoint:
 
     @classmethod
     def read(cls, source: Path) -> EditableCheckpoint:
-        """Reads a directory.
-
-        Raises:
-            UserError: there is no config.json or no safetensors file, or one of them cannot be read.
-        """
+        """Reads a directory; raises UserError if config.json or safetensors are missing or broken."""
         from safetensors import safe_open
 
         config, files = read_config(source), {}
@@ -78,28 +72,20 @@ class EditableCheckpoint:
     def __delitem__(self, name: str) -> None:
         del self._file_of(name)[name]
 
-    def __contains__(self, name: str) -> bool:
-        return any(name in tensors for tensors in self.files.values())
-
     def __iter__(self) -> Iterator[str]:
         return iter([name for tensors in self.files.values() for name in tensors])
 
     def _file_of(self, name: str) -> dict[str, Tensor]:
-        for tensors in self.files.values():
-            if name in tensors:
-                return tensors
-        raise UserError(f"{self.source} has no {name}; give a checkpoint that has")
+        if name not in self:
+            raise UserError(f"{self.source} has no {name}; give a checkpoint that has")
+        return next(tensors for tensors in self.files.values() if name in tensors)
 
     def write(self, to: Path, metadata: Mapping[str, str], readme: str) -> None:
         """Writes the directory atomically: a killed run leaves only a directory of another name, without config.json.
 
         Args:
-            to: a directory outside the source that does not exist yet or is empty.
+            to: a directory outside the source that does not exist yet or is empty; else UserError, and nothing is changed.
             metadata: entries for the metadata of every safetensors file.
-            readme: the text of README.md.
-
-        Raises:
-            UserError: the directory cannot be written, or is none of these; it is not changed then.
         """
         from safetensors import SafetensorError
 

@@ -1,7 +1,6 @@
 """Fault injection: ``./lab break`` writes copies of a checkpoint with one named fault each, to test what detects them.
 
-A fault is made in the last layer if it can be, and changes only what its title says. Letters as everywhere: H hidden size,
-N query heads, K kv heads, D head size, V vocabulary.
+A fault is made in the last layer if it can be, and changes only what its title says.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labkit.checkpoints.editable_checkpoint import EditableCheckpoint
 from labkit.checkpoints.known_models import FAMILY, head_counts
@@ -21,8 +21,6 @@ ATTENTION, MLP, NORM = "self_attn", "mlp", "input_layernorm"
 Q, K, V, OUT = (f"{ATTENTION}.{name}_proj" for name in "qkvo")
 GATE, UP, DOWN = (f"{MLP}.{name}_proj" for name in ("gate", "up", "down"))
 
-Apply = Callable[[EditableCheckpoint], None]
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -30,28 +28,19 @@ class Fault:
 
     Attributes:
         name: its name, in kebab-case.
-        title: a description of the fault.
-        apply: makes the fault in a checkpoint in memory; raises UserError if the checkpoint cannot have it.
+        apply: makes the fault in a checkpoint in memory, given ``arguments``; raises UserError if the checkpoint cannot have it.
     """
 
     name: str
     title: str
-    apply: Apply
+    apply: Callable[..., None]
+    arguments: tuple[Any, ...] = ()
 
 
 def inject_fault(source: Path, name: str, to: Path) -> Fault:
-    """Writes a copy of a checkpoint with one fault; the source is not changed.
+    """Writes a copy of a checkpoint of the FAMILY with the fault of this name; the source is not changed.
 
-    Args:
-        source: a directory with config.json and safetensors, of Llama, Mistral, Qwen2 or Qwen3.
-        name: the fault, one of FAULTS.
-        to: a directory that does not exist yet or is empty.
-
-    Returns:
-        The injected fault.
-
-    Raises:
-        UserError: there is no such fault, the checkpoint cannot have it or cannot be read, or the copy cannot be written.
+    Raises UserError if there is no such fault, the checkpoint cannot have it or cannot be read, or the copy cannot be written.
     """
     if name not in FAULTS:
         near = difflib.get_close_matches(name, FAULTS, n=3)
@@ -61,17 +50,16 @@ def inject_fault(source: Path, name: str, to: Path) -> Fault:
     checkpoint = EditableCheckpoint.read(source)
     _check_family(checkpoint)
     try:
-        fault.apply(checkpoint)
+        fault.apply(checkpoint, *fault.arguments)
     except UserError as error:
         raise UserError(f"{name} cannot be made of this checkpoint: {error}") from error
     except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:  # config.json and the tensors disagree
         raise UserError(f"{name} cannot be made of this checkpoint, whose config.json does not fit it: {error}") from error
-    metadata = {"fault": f"{name}: {fault.title}", "made from": str(source.resolve())}
     readme = (
         f"# A faulty copy: {name}\n\nMade by `./lab break --fault {name}` from `{source.resolve()}`.\n\n"
         f"The fault: {fault.title}. Everything else is as in the source. Do not serve this checkpoint: it is broken on purpose.\n"
     )
-    checkpoint.write(to, metadata, readme)
+    checkpoint.write(to, {"fault": f"{name}: {fault.title}", "made from": str(source.resolve())}, readme)
     return fault
 
 
@@ -90,12 +78,12 @@ def _check_family(checkpoint: EditableCheckpoint) -> None:
             raise UserError(f"{checkpoint.source} has no {name}; it is faulty already, or no checkpoint of {architecture}")
 
 
-def _layer(checkpoint: EditableCheckpoint, offset: int = 0) -> str:
-    """The name of the layer ``offset`` after the last."""
+def _layer(checkpoint: EditableCheckpoint) -> str:
+    """The name of the last layer."""
     count = checkpoint.config.get("num_hidden_layers")
     if type(count) is not int or count < 1:
         raise UserError(f"config.json says num_hidden_layers {count!r}; it must be a whole number from 1 up")
-    return f"model.layers.{count - 1 + offset}"
+    return f"model.layers.{count - 1}"
 
 
 def _weight(checkpoint: EditableCheckpoint, module: str) -> str:
@@ -120,12 +108,9 @@ def _heads(checkpoint: EditableCheckpoint) -> tuple[int, int, int]:
     return heads, kv_heads, checkpoint.config.get("head_dim") or checkpoint.config["hidden_size"] // heads
 
 
-def _missing(*modules: str) -> Apply:
-    def apply(checkpoint: EditableCheckpoint) -> None:
-        for name in [name for module in modules for name in _tensors(checkpoint, module)]:
-            del checkpoint[name]
-
-    return apply
+def _missing(checkpoint: EditableCheckpoint, *modules: str) -> None:
+    for name in [name for module in modules for name in _tensors(checkpoint, module)]:
+        del checkpoint[name]
 
 
 def _missing_layer(checkpoint: EditableCheckpoint) -> None:
@@ -133,19 +118,15 @@ def _missing_layer(checkpoint: EditableCheckpoint) -> None:
         del checkpoint[name]
 
 
-def _resized(module: str, axis: int, quarters: int) -> Apply:
+def _resized(checkpoint: EditableCheckpoint, module: str, axis: int, quarters: int) -> None:
     """A weight with another number of rows (axis 0) or columns (axis 1), in quarters of the original; more repeat the first."""
+    import torch
 
-    def apply(checkpoint: EditableCheckpoint) -> None:
-        import torch
-
-        tensor = checkpoint[_weight(checkpoint, module)]
-        size = tensor.shape[axis]
-        if size < 4:
-            raise UserError(f"a tensor {tuple(tensor.shape)} cannot be made a quarter larger or smaller; give a larger model")
-        checkpoint[_weight(checkpoint, module)] = torch.cat([tensor, tensor], axis).narrow(axis, 0, size * quarters // 4)
-
-    return apply
+    tensor = checkpoint[_weight(checkpoint, module)]
+    size = tensor.shape[axis]
+    if size < 4:
+        raise UserError(f"a tensor {tuple(tensor.shape)} cannot be made a quarter larger or smaller; give a larger model")
+    checkpoint[_weight(checkpoint, module)] = torch.cat([tensor, tensor], axis).narrow(axis, 0, size * quarters // 4)
 
 
 def _mha_into_gqa(checkpoint: EditableCheckpoint) -> None:
@@ -158,13 +139,10 @@ def _mha_into_gqa(checkpoint: EditableCheckpoint) -> None:
         checkpoint[name] = split.reshape(heads * head_size, *checkpoint[name].shape[1:])
 
 
-def _swapped(one: str, other: str) -> Apply:
-    def apply(checkpoint: EditableCheckpoint) -> None:
-        for first in _tensors(checkpoint, one):
-            second = first.replace(one, other)
-            checkpoint[first], checkpoint[second] = checkpoint[second], checkpoint[first]
-
-    return apply
+def _swapped(checkpoint: EditableCheckpoint, one: str, other: str) -> None:
+    for first in _tensors(checkpoint, one):
+        second = first.replace(one, other)
+        checkpoint[first], checkpoint[second] = checkpoint[second], checkpoint[first]
 
 
 def _permuted(checkpoint: EditableCheckpoint) -> None:
@@ -221,11 +199,9 @@ def _tied_head(checkpoint: EditableCheckpoint) -> None:
 
 
 def _float16(checkpoint: EditableCheckpoint) -> None:
-    import torch
-
     name = _weight(checkpoint, DOWN)
-    stored, rounded = checkpoint[name], checkpoint[name].to(torch.float16)
-    if torch.equal(rounded.to(stored.dtype), stored):
+    stored, rounded = checkpoint[name], checkpoint[name].half()
+    if rounded.to(stored.dtype).equal(stored):
         raise UserError(f"float16 holds every value of {name} as it is, so none would be rounded; give a float32 checkpoint")
     checkpoint[name] = rounded
 
@@ -235,7 +211,7 @@ def _unmapped_name(checkpoint: EditableCheckpoint) -> None:
 
 
 def _extra_layer(checkpoint: EditableCheckpoint) -> None:
-    old, new = f"{_layer(checkpoint)}.", f"{_layer(checkpoint, 1)}."
+    old, new = f"{_layer(checkpoint)}.", f"model.layers.{checkpoint.config['num_hidden_layers']}."
     for name in [name for name in checkpoint if name.startswith(old)]:
         checkpoint[name.replace(old, new)] = checkpoint[name].clone()
 
@@ -257,41 +233,41 @@ def _cut_short(checkpoint: EditableCheckpoint) -> None:
     checkpoint.bytes_lost = 1000
 
 
-FAULTS: dict[str, Fault] = {
-    name: Fault(name, title, apply)
-    for name, title, apply in (
-        ("missing-k", "k_proj missing", _missing(K)),
-        ("missing-qkv", "q_proj, k_proj and v_proj missing", _missing(Q, K, V)),
-        ("missing-o", "o_proj missing", _missing(OUT)),
-        ("missing-gate", "gate_proj missing", _missing(GATE)),
-        ("missing-embed", "embed_tokens missing", _missing(EMBED)),
-        ("missing-lm-head", "lm_head missing", _missing(HEAD)),
-        ("missing-norm", "a norm missing", _missing(NORM)),
-        ("missing-layer", "a whole layer missing", _missing_layer),
-        ("mha-into-gqa", "k_proj and v_proj multi-head under a grouped-query config", _mha_into_gqa),
-        ("wide-o", "o_proj too wide: more inputs than the config says", _resized(OUT, 1, 5)),
-        ("wide-down", "down_proj too wide: more inputs than the config says", _resized(DOWN, 1, 5)),
-        ("tall-gate", "gate_proj too tall: more rows than the config says", _resized(GATE, 0, 5)),
-        ("short-k", "k_proj too short: fewer rows than the config says", _resized(K, 0, 2)),
-        ("narrow-q", "q_proj with fewer inputs", _resized(Q, 1, 3)),
-        ("wide-q", "q_proj with more inputs", _resized(Q, 1, 5)),
-        ("small-embed", "embed_tokens with a smaller vocabulary", _resized(EMBED, 0, 3)),
-        ("large-lm-head", "lm_head with a larger vocabulary", _resized(HEAD, 0, 5)),
-        ("short-norm", "a norm of another shape", _resized(NORM, 0, 2)),
-        ("swapped-kv", "k_proj and v_proj swapped", _swapped(K, V)),
-        ("swapped-gate-up", "gate_proj and up_proj swapped", _swapped(GATE, UP)),
-        ("permuted-qk", "rows of q_proj and k_proj permuted, as llama.cpp stores them", _permuted),
-        ("fused-beside-parts", "qkv_proj stored beside q_proj, k_proj and v_proj", _fused_beside_parts),
-        ("in-two-files", "k_proj in two files, of which the index names one", _in_two_files),
-        ("unread-bias", "a q_proj bias that the config does not mention", _unread_bias),
-        ("inv-freq", "rotary_emb.inv_freq stored", _inv_freq),
-        ("stored-tied-head", "config.json says tied, and an lm_head is stored", _tied_head),
-        ("float16-down", "down_proj stored in float16, its values rounded", _float16),
-        ("unmapped-name", "a name that no parameter matches", _unmapped_name),
-        ("extra-layer", "a layer too many", _extra_layer),
-        ("no-prefix", "no model. prefix", _without_prefix),
-        ("missing-file", "a file that the index names is missing", _missing_file),
-        ("cut-short", "a file cut short: its last 1000 bytes are missing", _cut_short),
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Fault("missing-k", "k_proj missing", _missing, (K,)),
+        Fault("missing-qkv", "q_proj, k_proj and v_proj missing", _missing, (Q, K, V)),
+        Fault("missing-o", "o_proj missing", _missing, (OUT,)),
+        Fault("missing-gate", "gate_proj missing", _missing, (GATE,)),
+        Fault("missing-embed", "embed_tokens missing", _missing, (EMBED,)),
+        Fault("missing-lm-head", "lm_head missing", _missing, (HEAD,)),
+        Fault("missing-norm", "a norm missing", _missing, (NORM,)),
+        Fault("missing-layer", "a whole layer missing", _missing_layer),
+        Fault("mha-into-gqa", "k_proj and v_proj multi-head under a grouped-query config", _mha_into_gqa),
+        Fault("wide-o", "o_proj too wide: more inputs than the config says", _resized, (OUT, 1, 5)),
+        Fault("wide-down", "down_proj too wide: more inputs than the config says", _resized, (DOWN, 1, 5)),
+        Fault("tall-gate", "gate_proj too tall: more rows than the config says", _resized, (GATE, 0, 5)),
+        Fault("short-k", "k_proj too short: fewer rows than the config says", _resized, (K, 0, 2)),
+        Fault("narrow-q", "q_proj with fewer inputs", _resized, (Q, 1, 3)),
+        Fault("wide-q", "q_proj with more inputs", _resized, (Q, 1, 5)),
+        Fault("small-embed", "embed_tokens with a smaller vocabulary", _resized, (EMBED, 0, 3)),
+        Fault("large-lm-head", "lm_head with a larger vocabulary", _resized, (HEAD, 0, 5)),
+        Fault("short-norm", "a norm of another shape", _resized, (NORM, 0, 2)),
+        Fault("swapped-kv", "k_proj and v_proj swapped", _swapped, (K, V)),
+        Fault("swapped-gate-up", "gate_proj and up_proj swapped", _swapped, (GATE, UP)),
+        Fault("permuted-qk", "rows of q_proj and k_proj permuted, as llama.cpp stores them", _permuted),
+        Fault("fused-beside-parts", "qkv_proj stored beside q_proj, k_proj and v_proj", _fused_beside_parts),
+        Fault("in-two-files", "k_proj in two files, of which the index names one", _in_two_files),
+        Fault("unread-bias", "a q_proj bias that the config does not mention", _unread_bias),
+        Fault("inv-freq", "rotary_emb.inv_freq stored", _inv_freq),
+        Fault("stored-tied-head", "config.json says tied, and an lm_head is stored", _tied_head),
+        Fault("float16-down", "down_proj stored in float16, its values rounded", _float16),
+        Fault("unmapped-name", "a name that no parameter matches", _unmapped_name),
+        Fault("extra-layer", "a layer too many", _extra_layer),
+        Fault("no-prefix", "no model. prefix", _without_prefix),
+        Fault("missing-file", "a file that the index names is missing", _missing_file),
+        Fault("cut-short", "a file cut short: its last 1000 bytes are missing", _cut_short),
     )
 }
 """Every fault by its name."""

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from labkit.checkpoints.headers import UNREAD_SUFFIXES, Shape, StoredTensor, read_checkpoint
-from labkit.checkpoints.known_models import FAMILY, KNOWN, MAX_LAYERS, implied_shapes, known_names
+from labkit.checkpoints.known_models import FAMILY, KNOWN, MAX_LAYERS, implied_shapes, known_names, read_config
 
 EMBED, HEAD, FIRST = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0."
 LAYER = r"model\.layers\.(\d{1,6})\."
 NOT_IN_SHAPES = ("rope_theta", "rope_scaling", "rms_norm_eps", "max_position_embeddings", "sliding_window")
-"""Config values that no tensor's shape depends on."""
-
 MAX_HEAD_SIZE = 16384
 
 OTHER_FORMATS = {
@@ -42,10 +40,6 @@ class Sizes:
     """The sizes that the names and shapes of a Llama-family checkpoint show.
 
     Attributes:
-        num_hidden_layers: the highest layer number plus one.
-        hidden_size: H, columns of the embedding.
-        intermediate_size: I, rows of gate_proj.
-        vocab_size: V, rows of the embedding.
         query_rows: N * D, rows of q_proj.
         kv_rows: K * D, rows of k_proj.
         biases: the modules of layer 0 that have one.
@@ -96,11 +90,9 @@ class Fingerprint:
     """The result of comparing a checkpoint's headers with the known models.
 
     Attributes:
-        stored: its tensors.
-        sizes: its sizes; None if it is no plain checkpoint of the Llama family.
+        sizes: None if it is no plain checkpoint of the Llama family.
         names: the known models that have exactly these names and shapes.
-        nearest: the nearest known model, if ``names`` is empty.
-        differences: the differences from the nearest, in words.
+        nearest: the nearest known model, if ``names`` is empty; ``differences`` from it in words.
         disagreements: the differences from the config.json beside the files, in words.
     """
 
@@ -113,11 +105,7 @@ class Fingerprint:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Identifies a directory or a file; reads only the headers, and config.json.
-
-    Raises:
-        UserError: there is no safetensors file, or a header is broken.
-    """
+    """Identifies a directory or a file by its headers and config.json; raises UserError for what ``read_checkpoint`` refuses."""
     stored = read_checkpoint(path)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not name.endswith(UNREAD_SUFFIXES)}
     sizes = Sizes.of(shapes)
@@ -132,7 +120,7 @@ def fingerprint(path: Path) -> Fingerprint:
 
 
 def _matches(name: str, sizes: Sizes, shapes: Mapping[str, Shape]) -> bool:
-    """Whether all names and shapes are those of a known model; a tied model may also store a copy of its head."""
+    """Whether these are the tensors of a known model; a tied model may also store a copy of its head."""
     config, known = _known(name)
     copied = sizes.head_stored and bool(config.get("tie_word_embeddings"))
     if replace(sizes, head_stored=known.head_stored if copied else sizes.head_stored) != known:
@@ -144,7 +132,7 @@ def _matches(name: str, sizes: Sizes, shapes: Mapping[str, Shape]) -> bool:
 @cache
 def _known(name: str) -> tuple[Mapping[str, Any], Sizes]:
     """The config of a known model, and the sizes of its checkpoint."""
-    config: dict[str, Any] = json.loads((KNOWN / name / "config.json").read_text(encoding="utf-8"))
+    config = read_config(KNOWN / name)
     sizes = Sizes.of(implied_shapes(config | {"num_hidden_layers": 1}))
     assert sizes is not None
     return config, replace(sizes, num_hidden_layers=config["num_hidden_layers"])
@@ -176,11 +164,8 @@ def _first_three(items: Sequence[object]) -> str:
 
 
 def _value_text(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(value) or "none"
-    if value is None:
-        return "not shown"
-    return str(value) if type(value) is not bool else "yes" if value else "no"
+    text = ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
+    return {"None": "not shown", "True": "yes", "False": "no"}.get(text, text)
 
 
 def _against_config(path: Path, shapes: Mapping[str, Shape]) -> Iterator[str]:

@@ -10,10 +10,10 @@ is not used here: it gives no byte ranges, accepts a name given twice, and its e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +22,25 @@ from labkit.system.errors import UserError
 Shape = tuple[int, ...]
 
 MAX_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors library."""
-
+"""Bytes; the safetensors library's limit."""
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
-    **{"BOOL": 8, "U8": 8, "I8": 8},
-    **{"F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8},
-    **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16},
-    **{"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
+    **{"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32},
+    **{"I64": 64, "U64": 64, "F64": 64, "C64": 64},
 }
 """Bits per element of each element type of the format."""
-
 MAX_NUMBER = 2**64 - 1
 """The format's numbers, and the products of a shape, have 64 bits."""
-
 INDEX = "model.safetensors.index.json"
 UNREAD_SUFFIXES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".g_idx")
 """Suffixes of tensors that a load may ignore: rope is computed, and GPTQ's g_idx matters only where its parameter exists."""
-
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a safetensors file.
-
-    Attributes:
-        file: the file.
-        dtype: its element type in the format's words, ``BF16``.
-        shape: its shape.
-        bytes: the range of its data in the file, [start, stop), from the beginning of the file.
-    """
+    """One tensor of a safetensors file; its data is the range ``bytes``, [start, stop), from the beginning of the file."""
 
     file: Path
     dtype: str
@@ -61,13 +49,9 @@ class StoredTensor:
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a single file, or of a directory: of the files that its index names, or of all its files.
+    """Every tensor of one file, or of a directory's ``weight_files``; a name in two files is that of the later, as in vLLM.
 
-    A name in two files is that of the later file, which vLLM keeps.
-
-    Raises:
-        UserError: there is no safetensors file, only pickles, a broken header, or an index that names a missing file or one in
-            another directory.
+    Raises UserError if there is no safetensors file, and as ``weight_files`` and ``read_header`` do.
     """
     try:
         if not path.exists():
@@ -85,8 +69,7 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a directory: those that its index names, or all.
 
-    Raises:
-        UserError: the index cannot be read, or names a missing file or one in another directory.
+    Raises UserError if the index cannot be read, or names a missing file or one in another directory.
     """
     index = directory / INDEX
     if not index.is_file():
@@ -104,11 +87,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one safetensors file, in the header's order.
-
-    Raises:
-        UserError: the file is a pickle or no safetensors file, or its header is too long or inconsistent.
-    """
+    """Every tensor of one safetensors file, in the header's order; raises UserError if it is none, or its header is wrong."""
     if file.suffix in PICKLES:
         raise UserError(f"{file} is a pickle, and reading one runs the code in it; convert it to safetensors first")
     try:
@@ -130,8 +109,14 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())):
         raise UserError(f"{file}: the header's __metadata__ does not map names to texts ({metadata!r:.200}); fetch it again")
-    tensors = {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
-    end = _end_of_data(file, 8 + length, tensors)
+    end = 8 + length
+    tensors = {name: _stored(file, name, entry, end) for name, entry in header.items()}
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].bytes):
+        if tensor.bytes[0] != end:
+            raise UserError(
+                f"{file}: {name} begins at byte {tensor.bytes[0]:,}, and the data before it ends at {end:,}; fetch the file again"
+            )
+        end = tensor.bytes[1]
     if end != size:
         raise UserError(f"{broken}: its header promises {end:,} bytes; fetch it again")
     return tensors
@@ -139,23 +124,17 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 def _stored(file: Path, name: str, entry: Any, data: int) -> StoredTensor:
     """One entry of a header whose data begins at byte ``data``."""
-    try:
-        dtype, dimensions, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        start, stop = offsets
-        valid = (
-            isinstance(dimensions, list)
-            and isinstance(offsets, list)
-            and dtype in BITS
+    match entry:
+        case {"dtype": str(dtype), "shape": list(dimensions), "data_offsets": [start, stop]} if (
+            dtype in BITS
             and all(type(number) is int and 0 <= number <= MAX_NUMBER for number in (*dimensions, start, stop))
-            and all(size * BITS[dtype] <= MAX_NUMBER for size in accumulate(dimensions, _capped))
-        )
-    except (KeyError, TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise UserError(
-            f"{file}: the header's entry for {name!r} is not one of safetensors ({entry!r:.200}); fetch the file again"
-        )
-    shape, bits = tuple(dimensions), prod(dimensions) * BITS[dtype]
+            and all(size * BITS[dtype] <= MAX_NUMBER for size in accumulate(dimensions, mul))  # stops at the first that is not
+        ):
+            shape, bits = tuple(dimensions), prod(dimensions) * BITS[dtype]
+        case _:
+            raise UserError(
+                f"{file}: the header's entry for {name!r} is not one of safetensors ({entry!r:.200}); fetch the file again"
+            )
     if bits != (stop - start) * 8:
         raise UserError(
             f"{file}: {name} is {dtype} of shape {shape!r:.200}, {bits:,} bits, and its data_offsets "
@@ -177,20 +156,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
-
-
-def _capped(product: int, size: int) -> int:
-    """A product that stops growing beyond MAX_NUMBER: multiplying a long shape must not take minutes."""
-    return min(product * size, MAX_NUMBER + 1) if product <= MAX_NUMBER else product
-
-
-def _end_of_data(file: Path, data: int, tensors: Mapping[str, StoredTensor]) -> int:
-    """Checks that the tensors follow each other without a gap from byte ``data`` on; returns the end of the last one."""
-    end = data
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].bytes):
-        if tensor.bytes[0] != end:
-            raise UserError(
-                f"{file}: {name} begins at byte {tensor.bytes[0]:,}, and the data before it ends at {end:,}; fetch the file again"
-            )
-        end = tensor.bytes[1]
-    return end

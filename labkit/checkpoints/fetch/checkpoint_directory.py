@@ -30,11 +30,8 @@ from labkit.system.atomic_write import atomic_write
 from labkit.system.console import working
 from labkit.system.errors import UserError
 
-MANIFEST = "mini-vllm-labs.json"
-"""The file of the manifest; a directory that has one was made here."""
-
-MAKING = ".making"
-"""Suffix of the folder in which a directory is made."""
+MANIFEST, MAKING = "mini-vllm-labs.json", ".making"
+"""The file of the manifest, which only a directory made here has, and the suffix of the folder in which it is made."""
 
 Entry = Mapping[str, Any]
 """A file in a manifest: its ``bytes``, and its hash under ``sha256`` or ``git sha1``, or ``dummy`` for dummy weights."""
@@ -48,10 +45,8 @@ class Manifest:
         model: the requested model, a hub id or ``smollm2``.
         weights: ``real`` or ``dummy``; ``unfinished`` while the files are being replaced.
         origin: the source of the files, in words.
-        commit: the hub's commit of real weights from there, else "".
-        revision: the requested revision, else "".
+        commit, revision: of real weights from the hub, else "".
         why: the reason for dummy weights, else "".
-        files: the entry of each file by its name.
     """
 
     model: str
@@ -71,8 +66,7 @@ class Manifest:
 def checkpoint_folder(name: str) -> Path:
     """The default directory of a checkpoint, in ``MINI_VLLM_LABS_CACHE``, or in mini-vllm-labs of ``XDG_CACHE_HOME`` or ~/.cache.
 
-    Raises:
-        UserError: none of the three is set, and this user has no home directory.
+    Raises UserError if there is none of the three.
     """
     if root := os.environ.get("MINI_VLLM_LABS_CACHE"):
         return Path(root).expanduser().absolute() / name
@@ -85,11 +79,7 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def read_manifest(folder: Path, model: str | None = None) -> Manifest | None:
-    """The manifest of a directory, or None if there is none or it cannot be read.
-
-    Raises:
-        UserError: it is that of another model than ``model``.
-    """
+    """The manifest of a directory, or None if it cannot be read; raises UserError if it is that of another model."""
     try:
         manifest = Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -100,11 +90,7 @@ def read_manifest(folder: Path, model: str | None = None) -> Manifest | None:
 
 
 def fault_of(folder: Path, *, verify: bool = False) -> str | None:
-    """The first difference between a directory and its manifest, in words, or None.
-
-    Args:
-        verify: read every byte; else only check that each file exists in its size.
-    """
+    """The first difference between a directory and its manifest, in words, or None; without ``verify``, sizes only."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.weights == "unfinished":
         return "it was not finished"
@@ -147,12 +133,6 @@ def entry_of(path: Path) -> Entry:
     return {"bytes": path.stat().st_size, "sha256": digest_of(path, "sha256")}
 
 
-def current_manifest(folder: Path, is_current: Callable[[Manifest], bool], *, verify: bool = False) -> Manifest | None:
-    """The manifest of a directory that needs no work: it is current, and agrees with the files. Else None."""
-    manifest = read_manifest(folder)
-    return manifest if manifest and is_current(manifest) and not fault_of(folder, verify=verify) else None
-
-
 def build(
     folder: Path,
     room: int,
@@ -161,23 +141,29 @@ def build(
     *,
     verify: bool = False,
 ) -> Manifest:
-    """Makes the directory, unless another process makes it at the same time; returns its manifest.
+    """Makes the directory, unless it is current or another process makes it at the same time; returns its manifest.
 
     Args:
         folder: a directory that is missing, empty, or was made here.
         room: bytes of disk space needed beside it.
         is_current: whether a manifest is that of the requested content.
         fill: takes a folder for intermediate files and the new directory, both empty; fills the latter and returns its manifest.
-        verify: as in ``fault_of``, for the directory that another process has made.
+        verify: as in ``fault_of``.
 
-    Raises:
-        UserError: the directory holds other files, the disk is full, or the folder is not writable.
+    Raises UserError if the directory holds other files, the disk is full, or the folder is not writable.
     """
+
+    def current() -> Manifest | None:
+        manifest = read_manifest(folder)
+        return manifest if manifest and is_current(manifest) and not fault_of(folder, verify=verify) else None
+
+    if manifest := current():  # before the lock: nothing is written, so the folder may be read-only
+        return manifest
     _check_target(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            if manifest := current_manifest(folder, is_current, verify=verify):
+            if manifest := current():
                 return manifest
             if shutil.disk_usage(folder.parent).free < room:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -28,26 +28,18 @@ from labkit.checkpoints.headers import Shape, read_header
 from labkit.system.errors import UserError
 
 Words = NDArray[np.uint16]
-
 EVERY = 256
 """The step between written rows of a matrix outside layer 0."""
-
 MAX_VALUES = 1 << 22
 """The most values computed at once, at 2 bytes each."""
-
 PAGE = 4096
 """Bytes; the data begins at a page, so that it covers the fewest pages."""
 
 METADATA = {"format": "pt", "mini-vllm-labs": "DUMMY weights, not the model's own: shapes are true, values are made up"}
-"""The safetensors metadata of a file of dummy weights."""
 
 
 def write_dummy(file: Path, shapes: Mapping[str, Shape]) -> None:
-    """Writes one safetensors file, bf16, whose data begins at a page.
-
-    Raises:
-        OSError: the disk is full, or the file is not writable.
-    """
+    """Writes one safetensors file, bf16, whose data begins at a page; raises OSError if the disk is full."""
     header: dict[str, Any] = {"__metadata__": METADATA}
     end = 0
     for name, shape in shapes.items():
@@ -99,7 +91,6 @@ def _words(of: str, count: int) -> Words:
 
 
 def _rows(name: str, shape: Shape) -> range:
-    """The rows to write."""
     return range(0, (1, *shape)[-2], 1 if name.startswith("model.layers.0.") else EVERY)
 
 

@@ -11,8 +11,8 @@ Besides the container, three things differ:
 
   With the rows in llama.cpp's order every shape still fits, and the model's output is nonsense.
 
-transformers can convert GGUF files too; it is not used, because the base environment does not have it. Sources: llama.cpp,
-convert_hf_to_gguf.py, ``LlamaModel.permute`` for the order of rows; the ``gguf`` package for the formats.
+transformers can convert GGUF files too; the base environment does not have it. Source of the order of rows: llama.cpp,
+convert_hf_to_gguf.py, ``LlamaModel.permute``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from labkit.checkpoints.headers import read_header
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.system.errors import UserError
 
@@ -64,15 +63,8 @@ class ArrayReader(GGUFReader):
 def convert(gguf: Path, to: Path) -> None:
     """Writes config.json, generation_config.json, model.safetensors, tokenizer.json and tokenizer_config.json.
 
-    The conversion is deterministic: a GGUF file always gives the same bytes.
-
-    Args:
-        gguf: a GGUF file of architecture ``llama`` with the ``smollm`` tokenizer.
-        to: an existing folder.
-
-    Raises:
-        UserError: another architecture or tokenizer, an unknown tensor, or a result that does not fit its config.
-        OSError: the folder is not writable, or the disk is full.
+    A GGUF file always gives the same bytes. Raises OSError if the files cannot be written, and UserError for another architecture
+    than ``llama``, another tokenizer than ``smollm``, an unknown tensor, or a result that does not fit its config.
     """
     reader = ArrayReader(gguf)
     keys = {name: field.contents() for name, field in reader.fields.items()}
@@ -83,6 +75,8 @@ def convert(gguf: Path, to: Path) -> None:
         )
     weights = read_weights(reader, keys["llama.attention.head_count"], keys["llama.attention.head_count_kv"])
     config = config_of(keys, tied="lm_head.weight" not in weights)
+    tokenizer, tokenizer_config = tokenizer_of(keys), tokenizer_config_of(keys)
+    _check(weights, config, tokenizer, tokenizer_config)
     # save_file raises SafetensorError, which is no OSError, and writes files that only their owner may read.
     try:
         save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
@@ -91,9 +85,8 @@ def convert(gguf: Path, to: Path) -> None:
     (to / "model.safetensors").chmod(0o644)
     _write_json(to / "config.json", config)
     _write_json(to / "generation_config.json", {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")})
-    (to / "tokenizer.json").write_text(tokenizer_of(keys).to_str(pretty=True), encoding="utf-8")
-    _write_json(to / "tokenizer_config.json", tokenizer_config_of(keys))
-    _check(to)
+    (to / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    _write_json(to / "tokenizer_config.json", tokenizer_config)
 
 
 def read_weights(reader: GGUFReader, num_heads: int, num_kv_heads: int) -> dict[str, Tensor]:
@@ -101,34 +94,25 @@ def read_weights(reader: GGUFReader, num_heads: int, num_kv_heads: int) -> dict[
     weights = {}
     for tensor in reader.tensors:
         values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        if tensor.name.endswith(".attn_q.weight"):
-            values = unpermute(values, num_heads)
-        elif tensor.name.endswith(".attn_k.weight"):
-            values = unpermute(values, num_kv_heads)
+        if tensor.name.endswith((".attn_q.weight", ".attn_k.weight")):
+            values = unpermute(values, num_heads if ".attn_q." in tensor.name else num_kv_heads)
         weights[huggingface_name(tensor.name)] = torch.tensor(values).to(torch.bfloat16)
     return weights
 
 
 def unpermute(weight: NDArray[Any], num_heads: int) -> NDArray[Any]:
-    """Reorders rows of q or k from llama.cpp's order to Hugging Face's, as drawn at the top of this file.
+    """Reorders rows of q or k from llama.cpp's order to Hugging Face's: in each head, the even rows before the odd ones.
 
     Args:
         weight: shape (num_heads * D, in), D even.
         num_heads: N for q, K for k.
-
-    Returns:
-        An array of the same shape; in each head the even rows come before the odd ones.
     """
     pairs = weight.reshape(num_heads, -1, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
 def huggingface_name(name: str) -> str:
-    """``blk.7.attn_q.weight`` -> ``model.layers.7.self_attn.q_proj.weight``.
-
-    Raises:
-        UserError: an unknown tensor.
-    """
+    """``blk.7.attn_q.weight`` -> ``model.layers.7.self_attn.q_proj.weight``; raises UserError if it is unknown."""
     match name.split("."):
         case ["blk", layer, part, "weight"] if part in LAYER_NAMES:
             return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
@@ -196,21 +180,14 @@ def tokenizer_config_of(keys: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(folder: Path) -> None:
-    """Checks that the tensors have the names and shapes of config.json, and that each special token is one token.
-
-    Raises:
-        UserError: naming the tensors that are missing, unknown or of another shape.
-    """
-    config = json.loads((folder / "config.json").read_text())
+def _check(weights: dict[str, Tensor], config: dict[str, Any], tokenizer: Tokenizer, special: dict[str, Any]) -> None:
+    """Checks that the tensors have the names and shapes of config.json, and that each special token is one token."""
     wanted = implied_shapes(config)
-    found = {name: tensor.shape for name, tensor in read_header(folder / "model.safetensors").items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:
         examples = ", ".join(f"{name} is {found.get(name)} and should be {wanted.get(name)}" for name in wrong[:3])
         raise UserError(f"{len(wrong)} of {len(wanted)} tensors do not fit config.json: {examples}")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    special = json.loads((folder / "tokenizer_config.json").read_text())
     if tokenizer.encode(special["bos_token"] + special["eos_token"]).ids != [config["bos_token_id"], config["eos_token_id"]]:
         raise UserError(f"tokenizer.json does not turn {special['bos_token']} and {special['eos_token']} into one token each")
 

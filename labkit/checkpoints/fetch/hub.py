@@ -42,10 +42,8 @@ NEEDED = re.compile(
 """The files to download besides the weights: configuration, tokenizer and index. No code, and no pickle."""
 
 WEIGHTS = ".safetensors"
-
 ATTEMPTS = 3
 """How often a file is requested if the connection is reset, which the client does not retry."""
-
 MIN_LINKED_BYTES = 10_000_000
 """Smaller files are copied, not linked: an editor that writes in place would change the client's cache, too."""
 
@@ -55,13 +53,7 @@ Files = Mapping[str, Entry]
 
 @dataclass(frozen=True)
 class Hub:
-    """One model at one revision of the hub.
-
-    Attributes:
-        model: the hub id.
-        revision: a branch, a tag or a commit.
-        known: hub ids to suggest if there is no such model.
-    """
+    """One model at one revision of the hub; ``known`` are ids to suggest if there is no such model."""
 
     model: str
     revision: str
@@ -73,10 +65,10 @@ class Hub:
         return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.model, repo_type="model"))
 
     def commit(self) -> str:
-        """The commit of the revision, by one request for the head of config.json, which also shows whether files may be read.
+        """The commit of the revision, by one request for the head of config.json.
 
         Raises:
-            GatedError: they may not be read.
+            GatedError: the files may not be read.
             UnreachableError: the hub did not answer, or ``HF_HUB_OFFLINE`` is set.
             UserError: no such repository or revision, no config.json, or the token is not accepted.
         """
@@ -93,8 +85,7 @@ class Hub:
     def files(self, commit: str) -> Files:
         """The files of a commit that a load may need: all weights, of which the index may name fewer.
 
-        Raises:
-            UserError: there is no safetensors file, or a file name is no plain one.
+        Raises UserError if there is no safetensors file, or a file name is no plain one.
         """
         try:
             listed = [entry for entry in HfApi().list_repo_tree(self.model, revision=commit) if isinstance(entry, RepoFile)]
@@ -116,20 +107,10 @@ class Hub:
         }
 
     def download(self, commit: str, files: Files, made: Path, earlier: Path) -> Files:
-        """Puts files into a directory, each with the hub's hash.
+        """Puts files of a commit into the empty directory ``made``, without weights that the index does not name; returns them.
 
-        Args:
-            commit: the commit to download.
-            files: from ``files()``. If an index is among them, only the weights that it names are downloaded.
-            made: an empty directory.
-            earlier: an earlier directory, whose correct files are used.
-
-        Returns:
-            the files in ``made``.
-
-        Raises:
-            UnreachableError: the connection broke in three attempts.
-            UserError: the disk is full, or a file twice had another hash than the hub's.
+        Correct files of the directory ``earlier`` are used. Raises UnreachableError if the connection broke in three attempts,
+        and UserError if the disk is full, or a file twice had another hash than the hub's.
         """
         if INDEX in files:
             self._collect(commit, {INDEX: files[INDEX]}, made, earlier)
@@ -173,7 +154,13 @@ class Hub:
                 _remove_from_cache(path)
         if missing:
             self._remove_orphans(missing)
-            self._check_room(sum(entry["bytes"] for entry in missing.values()), made)
+            needed = sum(entry["bytes"] for entry in missing.values())
+            for folder in (made, existing(Path(constants.HF_HUB_CACHE))):
+                if (free := shutil.disk_usage(folder).free) < needed:
+                    raise UserError(
+                        f"{self.model} needs {needed / 1e9:,.2f} GB more in {folder}, where {free / 1e9:,.2f} GB are free; make "
+                        "room, or put the client's cache elsewhere with HF_HOME and the directory elsewhere with --to"
+                    )
             what = next(iter(missing)) if len(missing) == 1 else f"{len(missing)} files"
             for name, entry in self._fetch(f"Downloading {what}", commit, missing, made).items():
                 if self._fetch(f"Downloading {name} again", commit, {name: entry}, made):
@@ -216,15 +203,6 @@ class Hub:
                 with suppress(Timeout), FileLock(locks / f"{digest}.lock", timeout=0):
                     for orphan in orphans:
                         orphan.unlink(missing_ok=True)
-
-    def _check_room(self, needed: int, made: Path) -> None:
-        folders = {folder.stat().st_dev: folder for folder in (existing(Path(constants.HF_HUB_CACHE)), made)}
-        for folder in folders.values():
-            if (free := shutil.disk_usage(folder).free) < needed:
-                raise UserError(
-                    f"{self.model} needs {needed / 1e9:,.2f} GB more in {folder}, where {free / 1e9:,.2f} GB are free; make "
-                    "room, or put the client's cache elsewhere with HF_HOME and the directory elsewhere with --to"
-                )
 
     def _explained(self, error: Exception) -> UserError:
         return explained(error, self.model, self.revision, self.known)
@@ -275,11 +253,7 @@ def _remove_from_cache(path: Path) -> None:
 
 
 def _without_unindexed(files: Files, index: Path, model: str) -> Files:
-    """The files without the weights that the index does not name.
-
-    Raises:
-        UserError: the index cannot be read, or names a file that is not among them.
-    """
+    """The files without the weights that the index does not name; raises UserError if it names one that is not there."""
     try:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

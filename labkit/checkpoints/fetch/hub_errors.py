@@ -27,11 +27,7 @@ class UnreachableError(UserError):
 
 
 def token() -> str | None:
-    """The token that the client sends, from ``HF_TOKEN`` or its own store.
-
-    Raises:
-        UserError: it has characters that no HTTP header may have; the client's own message would print it.
-    """
+    """The token that the client sends; raises UserError if it fits no HTTP header: the client's own message would print it."""
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None
     found = get_token()
@@ -44,17 +40,13 @@ def token() -> str | None:
 
 
 def explained(error: Exception, model: str, revision: str, known: list[str]) -> UserError:
-    """The UserError for an exception of the client.
-
-    Args:
-        error: the exception; if it says nothing itself, its cause is explained.
-        model: the requested hub id.
-        revision: the requested revision.
-        known: hub ids to suggest if there is no such model.
-    """
+    """The UserError for an exception of the client; ``known`` are hub ids to suggest if there is no such model."""
     hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     page = f"{hub}/{model}"
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) and error.response is not None else 0
+    response = error.response if isinstance(error, errors.HfHubHTTPError) else None
+    status = 0 if response is None else response.status_code
+    given = None if response is None else response.headers.get("X-Error-Message")
+    reason = f": {_without_token(given)}" if given else ""
     match error:
         case UserError():
             return error
@@ -90,13 +82,13 @@ def explained(error: Exception, model: str, revision: str, known: list[str]) -> 
             )
         case errors.HfHubHTTPError() if status == 403:
             return UnreachableError(
-                f"access to {model} is forbidden (403{_reason(error)}); the cause can be a token without the right to read, a "
+                f"access to {model} is forbidden (403{reason}); the cause can be a token without the right to read, a "
                 "proxy or a firewall. Check them, then run this again"
             )
         case errors.HfHubHTTPError() if status == 429:
             return UnreachableError("the hub refuses more requests for now (429); wait some minutes, then run this again")
         case errors.HfHubHTTPError():
-            return UnreachableError(f"the hub cannot serve {model} now ({status}{_reason(error)}); try again later")
+            return UnreachableError(f"the hub cannot serve {model} now ({status}{reason}); try again later")
         case errors.FileMetadataError():
             return UnreachableError(f"{hub} does not answer as a hub does; look at HF_ENDPOINT and at your proxy")
         case httpx2.TimeoutException():
@@ -125,9 +117,3 @@ def _without_token(text: str) -> str:
     secret = token()
     text = " ".join(text.split())
     return printable(text.replace(secret, "(token)") if secret else text)[:200]
-
-
-def _reason(error: errors.HfHubHTTPError) -> str:
-    """The reason that the server gave, if any."""
-    reason = error.response.headers.get("X-Error-Message") if error.response is not None else None
-    return f": {_without_token(reason)}" if reason else ""

