@@ -22,11 +22,8 @@ from labkit.pictures.timeline.summary import Event, Row, request_rows
 BAND = "#f4f6f8"
 PREFILL, DECODE, HIT, CROSS = "#2459a8", "#0b7261", "#8a5a00", "#b91c1c"
 HATCH = ("hatch", 4, PAPER, "M-1 1L1 -1M0 4L4 0M3 5L5 3", HIT, 1.3)
+Areas = Sequence[tuple[Sequence[int], str]]  # the values of a chart, one per step, and their colour
 DIGIT = 0.58  # the width of a digit, in font sizes
-
-
-Areas = Sequence[tuple[Sequence[int], str]]
-"""The values of a chart, one per step, and their colour."""
 
 
 def draw(trace: StepTrace, name: str, columns: range | None = None) -> str:
@@ -100,11 +97,11 @@ def _row(root: ET.Element, trace: StepTrace, row: Row, place: int, layout: Layou
         element(drawn, "rect", class_="band", x=0, y=first.y, width=layout.width, height=first.height, fill=BAND)
     name = group(drawn, "name", summary.of_row(row, trace))
     label(name, short(row.request, 20), GUTTER - 10, first.middle + 4, 11.5, INK, text_anchor="end")
-    for span in row.spans():
-        start, stop = max(span.first, layout.columns.start), min(span.last, layout.columns.stop - 1)
+    for since, until, waits in row.spans():
+        start, stop = max(since, layout.columns.start), min(until, layout.columns.stop - 1)
         if start < stop:
-            title = summary.of_span(row, span, trace)
-            _span(drawn, layout.cell(start, place), layout.cell(stop).centre, span.waits, title)
+            title = summary.of_span(row, trace.steps[since], trace.steps[until], waits)
+            _span(drawn, layout.cell(start, place), layout.cell(stop).centre, waits, title)
     events = [(column, event) for column, event in row.events if column in layout.columns]
     if not layout.detailed:
         _all_decodes(drawn, trace, events, place, layout)

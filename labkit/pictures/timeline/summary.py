@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -24,18 +23,8 @@ from labkit.system.foreign_text import printable
 
 Event = Chunk | Preemption | Finish
 
-MAX_LISTED_REQUESTS = 40
-"""Requests in the table on the terminal; the picture has all."""
-
+MAX_LISTED_REQUESTS = 40  # in the table on the terminal; the picture has all
 MAX_LISTED_BLOCKS = 12
-
-
-class Span(NamedTuple):
-    """A range of columns, both ends included, in which a request was in the batch, or waited after a preemption."""
-
-    first: int
-    last: int
-    waits: bool
 
 
 @dataclass
@@ -76,14 +65,14 @@ class Row:
         """The column in which it finished, or the end if it did not."""
         return self.events[-1][0] if self.finish else self.end
 
-    def spans(self) -> Iterator[Span]:
-        """The spans in which it was in the batch or waited."""
+    def spans(self) -> Iterator[tuple[int, int, bool]]:
+        """The first and last columns of the spans in which it was in the batch, or waited after a preemption (True)."""
         since, waits = self.first, False
         for column, event in self.events:
             if isinstance(event, Preemption) or (isinstance(event, Chunk) and waits):
-                yield Span(since, column, waits)
+                yield since, column, waits
                 since, waits = column, isinstance(event, Preemption)
-        yield Span(since, self.last, waits)
+        yield since, self.last, waits
 
 
 def request_rows(trace: StepTrace) -> list[Row]:
@@ -175,11 +164,10 @@ def of_hit(chunk: Chunk, step: Step) -> str:
     return f"step {step.step}, request {printable(chunk.request)}: {tokens} found in the prefix cache, {positions}, not computed"
 
 
-def of_span(row: Row, span: Span, trace: StepTrace) -> str:
+def of_span(row: Row, first: Step, last: Step, waits: bool) -> str:
     """The state of a request between two of its events."""
-    first, last = trace.steps[span.first].step, trace.steps[span.last].step
-    state = "waits after a preemption" if span.waits else "in the batch"
-    return f"request {printable(row.request)}: {state}, steps {first} to {last}"
+    state = "waits after a preemption" if waits else "in the batch"
+    return f"request {printable(row.request)}: {state}, steps {first.step} to {last.step}"
 
 
 def of_step(step: Step, trace: StepTrace) -> str:
