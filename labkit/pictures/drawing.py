@@ -15,18 +15,14 @@ TONES = ("#dbe8f8", "#f8e5c4", "#cfeadb", "#e6dcf3")
 MARKS = ("", "M0.5 0V8", "M4 3V5M3 4H5", "M0 0.5H8")
 """A path on each of the tones, so that they differ in grey too: ``url(#tone0)`` and so on."""
 
-Pattern = tuple[str, int, str, str, str, float]
-"""The arguments of ``pattern`` after the first."""
+Pattern = tuple[str, int, str, str, str, float]  # the arguments of ``pattern`` after the first
 
-TONE_PATTERNS = tuple(
-    (f"tone{number}", 8, fill, mark, MUTED, 0.6) for number, (fill, mark) in enumerate(zip(TONES, MARKS, strict=True))
-)
+TONE_PATTERNS = tuple((f"tone{i}", 8, fill, mark, MUTED, 0.6) for i, (fill, mark) in enumerate(zip(TONES, MARKS, strict=True)))
 
 WIDTH, MARGIN = 800, 16
 """The largest width that a README shows unscaled, and the margin, in pixels."""
 
-CHARACTER = 6.2
-"""The largest width of a character of 11 pixels."""
+CHARACTER = 6.2  # the largest width of a character of 11 pixels
 
 
 def element(parent: ET.Element, tag: str, text: str | None = None, **attributes: str | float) -> ET.Element:

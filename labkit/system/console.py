@@ -1,8 +1,4 @@
-"""The Console of the project, and the progress output of slow work.
-
-On a terminal, ``working`` shows a spinner and the elapsed time. In a pipe it prints plain lines: no control characters, and no
-information by colour alone.
-"""
+"""The Console, and progress: a spinner or a bar on a terminal; in a pipe plain lines without control characters."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich import progress as bars
 from rich.console import Console
@@ -23,11 +20,8 @@ from labkit.system.foreign_text import printable
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 80)
 """All output goes here. rich honours NO_COLOR, COLUMNS and TERM=dumb."""
 
-MIN_REPORTED_SECONDS = 2.0
-"""Work that took less prints no "done" line."""
-
-SECONDS_BETWEEN_NOTES = 10.0
-"""The least time between two notes in a pipe, where a printed line stays."""
+MIN_REPORTED_SECONDS = 2.0  # work that took less prints no "done" line
+SECONDS_BETWEEN_NOTES = 10.0  # in a pipe, where a printed line stays
 
 
 @contextmanager
@@ -40,8 +34,9 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
     Yields:
         A function that shows the progress in a few words (``"41 of 93 MB"``); it may be called at any rate.
     """
-    with _timed(what), _spinner(what) if _has_terminal() else _lines(what) as note:
-        yield note
+    text = bars.TextColumn("{task.description} {task.fields[note]}", markup=False)
+    with _task(what, None, bars.SpinnerColumn("line"), text, bars.TimeElapsedColumn()) as update:
+        yield lambda note: update(note=note)
 
 
 @contextmanager
@@ -51,16 +46,9 @@ def transferring(what: str, total: int) -> Iterator[Callable[[int], None]]:
     Yields:
         A function that takes the number of bytes received since the last call; negative for bytes to receive again.
     """
-    if not _has_terminal():
-        print_lines(f"{what}, {decimal(total)} ...")
-        with _timed(what):
-            yield lambda count: None
-        return
     size = bars.TextColumn("{task.description}", markup=False), bars.BarColumn(20), bars.DownloadColumn()
-    columns = *size, bars.TransferSpeedColumn(), bars.TimeRemainingColumn()
-    with _timed(what), bars.Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
+    with _task(what, total, *size, bars.TransferSpeedColumn(), bars.TimeRemainingColumn()) as update:
+        yield lambda count: update(advance=count)
 
 
 def _has_terminal() -> bool:
@@ -69,36 +57,24 @@ def _has_terminal() -> bool:
 
 
 @contextmanager
-def _timed(what: str) -> Iterator[None]:
-    """Prints the duration of the block, if it was long and raised nothing."""
-    started = time.monotonic()
-    yield
-    took = time.monotonic() - started
-    if took > MIN_REPORTED_SECONDS:
+def _task(what: str, total: int | None, *columns: bars.ProgressColumn) -> Iterator[Callable[..., None]]:
+    """Shows a task until the block ends, and then its duration, if it was long and raised nothing; yields its update function."""
+    started = noted = time.monotonic()
+
+    def print_note(note: str = "", advance: int = 0) -> None:
+        nonlocal noted
+        if note and time.monotonic() - noted > SECONDS_BETWEEN_NOTES:
+            noted = time.monotonic()
+            print_lines(f"  {note}")
+
+    if _has_terminal():
+        with bars.Progress(*columns, console=console, transient=True) as progress:
+            yield partial(progress.update, progress.add_task(what, total=total, note=""))
+    else:
+        print_lines(f"{what} ..." if total is None else f"{what}, {decimal(total)} ...")
+        yield print_note
+    if (took := time.monotonic() - started) > MIN_REPORTED_SECONDS:
         print_lines(f"{what}: done in {took:.1f} s")
-
-
-@contextmanager
-def _spinner(what: str) -> Iterator[Callable[[str], None]]:
-    text = bars.TextColumn("{task.description} {task.fields[note]}", markup=False)
-    columns = bars.SpinnerColumn("line"), text, bars.TimeElapsedColumn()
-    with bars.Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=None, note="")
-        yield lambda note: progress.update(task, note=note)
-
-
-@contextmanager
-def _lines(what: str) -> Iterator[Callable[[str], None]]:
-    print_lines(f"{what} ...")
-    last = time.monotonic()
-
-    def note(words: str) -> None:
-        nonlocal last
-        if time.monotonic() - last > SECONDS_BETWEEN_NOTES:
-            last = time.monotonic()
-            print_lines(f"  {words}")
-
-    yield note
 
 
 def print_text(text: str, indent: str = "", head: str = "") -> None:

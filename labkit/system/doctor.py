@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
 
 from labkit.system.console import print_lines
 from labkit.system.environment import has_vllm, pending_steps
@@ -31,7 +32,6 @@ INSTALL = "scripts/install-nvidia-container-toolkit.sh"
 
 SMI = "nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader"
 DOCKER_INFO = "docker info --format '{{json .}}'"
-TOOLKIT = "nvidia-ctk --version"
 TORCH = """
 import json, torch
 names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -39,7 +39,6 @@ print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available
 """
 TIMEOUT = 60
 """Seconds until a command counts as hung; the import of torch takes longest."""
-
 
 Answer = subprocess.CompletedProcess[str]
 
@@ -53,23 +52,12 @@ class Host:
         """Runs a command line, without a shell. Its stdout includes stderr; status 127: no such command, 124: it timed out."""
         try:
             return subprocess.run(
-                shlex.split(command),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=TIMEOUT,
-                check=False,
-                text=True,
-                errors="replace",
+                shlex.split(command), stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, timeout=TIMEOUT, text=True, errors="replace"
             )
         except (FileNotFoundError, PermissionError):
             return Answer(command, 127, "")
         except subprocess.TimeoutExpired:
             return Answer(command, 124, f"no answer in {TIMEOUT} seconds")
-
-    def exists(self, path: str) -> bool:
-        """Whether the file exists."""
-        return Path(path).exists()
 
     def read(self, path: str) -> str:
         """The text of a file, or "" if it cannot be read."""
@@ -81,22 +69,15 @@ class Host:
     def disk(self, path: str) -> tuple[int, int]:
         """Total and free bytes of the file system of a folder, or (0, 0) if there is no such folder."""
         try:
-            usage = shutil.disk_usage(path)
+            total, _, free = shutil.disk_usage(path)
         except OSError:
             return 0, 0
-        return usage.total, usage.free
+        return total, free
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check.
-
-    Attributes:
-        what: the name of the thing checked.
-        state: ``ok``, ``note`` or ``fix``.
-        found: what the machine has.
-        fix: a sentence that says what to do; "" if there is nothing to do.
-    """
+    """The result of one check of the thing ``what``: its state (ok, note or fix), what the machine has, and what to do."""
 
     what: str
     state: str
@@ -110,12 +91,9 @@ def torch_command(prefix: Path) -> str:
 
 
 def examine(host: Host, prefix: Path = Path(sys.prefix)) -> list[Finding]:
-    """Runs all checks, the most important first.
-
-    Args:
-        prefix: the Python environment to check.
-    """
-    gpu, docker, toolkit = host.run(SMI), host.run(DOCKER_INFO), host.run(TOOLKIT)
+    """Runs all checks of a host and of the Python environment at ``prefix``, the most important first."""
+    gpu, docker = host.run(SMI), host.run(DOCKER_INFO)
+    toolkit, editor = host.run("nvidia-ctk --version"), host.run("devcontainer --version")
     has_gpu = gpu.returncode == 0
     findings = (
         _environment(prefix),
@@ -123,7 +101,7 @@ def examine(host: Host, prefix: Path = Path(sys.prefix)) -> list[Finding]:
         _memory(host),
         _shared_memory(host),
         _docker(host, docker),
-        _devcontainer(host),
+        Finding("devcontainer", "ok", "no command line is installed; VS Code has one" if editor.returncode else _last(editor)),
         _driver(host, gpu),
         _toolkit(toolkit, docker) if has_gpu and docker.returncode == 0 else None,
         _cdi(host) if has_gpu and toolkit.returncode == 0 else None,
@@ -204,11 +182,6 @@ def _docker(host: Host, info: Answer) -> Finding:
     return Finding("docker", "ok", f"engine {_last(answer)}")
 
 
-def _devcontainer(host: Host) -> Finding:
-    answer = host.run("devcontainer --version")
-    return Finding("devcontainer", "ok", "no command line is installed; VS Code has one" if answer.returncode else _last(answer))
-
-
 def _driver(host: Host, smi: Answer) -> Finding:
     if smi.returncode == 127:
         return Finding("GPU", "ok", "no NVIDIA driver; the labs need none")
@@ -235,7 +208,7 @@ def _toolkit(version: Answer, docker: Answer) -> Finding:
 
 
 def _cdi(host: Host) -> Finding:
-    found = next((path for path in ("/etc/cdi/nvidia.yaml", "/var/run/cdi/nvidia.yaml") if host.exists(path)), None)
+    found = next((path for path in ("/etc/cdi/nvidia.yaml", "/var/run/cdi/nvidia.yaml") if host.read(path)), None)
     fix = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml, then --device nvidia.com/gpu=all works (podman, rootless)."
     return _checked("CDI", found or "no specification of the GPUs", found is not None, "note", fix)
 

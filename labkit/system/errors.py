@@ -6,14 +6,11 @@ from __future__ import annotations
 class UserError(Exception):
     """An error that the user can fix: the command line prints its message and exits with its status.
 
-    Args:
-        message: sentences that say what is wrong, with the numbers, and what to do next.
-        status: the exit status; without it, that of the class.
+    The message says what is wrong, with the numbers, and what to do next. The default of the status is that of the class.
     """
 
     status = 1
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
-        if status is not None:
-            self.status = status
+        self.status = status or type(self).status

@@ -49,9 +49,9 @@ def uv_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     return variables
 
 
-def no_index(environ: Mapping[str, str] = os.environ) -> bool:
+def no_index() -> bool:
     """Whether PIP_NO_INDEX restricts pip to folders of wheels; uv has no variable for it."""
-    return environ.get("PIP_NO_INDEX", "").lower() in ("1", "true", "yes", "on", "y", "t")
+    return os.environ.get("PIP_NO_INDEX", "").lower() in ("1", "true", "yes", "on", "y", "t")
 
 
 def uv_install(prefix: Path, options: Iterable[str]) -> bool:
@@ -65,7 +65,6 @@ def uv_install(prefix: Path, options: Iterable[str]) -> bool:
 
 
 def _succeeds(command: list[str], **options: Any) -> bool:
-    """Runs an installer; returns whether its exit status is 0."""
     import subprocess
 
     # The child inherits the lock: if this process is killed, uv continues, and the next run waits for its end.
@@ -76,32 +75,23 @@ def _succeeds(command: list[str], **options: Any) -> bool:
 
 
 def index_has(prefix: Path, pins: Path, options: Iterable[str] = (), timeout: float | None = None) -> bool:
-    """Whether an index has the pinned packages for this machine. uv asks, so that proxies, certificates and logins apply.
+    """Whether an index has the packages of a pins file for this machine.
+
+    uv asks, so that proxies, certificates and logins apply.
 
     Args:
-        prefix: the environment that holds uv.
-        pins: a requirements file.
         options: uv's options for the index; none for the configured one.
         timeout: seconds for the connection and for each part of the answer, and three times as long for all of it; after that
             the result is False. Without it, uv's own timeouts and retries.
     """
     import subprocess
 
-    limits = (
-        {"UV_HTTP_RETRIES": "0", "UV_HTTP_CONNECT_TIMEOUT": f"{timeout:.0f}", "UV_HTTP_TIMEOUT": f"{timeout:.0f}"}
-        if timeout
-        else {}
-    )
+    command = [*_uv_pip(prefix, "compile"), "--no-deps", "--quiet", str(pins), *options]
+    variables, limit = uv_variables(), 3 * timeout if timeout else None
+    if timeout:
+        variables |= {"UV_HTTP_RETRIES": "0"} | dict.fromkeys(("UV_HTTP_CONNECT_TIMEOUT", "UV_HTTP_TIMEOUT"), f"{timeout:.0f}")
     try:
-        answer = subprocess.run(
-            [*_uv_pip(prefix, "compile"), "--no-deps", "--quiet", str(pins), *options],
-            env=uv_variables() | limits,
-            timeout=3 * timeout if timeout else None,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        answer = subprocess.run(command, env=variables, timeout=limit, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         return False
     return answer.returncode == 0 and "==" in answer.stdout

@@ -11,7 +11,6 @@ import sys
 import tomllib
 import traceback
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -27,8 +26,6 @@ class Task:
 
     Attributes:
         name: one word, for the command line.
-        title: a phrase that describes it.
-        points: its share of the grade.
         tests: names of test functions in test_lab.py; each test function belongs to exactly one task.
         hints: three levels: a question, a place to read, the shape of the answer.
     """
@@ -45,39 +42,35 @@ class Lab:
     """One lab: a folder under labs/ with README.md, lab.toml, starter.py, solution.py and test_lab.py.
 
     Attributes:
-        folder: its directory.
         number: two digits, "01".
-        title: a phrase that describes it.
         order: its place in the course.
         time_limit: seconds after which a test is stopped.
         tags: the hardware it needs, "CPU-OK" or "GPU-OPT".
-        tasks: its tasks, in order.
-        boxed: whether a verdict is taken with the file in a process of its own; not where the tests hand it on to their own ones.
+        boxed: whether ``./lab grade`` runs the file in a separate process; not if the tests start processes that import it.
     """
 
     folder: Path
     number: str
     title: str
     order: int
-    time_limit: int
     tags: tuple[str, ...]
     tasks: tuple[Task, ...]
+    time_limit: int = 10
     boxed: bool = True
 
     @classmethod
     def read(cls, folder: Path) -> Lab:
         """The lab that ``folder``/lab.toml describes."""
         data = tomllib.loads((folder / "lab.toml").read_text())
-        tasks = tuple(Task(t["name"], t["title"], t["points"], tuple(t["tests"]), tuple(t["hints"])) for t in data.pop("tasks"))
-        limit, boxed = data.get("time_limit", 10), data.get("boxed", True)
-        return cls(folder, data["number"], data["title"], data["order"], limit, tuple(data["tags"]), tasks, boxed)
+        tasks = tuple(Task(**t | {"tests": tuple(t["tests"]), "hints": tuple(t["hints"])}) for t in data["tasks"])
+        return cls(folder, **data | {"tags": tuple(data["tags"]), "tasks": tasks})
 
     @property
     def points(self) -> int:
         """The sum of the tasks' points."""
         return sum(task.points for task in self.tasks)
 
-    @cached_property
+    @property
     def tests(self) -> Path:
         """The lab's tests, test_lab.py."""
         return self.folder / "test_lab.py"
@@ -99,13 +92,10 @@ class Lab:
         raise UserError(f"lab {self.number} has no task {name!r}; its tasks are {', '.join(task.name for task in self.tasks)}")
 
     def implementation(self, choice: str) -> Path:
-        """The file to grade.
-
-        Args:
-            choice: ``solution``, ``starter`` or the path of a .py file (relative to the current directory).
+        """The file to grade: ``solution``, ``starter`` or the path of a .py file, relative to the current directory.
 
         Raises:
-            UserError: it is none of the three, or the file does not exist.
+            UserError: the choice is none of the three, or the file does not exist.
         """
         if choice in ("solution", "starter"):
             return self.folder / f"{choice}.py"

@@ -7,6 +7,5 @@
 from labkit.pictures.timeline.draw import draw
 from labkit.pictures.timeline.read import StepTrace, read
 from labkit.pictures.timeline.summary import show
-from labkit.system.errors import UserError
 
-__all__ = ["StepTrace", "UserError", "draw", "read", "show"]
+__all__ = ["StepTrace", "draw", "read", "show"]

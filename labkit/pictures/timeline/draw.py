@@ -10,7 +10,6 @@ hit        a hatched cap on the bar, and +tokens  finish       a vertical end ca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import count, groupby
 from xml.etree import ElementTree as ET
 
@@ -23,8 +22,8 @@ from labkit.pictures.timeline.summary import Event, Row, request_rows
 BAND = "#f4f6f8"
 PREFILL, DECODE, HIT, CROSS = "#2459a8", "#0b7261", "#8a5a00", "#b91c1c"
 HATCH = ("hatch", 4, PAPER, "M-1 1L1 -1M0 4L4 0M3 5L5 3", HIT, 1.3)
-DIGIT = 0.58
-"""The width of a digit, in font sizes."""
+Areas = Sequence[tuple[Sequence[int], str]]  # the values of a chart, one per step, and their colour
+DIGIT = 0.58  # the width of a digit, in font sizes
 
 
 def draw(trace: StepTrace, name: str, columns: range | None = None) -> str:
@@ -36,8 +35,7 @@ def draw(trace: StepTrace, name: str, columns: range | None = None) -> str:
     """
     columns = columns or range(len(trace.steps))
     rows = request_rows(trace)
-    end = len(trace.steps) - 1
-    shown = [row for row in rows if row.first < columns.stop and row.last(end) >= columns.start]
+    shown = [row for row in rows if row.first < columns.stop and row.last >= columns.start]
     layout = Layout(columns, len(shown))
     title = f"Step trace {short(name, 40)}: {summary.of_requests(trace, rows)}"
     by = f"Recorded by {short(trace.recorded_by, 60)}; {summary.of_run(trace)}"
@@ -59,10 +57,15 @@ def _legend(parent: ET.Element) -> None:
     entries: list[tuple[str, int, int, Callable[[Cell], None]]] = [  # text; pixels left and right of the column for its shape
         ("prefill chunk, its tokens", 0, 0, lambda cell: _prefill(parent, cell, 16, "prefill chunk")),
         ("decode", 0, -4, lambda cell: _decode(parent, cell, "decode")),
-        ("prefix-cache hit, its tokens", 24, 0, lambda cell: _hit(parent, replace(cell, y=84), 48, "prefix-cache hit")),
+        (
+            "prefix-cache hit, its tokens",
+            24,
+            0,
+            lambda cell: _hit(parent, Cell(cell.x, 84, 22, 32, True), 48, "prefix-cache hit"),
+        ),
         ("preempted", 0, -2, lambda cell: _preemption(parent, cell, "preempted")),
-        ("waits after it", -2, 14, lambda cell: _span(parent, cell, cell.next, True, "waits after a preemption")),
-        ("not scheduled", -4, 14, lambda cell: _span(parent, cell, cell.next, False, "in the batch, not scheduled")),
+        ("waits after it", -2, 14, lambda cell: _span(parent, cell, cell.centre + 22, True, "waits after a preemption")),
+        ("not scheduled", -4, 14, lambda cell: _span(parent, cell, cell.centre + 22, False, "in the batch, not scheduled")),
         (f"finished: {reasons}", -14, 12, lambda cell: _finish(parent, cell, REASONS[0], "finished")),
     ]
     x = 16.0
@@ -89,29 +92,30 @@ def _axis(root: ET.Element, trace: StepTrace, layout: Layout) -> None:
 
 def _row(root: ET.Element, trace: StepTrace, row: Row, place: int, layout: Layout) -> None:
     drawn = element(root, "g", class_="row")
-    first, end = layout.cell(layout.columns.start, place), len(trace.steps) - 1
+    first = layout.cell(layout.columns.start, place)
     if place % 2 == 0:
         element(drawn, "rect", class_="band", x=0, y=first.y, width=layout.width, height=first.height, fill=BAND)
     name = group(drawn, "name", summary.of_row(row, trace))
     label(name, short(row.request, 20), GUTTER - 10, first.middle + 4, 11.5, INK, text_anchor="end")
-    for span in row.spans(end):
-        start, stop = max(span.first, layout.columns.start), min(span.last, layout.columns.stop - 1)
+    for since, until, waits in row.spans():
+        start, stop = max(since, layout.columns.start), min(until, layout.columns.stop - 1)
         if start < stop:
-            title = summary.of_span(row, span, trace)
-            _span(drawn, layout.cell(start, place), layout.cell(stop, place), span.waits, title)
+            title = summary.of_span(row, trace.steps[since], trace.steps[until], waits)
+            _span(drawn, layout.cell(start, place), layout.cell(stop).centre, waits, title)
     events = [(column, event) for column, event in row.events if column in layout.columns]
     if not layout.detailed:
         _all_decodes(drawn, trace, events, place, layout)
     for column, event in events:
         cell, step = layout.cell(column, place), trace.steps[column]
+        title = summary.of_event(event, step)
         if isinstance(event, Preemption):
-            _preemption(drawn, cell, summary.of_preemption(event, step))
+            _preemption(drawn, cell, title)
         elif isinstance(event, Finish):
-            _finish(drawn, cell, event.reason, summary.of_finish(event, step))
+            _finish(drawn, cell, event.reason, title)
         elif event.kind == "prefill":
-            _prefill(drawn, cell, event.num_tokens, summary.of_chunk(event, step))
+            _prefill(drawn, cell, event.num_tokens, title)
         elif layout.detailed:
-            _decode(drawn, cell, summary.of_chunk(event, step))
+            _decode(drawn, cell, title)
         if isinstance(event, Chunk) and event.cached_tokens:
             _hit(drawn, cell, event.cached_tokens, summary.of_hit(event, step))
 
@@ -178,10 +182,10 @@ def _finish(parent: ET.Element, cell: Cell, reason: str, title: str) -> None:
     label(drawn, reason[0].upper(), x + 4, cell.middle + 3.5, 10, INK, font_weight="bold")
 
 
-def _span(parent: ET.Element, first: Cell, last: Cell, waits: bool, title: str) -> None:
-    """A line between two columns: dashed while the request waits after a preemption, thin and solid while it is in the batch."""
+def _span(parent: ET.Element, first: Cell, stop: float, waits: bool, title: str) -> None:
+    """A line from a cell to ``stop``: dashed while the request waits after a preemption, thin and solid in the batch."""
+    line = f"M{first.centre:.2f} {first.middle:.2f}H{stop:.2f}"
     drawn = group(parent, "waits" if waits else "batch", title)
-    line = f"M{first.centre:.2f} {first.middle:.2f}H{last.centre:.2f}"
     if waits:
         element(drawn, "path", d=line, fill="none", stroke=CROSS, stroke_width=1.6, stroke_dasharray="5 4")
     else:
@@ -195,31 +199,23 @@ def _charts(root: ET.Element, trace: StepTrace, layout: Layout) -> None:
     tokens = [step.num_tokens("prefill") + step.num_tokens("decode") for step in steps]
     free = [step.num_free_blocks for step in steps]
     most, least = f"most: {max(tokens)} of {trace.max_num_batched_tokens}", f"least: {min(free)} of {trace.num_blocks}"
-    _chart(root, "tokens", layout, 1, ("tokens in a step", most), max(tokens), [(tokens, PREFILL), (decodes, DECODE)])
-    _chart(root, "free-blocks", layout, 2, ("free blocks", least), trace.num_blocks, [(free, MUTED)])
+    _chart(root, "tokens", layout, 1, ["tokens in a step", most], max(tokens), [(tokens, PREFILL), (decodes, DECODE)])
+    _chart(root, "free-blocks", layout, 2, ["free blocks", least], trace.num_blocks, [(free, MUTED)])
     for column in layout.columns if layout.detailed else ():
         over = group(root, "step", summary.of_step(trace.steps[column], trace))
         x, height = layout.cell(column).x, layout.charts_foot - layout.foot
         element(over, "rect", x=x, y=layout.foot, width=layout.column_width, height=height, fill="none", pointer_events="all")
 
 
-def _chart(
-    root: ET.Element,
-    class_: str,
-    layout: Layout,
-    place: int,
-    texts: tuple[str, str],
-    top: int,
-    areas: Sequence[tuple[Sequence[int], str]],
-) -> None:
+def _chart(root: ET.Element, class_: str, layout: Layout, place: int, texts: list[str], top: int, areas: Areas) -> None:
     """A chart: two lines of text at its left, the scale from 0 to ``top`` at its right, and areas with a value per step."""
     drawn, foot = element(root, "g", class_=class_), layout.foot + place * (GAP + STRIP)
     for text, height in zip(texts, (22, 8), strict=True):
         label(drawn, text, GUTTER - 10, foot - height, text_anchor="end")
-    label(drawn, str(top), layout.right + 5, foot - STRIP + 8, 10)
-    label(drawn, "0", layout.right + 5, foot, 10)
-    element(drawn, "path", d=f"M{GUTTER} {foot:.2f}H{layout.right:.2f}", stroke=MUTED, stroke_width=1)
-    element(drawn, "path", d=f"M{GUTTER} {foot - STRIP:.2f}H{layout.right:.2f}", stroke=FAINT, stroke_width=1)
+    for text, y in ((str(top), foot - STRIP + 8), ("0", foot)):
+        label(drawn, text, layout.right + 5, y, 10)
+    for y, stroke in ((foot, MUTED), (foot - STRIP, FAINT)):
+        element(drawn, "path", d=f"M{GUTTER} {y:.2f}H{layout.right:.2f}", stroke=stroke, stroke_width=1)
     for values, fill in areas:
         levels = (
             f"V{foot - STRIP * value / max(top, 1):.2f}H{layout.cell(column).x + layout.column_width:.2f}"

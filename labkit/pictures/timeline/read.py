@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -29,8 +29,12 @@ SOURCE = "give a file that mini_vllm's step tracer wrote, as LLM(MODEL, step_tra
 
 Kind = Literal["prefill", "decode"]
 Reason = Literal["stop", "length", "abort", "error"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 REASONS: tuple[Reason, ...] = get_args(Reason)
 Positive = Annotated[int, "from 1 up"]
+T = TypeVar("T")
+
+_hints = cache(partial(get_type_hints, include_extras=True))
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,8 @@ class Chunk:
     """The part of one request that ran in a step.
 
     Attributes:
-        request: the id of the request, any text.
         kind: ``prefill`` until the request has caught up with its known tokens, then ``decode``.
         start: position of the first token.
-        num_tokens: number of tokens.
         cached_tokens: tokens right before ``start`` that the prefix cache had when this step admitted the request.
         blocks_taken: ids of the blocks allocated for this chunk.
         samples: whether the chunk contains the request's last token, so that the next one is sampled.
@@ -79,7 +81,6 @@ class Step:
 
     Attributes:
         step: its number; increases from line to line.
-        seconds: its duration.
         num_waiting: requests in the queue after it.
         num_free_blocks: free blocks after it.
         evicted: blocks evicted from the prefix cache.
@@ -101,15 +102,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Header:
-    """The first line of a step trace.
-
-    Attributes:
-        recorded_by: the versions of mini_vllm and torch.
-        block_size: tokens in a block.
-        num_blocks: blocks in the cache.
-        max_num_batched_tokens: the token budget of a step.
-        max_num_seqs: the most requests in a step.
-    """
+    """The first line of a step trace: the versions of mini_vllm and torch, and the engine's sizes."""
 
     recorded_by: str
     block_size: Positive
@@ -165,7 +158,15 @@ def read(path: Path) -> StepTrace:
     if not lines:
         what = "has no complete line" if rest else "is empty"
         raise UserError(f"{path} {what}; a step trace begins with a header: record the run again")
-    header = _header(_json(lines[0]), path)
+    header, where = _json(lines[0]), f"{path}, line 1"
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise UserError(f'{path} is no step trace: its first line is not {{"format": "{FORMAT}", ...}}; {SOURCE}')
+    if (version := _field(header, "version", int, where)) != VERSION:
+        raise UserError(
+            f"{path} is written in version {version} of the format, and this reads version {VERSION}; "
+            "draw it with the ./lab of the checkout that recorded it"
+        )
+    sizes = _parse(Header, header, where)
     steps: list[Step] = []
     for number, line in enumerate(lines[1:], 2):
         where, data = f"{path}, line {number}", _json(line)
@@ -177,19 +178,7 @@ def read(path: Path) -> StepTrace:
         steps.append(step)
     if not steps:
         raise UserError(f"{path} has a header and no complete step; run at least one request, and let the step end")
-    return StepTrace(**vars(header), steps=tuple(steps), cut_line=len(lines) + 1 if cut else None)
-
-
-def _header(data: object, path: Path) -> Header:
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f'{path} is no step trace: its first line is not {{"format": "{FORMAT}", ...}}; {SOURCE}')
-    where = f"{path}, line 1"
-    if (version := _field(data, "version", int, where)) != VERSION:
-        raise UserError(
-            f"{path} is written in version {version} of the format, and this reads version {VERSION}; "
-            "draw it with the ./lab of the checkout that recorded it"
-        )
-    return _parse(Header, data, where)
+    return StepTrace(**vars(sizes), steps=tuple(steps), cut_line=len(lines) + 1 if cut else None)
 
 
 def _json(line: bytes) -> object:
@@ -200,9 +189,6 @@ def _json(line: bytes) -> object:
         return error
 
 
-T = TypeVar("T")
-
-
 def _parse(kind: Callable[..., T], data: object, where: str) -> T:
     """An object of this dataclass from a JSON object."""
     if not isinstance(data, dict):
@@ -210,46 +196,33 @@ def _parse(kind: Callable[..., T], data: object, where: str) -> T:
     return kind(**{name: _field(data, name, hint, where) for name, hint in _hints(kind).items()})
 
 
-@cache
-def _hints(kind: object) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
-
-
 def _field(data: dict[str, Any], name: str, hint: Any, where: str) -> Any:
     if name not in data:
         raise UserError(f'{where} has no "{name}"; record the run again')
     value = data[name]
-    check, wanted = _CHECKS.get(hint, (_is_list, "a list"))
+    check, wanted = _CHECKS.get(hint, (lambda value: isinstance(value, list), "a list"))
     if not check(value):
         raise UserError(f'{where}: "{name}" is {_quoted(value)} and should be {wanted}; record the run again')
     if not isinstance(value, list):
         return value
-    kind = get_args(hint)[0]
-    nested = is_dataclass(kind)
-    return tuple(_parse(kind, each, f"{where}, {name}[{index}]") if nested else each for index, each in enumerate(value))
+    if hint in _CHECKS:
+        return tuple(value)
+    return tuple(_parse(get_args(hint)[0], each, f"{where}, {name}[{index}]") for index, each in enumerate(value))
 
 
 def _is_integer(value: object, least: int = 0) -> bool:
     return type(value) is int and least <= value < 2**63  # no counter reaches 2**63, and a float can hold it
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
-
-
-def _one_of(words: Any) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in get_args(words), f"one of {', '.join(get_args(words))}"
-
-
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     int: (_is_integer, "an integer from 0 up"),
     Positive: (lambda value: _is_integer(value, 1), "an integer from 1 up"),
-    tuple[int, ...]: (lambda value: _is_list(value) and all(map(_is_integer, value)), "a list of integers from 0 up"),
+    tuple[int, ...]: (lambda value: isinstance(value, list) and all(map(_is_integer, value)), "a list of integers from 0 up"),
     float: (lambda value: type(value) in (int, float) and 0 <= value < 2**63, "a number from 0 up"),
     str: (lambda value: isinstance(value, str), "a text"),
     bool: (lambda value: isinstance(value, bool), "true or false"),
-    Kind: _one_of(Kind),
-    Reason: _one_of(Reason),
+    Kind: (lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
+    Reason: (lambda value: value in REASONS, f"one of {', '.join(REASONS)}"),
 }
 """Types of fields -> a check of the JSON value, and what it accepts."""
 

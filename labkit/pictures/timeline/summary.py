@@ -23,19 +23,8 @@ from labkit.system.foreign_text import printable
 
 Event = Chunk | Preemption | Finish
 
-MAX_LISTED_REQUESTS = 40
-"""Requests in the table on the terminal; the picture has all."""
-
+MAX_LISTED_REQUESTS = 40  # in the table on the terminal; the picture has all
 MAX_LISTED_BLOCKS = 12
-
-
-@dataclass(frozen=True)
-class Span:
-    """A range of columns, both ends included, in which a request was in the batch, or waited after a preemption."""
-
-    first: int
-    last: int
-    waits: bool
 
 
 @dataclass
@@ -44,10 +33,12 @@ class Row:
 
     Attributes:
         request: its id, as recorded: any text.
+        end: the last column of the trace.
         events: each with its column, in order.
     """
 
     request: str
+    end: int
     events: list[tuple[int, Event]] = field(default_factory=list)
 
     @property
@@ -69,18 +60,19 @@ class Row:
         """The column of its first event."""
         return self.events[0][0]
 
-    def last(self, end: int) -> int:
-        """The column in which it finished, or ``end`` if it did not."""
-        return self.events[-1][0] if self.finish else end
+    @property
+    def last(self) -> int:
+        """The column in which it finished, or the end if it did not."""
+        return self.events[-1][0] if self.finish else self.end
 
-    def spans(self, end: int) -> Iterator[Span]:
-        """The spans in which it was in the batch or waited, up to its finish, or up to column ``end``."""
+    def spans(self) -> Iterator[tuple[int, int, bool]]:
+        """The first and last columns of the spans in which it was in the batch, or waited after a preemption (True)."""
         since, waits = self.first, False
         for column, event in self.events:
             if isinstance(event, Preemption) or (isinstance(event, Chunk) and waits):
-                yield Span(since, column, waits)
+                yield since, column, waits
                 since, waits = column, isinstance(event, Preemption)
-        yield Span(since, self.last(end), waits)
+        yield since, self.last, waits
 
 
 def request_rows(trace: StepTrace) -> list[Row]:
@@ -94,8 +86,8 @@ def request_rows(trace: StepTrace) -> list[Row]:
         events: list[Event] = [*step.preempted, *step.chunks, *step.finished]
         for event in events:
             if event.request not in unfinished:
-                unfinished[event.request] = Row(event.request)
-                found.append(unfinished[event.request])
+                found.append(Row(event.request, len(trace.steps) - 1))
+                unfinished[event.request] = found[-1]
             unfinished[event.request].events.append((column, event))
             if isinstance(event, Finish):
                 del unfinished[event.request]
@@ -143,11 +135,17 @@ def of_row(row: Row, trace: StepTrace) -> str:
     )
 
 
-def of_chunk(chunk: Chunk, step: Step) -> str:
-    """A chunk with its positions and blocks."""
-    sampled = "; a token is sampled" if chunk.samples else ""
-    positions, blocks = _positions(chunk.start, chunk.num_tokens), _blocks(chunk.blocks_taken, "taken")
-    return f"{_event(chunk, step)}{chunk.kind} of {_count(chunk.num_tokens, 'token')} at {positions}; {blocks}{sampled}"
+def of_event(event: Event, step: Step) -> str:
+    """An event with its positions and blocks."""
+    if isinstance(event, Preemption):
+        text = f"preempted; {_blocks(event.blocks_freed, 'freed')}; it waits until its next chunk"
+    elif isinstance(event, Finish):
+        text = f"finished ({event.reason}); {_blocks(event.blocks_freed, 'freed')}"
+    else:
+        positions, blocks = _positions(event.start, event.num_tokens), _blocks(event.blocks_taken, "taken")
+        sampled = "; a token is sampled" if event.samples else ""
+        text = f"{event.kind} of {_count(event.num_tokens, 'token')} at {positions}; {blocks}{sampled}"
+    return f"step {step.step}, request {printable(event.request)}: {text}"
 
 
 def of_decodes(chunks: Sequence[Chunk], first: Step, last: Step) -> str:
@@ -162,24 +160,14 @@ def of_decodes(chunks: Sequence[Chunk], first: Step, last: Step) -> str:
 def of_hit(chunk: Chunk, step: Step) -> str:
     """The tokens that the prefix cache had when the request was admitted."""
     positions = _positions(chunk.start - chunk.cached_tokens, chunk.cached_tokens)
-    return f"{_event(chunk, step)}{_count(chunk.cached_tokens, 'token')} found in the prefix cache, {positions}, not computed"
+    tokens = _count(chunk.cached_tokens, "token")
+    return f"step {step.step}, request {printable(chunk.request)}: {tokens} found in the prefix cache, {positions}, not computed"
 
 
-def of_span(row: Row, span: Span, trace: StepTrace) -> str:
+def of_span(row: Row, first: Step, last: Step, waits: bool) -> str:
     """The state of a request between two of its events."""
-    first, last = trace.steps[span.first].step, trace.steps[span.last].step
-    state = "waits after a preemption" if span.waits else "in the batch"
-    return f"request {printable(row.request)}: {state}, steps {first} to {last}"
-
-
-def of_preemption(preemption: Preemption, step: Step) -> str:
-    """A preemption with the blocks it freed."""
-    return f"{_event(preemption, step)}preempted; {_blocks(preemption.blocks_freed, 'freed')}; it waits until its next chunk"
-
-
-def of_finish(finish: Finish, step: Step) -> str:
-    """A finish with its reason and the blocks it freed."""
-    return f"{_event(finish, step)}finished ({finish.reason}); {_blocks(finish.blocks_freed, 'freed')}"
+    state = "waits after a preemption" if waits else "in the batch"
+    return f"request {printable(row.request)}: {state}, steps {first.step} to {last.step}"
 
 
 def of_step(step: Step, trace: StepTrace) -> str:
@@ -193,11 +181,7 @@ def of_step(step: Step, trace: StepTrace) -> str:
 
 
 def _steps(row: Row, trace: StepTrace) -> str:
-    return f"{trace.steps[row.first].step} to {trace.steps[row.last(len(trace.steps) - 1)].step}"
-
-
-def _event(event: Event, step: Step) -> str:
-    return f"step {step.step}, request {printable(event.request)}: "
+    return f"{trace.steps[row.first].step} to {trace.steps[row.last].step}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -399,7 +399,7 @@ def test_a_cut_last_line_is_said_and_the_rest_is_drawn(trace: Path, lab: Lab, ke
     trace.write_bytes(trace.read_bytes()[:kept])
     code, printed = lab(trace)
     assert code == 0
-    assert f"line 8 of {trace} is cut: the run ended while it was written; what came before it is drawn" in printed
+    assert f"line 8 of {trace} is incomplete: the run ended while writing it; the steps before it are drawn" in printed
     drawn = ET.parse(trace.with_suffix(".svg")).getroot()
     assert "6 steps" in drawn.findtext(f"{SVG}title", "")
     assert "The run ended while line 8 was written" in drawn.findtext(f"{SVG}desc", "")

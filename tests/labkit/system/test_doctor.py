@@ -32,9 +32,6 @@ class Recorded(Host):
     def run(self, command: str) -> Answer:
         return Answer(command, *self.commands.get(command, (127, "")))
 
-    def exists(self, path: str) -> bool:
-        return path in self.files
-
     def read(self, path: str) -> str:
         return self.files.get(path, "")
 
