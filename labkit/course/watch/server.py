@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,7 @@ from labkit.system.labs import ROOT, Lab
 
 
 class ForkPoint:
-    """The pytest plugin that forks in the place of the run loop.
-
-    Args:
-        control: the socket to the watcher.
-        lab: the lab.
-
-    Attributes:
-        is_fork: whether this process is a run.
-    """
+    """The pytest plugin that forks in the place of the run loop; ``control`` is the socket to the watcher."""
 
     def __init__(self, control: socket.socket, lab: Lab) -> None:
         self.control, self.lab = control, lab
@@ -66,10 +59,8 @@ def main(control: socket.socket, lab: Lab) -> int:
     fork_point = ForkPoint(control, lab)
     arguments = [str(lab.tests), "-q", "-s", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
     arguments += ["-p", "labkit.check.reporter", f"--timeout={lab.time_limit}"]
-    with Path(os.devnull).open("w") as nowhere:
-        stdout, sys.stdout = sys.stdout, nowhere  # pytest's progress
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # pytest's progress
         status = pytest.main(arguments, plugins=[fork_point])
-        sys.stdout = stdout
     if fork_point.is_fork:
         os._exit(0)
     return status

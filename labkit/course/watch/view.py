@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import linecache
 from itertools import takewhile
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
 from labkit.check.report import Report
 from labkit.check.results import FailedTest
-from labkit.course.board import PASSED, STYLES, shortest
-from labkit.course.progress import TaskState, state_of
+from labkit.course.board import STYLES, shortest
+from labkit.course.progress import state_of
 from labkit.course.watch.runs import Run
+from labkit.system.console import console
 from labkit.system.labs import Lab, Task
 
 MESSAGE_LINES = 8
@@ -31,15 +33,6 @@ def in_words(test: str) -> str:
     return test.removeprefix("test_").replace("_", " ")
 
 
-def states_now(run: Run) -> dict[str, TaskState | None]:
-    """Each task's state as far as the run has come; None where the task has not run."""
-    states: dict[str, TaskState | None] = {}
-    for result in run.report.tasks:
-        running = not run.ended and result.status != "failed" and any(test.status == "not run" for test in result.tests)
-        states[result.task.name] = None if running else state_of(result)
-    return states
-
-
 def earned(run: Run) -> str:
     """``"40 of 100 points"``."""
     return f"{run.report.points} of {run.lab.points} points"
@@ -53,21 +46,17 @@ def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
     how = ", looking every 0.1 s since no events come from this folder" if polling else ""
     lines.append(Text(f"watching {shortest(run.graded)}{how}"))
     by_state: dict[str, list[str]] = {}
-    for name, state in states_now(run).items():
-        by_state.setdefault(state.state if state else "to run", []).append(name)
-    for state_name, names in by_state.items():
-        style = next((style for state, style in STYLES.items() if state == state_name), "")
-        lines.append(Text.assemble((f"{state_name}: ", style), ", ".join(names)))
-    lines.append(Text(earned(run)))
-    return lines
+    for result in run.report.tasks:
+        running = not run.ended and result.status != "failed" and any(test.status == "not run" for test in result.tests)
+        by_state.setdefault("to run" if running else state_of(result).state, []).append(result.task.name)
+    lines += [Text.assemble((f"{state}: ", STYLES.get(state, "")), ", ".join(names)) for state, names in by_state.items()]
+    return [*lines, Text(earned(run))]
 
 
 def failure(task: Task, shown: FailedTest, run: Run) -> list[RenderableType]:
     """One failed test: its message, the expected and the actual value, and where to look."""
-    result = shown.result
-    lines: list[RenderableType] = [
-        Text.assemble((f"{task.name}: failing", STYLES["failing"]), f"  {in_words(result.name)}"),
-    ]
+    title = Text.assemble((f"{task.name}: failing", STYLES["failing"]), f"  {in_words(shown.result.name)}")
+    lines: list[RenderableType] = [title]
     printed = shown.printed.rstrip().splitlines()[-PRINTED_LINES:]
     for part in (
         [f"  {line}" for line in shown.compared if len(line) <= SHORT],
@@ -85,7 +74,8 @@ def where(shown: FailedTest, run: Run) -> list[str]:
     line = shown.result.line
     if line is None:
         return [f"look at {shown.suspect}"] if shown.suspect else []
-    text = _line(run, line)
+    linecache.checkcache(str(run.graded))
+    text = linecache.getline(str(run.graded), line).strip()
     return [f"at {run.graded.name}:{line}", *([f"  {text}"] if text else [])]
 
 
@@ -96,46 +86,19 @@ def broken(report: Report) -> list[RenderableType]:
 
 def passed_line(task: Task) -> Text:
     """A task that has just passed."""
-    return Text.assemble((f"{task.name}: passed", STYLES[PASSED[0]]), f"  {task.title}")
+    return Text.assemble((f"{task.name}: passed", STYLES["passed"]), f"  {task.title}")
 
 
-class Screen:
-    """Parts above a foot. In a terminal too low for both, the parts are cut."""
-
-    def __init__(self, parts: list[RenderableType], foot: list[RenderableType]) -> None:
-        self.parts, self.foot = parts, foot
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The lines of both."""
-        options = options.update(height=None)
-        above = console.render_lines(Group(*self.parts), options, pad=False)
-        below = console.render_lines(Group(*self.foot), options, pad=False)
-        room = max(console.height - len(below) - 2, 1)
-        cut = len(above) > room
-        for line in above[: room - 1] if cut else above:
-            yield from line
-            yield Segment.line()
-        if cut:
-            yield Segment("... (a taller terminal shows the rest)")
-            yield Segment.line()
-        yield Segment.line()
-        for number, line in enumerate(below):
-            if number:
-                yield Segment.line()
-            yield from line
+def screen(parts: list[RenderableType], foot: list[RenderableType]) -> list[Segment]:
+    """Renders the parts above the foot. In a terminal too low for both, the parts are cut."""
+    above, below = console.render_lines(Group(*parts)), console.render_lines(Group(*foot))
+    room = max(console.height - len(below) - 2, 1)
+    if len(above) > room:
+        above = [*above[: room - 1], [Segment("... (a taller terminal shows the rest)")]]
+    return [segment for line in [*above, [], *below] for segment in [*line, Segment.line()]][:-1]
 
 
 def _message(shown: FailedTest) -> list[str]:
     """The test's message; where both sides are shown, without pytest's repetition of them."""
     lines = shown.result.message.splitlines()
-    if shown.compared:
-        lines = list(takewhile(lambda line: not line.startswith("assert "), lines))
-    return lines[:MESSAGE_LINES]
-
-
-def _line(run: Run, number: int) -> str:
-    try:
-        lines = run.graded.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+    return list(takewhile(lambda line: not (shown.compared and line.startswith("assert ")), lines))[:MESSAGE_LINES]
