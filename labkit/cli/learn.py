@@ -155,10 +155,9 @@ def new_model(
     The package installs, serves and passes its tests as it is written; change it from there.
     """
     folder = write_new_model(name, like, Path())
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        print_lines(f"written: {path}")
-    python = min(sys.executable, os.path.relpath(sys.executable), key=len)
+    python = board.shortest(Path(sys.executable))
     print_lines(
+        *(f"written: {path}" for path in sorted(folder.rglob("*")) if path.is_file()),
         f"Next: {Path(python).with_name('uv')} pip install --python {python} --no-deps --editable {folder}, then "
-        f"{python} -m pytest {folder}; continue with {folder}/README.md"
+        f"{python} -m pytest {folder}; continue with {folder}/README.md",
     )

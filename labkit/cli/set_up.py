@@ -54,10 +54,7 @@ def doctor() -> None:
     raise typer.Exit(0 if show(findings) else 1)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    rich_help_panel=SET_UP,
-)
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=SET_UP)
 def test(context: typer.Context) -> None:
     """Run every test that needs no GPU, with tox.
 
