@@ -62,6 +62,5 @@ def test(context: typer.Context) -> None:
     """
     from labkit.system.installer import uv_variables
 
-    raise typer.Exit(
-        subprocess.call([sys.executable, "-m", "tox", "-c", str(ROOT / "tox.ini"), *context.args], env=uv_variables())
-    )
+    tox = [sys.executable, "-m", "tox", "-c", str(ROOT / "tox.ini"), *context.args]
+    raise typer.Exit(subprocess.call(tox, env=uv_variables()))

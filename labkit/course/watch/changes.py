@@ -62,7 +62,6 @@ class Changes:
             stop_event=self._stop,
             rust_timeout=int(SLOW_POLL * 1000),
             yield_on_timeout=True,
-            raise_interrupt=False,
             recursive=False,
         )
         with suppress(OSError):  # no inotify, or no watches left

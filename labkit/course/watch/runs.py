@@ -86,7 +86,7 @@ class WatchServer(ForkServer):
         """Starts a run. The server must be ready."""
         os.truncate(self._output, 0)
         reading, writing = os.pipe()
-        self.request({"graded": str(graded), "first": first.name if first else "", "output": str(self._output)}, [writing])
+        self.request({"graded": str(graded), "first": first.tests if first else (), "output": str(self._output)}, [writing])
         os.close(writing)
         return Run(self.lab, graded, digest=digest(self.lab), first=first, pipe=reading)
 
@@ -107,9 +107,8 @@ class WatchServer(ForkServer):
         except ForkServerError:
             self.process.wait()
             log = self._log.read_text(errors="replace").strip().splitlines()
-            raise UserError(
-                f"the tests of lab {self.lab.number} could not be made ready: {log[-1] if log else 'no reason given'}"
-            ) from None
+            reason = log[-1] if log else "no reason given"
+            raise UserError(f"the tests of lab {self.lab.number} could not be made ready: {reason}") from None
 
     def limit_output(self) -> None:
         """Deletes what a run has printed, if it is too much."""

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.segment import Segment, Segments
 from rich.text import Text
 
+from labkit.course.board import STYLES
 from labkit.course.progress import DONE, hints_seen, next_task, record_report, state_of
 from labkit.course.watch import view
 from labkit.course.watch.changes import Changes
@@ -28,11 +29,8 @@ from labkit.system.console import console
 from labkit.system.errors import UserError
 from labkit.system.labs import ROOT, Lab, Task
 
-TICK = 0.2
-"""Seconds after which the screen is drawn again without an event."""
-
-SHOW_SECONDS_AFTER = 1.0
-"""Seconds after which the screen shows how long a test runs."""
+TICK, SHOW_SECONDS_AFTER = 0.2, 1.0
+"""Seconds after which the screen is drawn again without an event, and after which it shows how long a test runs."""
 
 
 class Session:
@@ -79,21 +77,17 @@ class Session:
         self.over = True
 
     def _step(self) -> None:
-        """Handles the events that have come."""
+        """Handles the events that have come, and starts the run that is waited for."""
         for key, _ in self.selector.select(TICK):
             if self.selector.get_map().get(key.fileobj) is key:  # an earlier event of this round may have closed it
                 key.data()
         if self.waiting and self.server.ready and self.graded.is_file():
-            self._start_run()
+            self.waiting, self.hints, self.announced = False, [], set()
+            self.source = self._read_source()
+            self.run = self.server.start_run(self.graded, self.pinned or self.focus)
+            self.selector.register(self.run.pipe, selectors.EVENT_READ, self._read_run)
         self.server.limit_output()
         self._draw()
-
-    def _start_run(self) -> None:
-        self.waiting = False
-        self.hints, self.announced = [], set()
-        self.source = self._read_source()
-        self.run = self.server.start_run(self.graded, self.pinned or self.focus)
-        self.selector.register(self.run.pipe, selectors.EVENT_READ, self._read_run)
 
     def _restart(self) -> None:
         """Kills the run, and starts another as soon as the server is ready."""
@@ -223,7 +217,7 @@ class Session:
                 hint = Text(f"./lab hint {self.lab.number} {task.name} gives the next hint")
                 self._print_once(task.name, [*view.failure(task, shown, run), hint])
             elif run.task_result(task).status == "passed":
-                self._print_once(task.name, [view.passed_line(task)])
+                self._print_once(task.name, [Text.assemble((f"{task.name}: passed", STYLES["passed"]), f"  {task.title}")])
         if run.ended:
             self._print_once("points", [Text(f"{view.earned(run)}; waiting for the next save of {self.graded.name}")])
 

@@ -18,14 +18,11 @@ from labkit.course.watch.runs import Run
 from labkit.system.console import console
 from labkit.system.labs import Lab, Task
 
-MESSAGE_LINES = 8
-"""Lines of a failure's message that are shown."""
+MESSAGE_LINES, PRINTED_LINES = 8, 4
+"""Lines that are shown: the first of a failure's message, and the last of the test's output."""
 
 SHORT = 156
 """Characters of two lines. A longer side of a comparison comes last, so that the rest stays on the screen."""
-
-PRINTED_LINES = 4
-"""Lines of a test's output that are shown, the last ones."""
 
 
 def in_words(test: str) -> str:
@@ -55,38 +52,31 @@ def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
 
 def failure(task: Task, shown: FailedTest, run: Run) -> list[RenderableType]:
     """One failed test: its message, the expected and the actual value, and where to look."""
+    message = shown.result.message.splitlines()
+    if shown.compared:  # pytest repeats both sides
+        message = list(takewhile(lambda line: not line.startswith("assert "), message))
+    number, graded = shown.result.line, str(run.graded)
+    linecache.checkcache(graded)
+    source = linecache.getline(graded, number).strip() if number else ""
+    place = f"at {run.graded.name}:{number}" if number else f"look at {shown.suspect}" if shown.suspect else ""
+    printed = shown.printed.rstrip().splitlines()[-PRINTED_LINES:]
     title = Text.assemble((f"{task.name}: failing", STYLES["failing"]), f"  {in_words(shown.result.name)}")
     lines: list[RenderableType] = [title]
-    printed = shown.printed.rstrip().splitlines()[-PRINTED_LINES:]
-    for part in (
-        [f"  {line}" for line in shown.compared if len(line) <= SHORT],
-        [f"  {line}" for line in _message(shown)],
-        where(shown, run),
-        [f"  {line}" for line in shown.compared if len(line) > SHORT],
-        ["printed:", *(f"  {line}" for line in printed)] if printed else [],
+    for head, part in (
+        ("", [line for line in shown.compared if len(line) <= SHORT]),
+        ("", message[:MESSAGE_LINES]),
+        (place, [source] if source else []),
+        ("", [line for line in shown.compared if len(line) > SHORT]),
+        ("printed:" if printed else "", printed),
     ):
-        lines += [Text(""), *map(Text, part)] if part else []
+        if head or part:
+            lines += map(Text, ["", *([head] if head else []), *(f"  {line}" for line in part)])
     return lines
-
-
-def where(shown: FailedTest, run: Run) -> list[str]:
-    """The line of the learner's file that the failure came through, or the function that returned the wrong value."""
-    line = shown.result.line
-    if line is None:
-        return [f"look at {shown.suspect}"] if shown.suspect else []
-    linecache.checkcache(str(run.graded))
-    text = linecache.getline(str(run.graded), line).strip()
-    return [f"at {run.graded.name}:{line}", *([f"  {text}"] if text else [])]
 
 
 def broken(report: Report) -> list[RenderableType]:
     """Why there is no verdict."""
     return [Text.assemble(("no verdict: ", STYLES["failing"]), report.broken)]
-
-
-def passed_line(task: Task) -> Text:
-    """A task that has just passed."""
-    return Text.assemble((f"{task.name}: passed", STYLES["passed"]), f"  {task.title}")
 
 
 def screen(parts: list[RenderableType], foot: list[RenderableType]) -> list[Segment]:
@@ -96,9 +86,3 @@ def screen(parts: list[RenderableType], foot: list[RenderableType]) -> list[Segm
     if len(above) > room:
         above = [*above[: room - 1], [Segment("... (a taller terminal shows the rest)")]]
     return [segment for line in [*above, [], *below] for segment in [*line, Segment.line()]][:-1]
-
-
-def _message(shown: FailedTest) -> list[str]:
-    """The test's message; where both sides are shown, without pytest's repetition of them."""
-    lines = shown.result.message.splitlines()
-    return list(takewhile(lambda line: not (shown.compared and line.startswith("assert ")), lines))[:MESSAGE_LINES]
