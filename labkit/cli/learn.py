@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli.arguments import LEARN, LabNumber, lab_numbers, task_names
+from labkit.cli.arguments import LEARN, LabNumber, lab_argument, task_names
 from labkit.course import board
 from labkit.course.new_model import Like, write_new_model
 from labkit.system.console import console, print_lines, print_text, working
@@ -38,10 +38,7 @@ def start(number: LabNumber) -> None:
 @app.command(rich_help_panel=LEARN)
 def watch(
     number: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[01|02|03|04]", help="lab number; default: the first lab that is not done", autocompletion=lab_numbers
-        ),
+        str | None, lab_argument(metavar="[01|02|03|04]", help="lab number; default: the first lab that is not done")
     ] = None,
     impl: Annotated[str, typer.Option(help="starter, solution or the path of a .py file")] = "starter",
 ) -> None:
@@ -82,8 +79,7 @@ def solution(
     """
     from labkit.course.workspace import solution as differences
 
-    lines = differences(find_lab(number), give_up)
-    for line in lines or ["starter.py is identical to the solution"]:
+    for line in differences(find_lab(number), give_up) or ["starter.py is identical to the solution"]:
         console.print(line, style={"+": "green", "-": "red", "@": "cyan"}.get(line[:1], ""), markup=False, soft_wrap=True)
 
 
@@ -104,7 +100,7 @@ def reset(number: LabNumber) -> None:
 
 @app.command(rich_help_panel=LEARN)
 def check(
-    number: Annotated[str, typer.Argument(metavar="01|02|03|04|all", help="which lab", autocompletion=lab_numbers)],
+    number: Annotated[str, lab_argument(metavar="01|02|03|04|all", help="which lab")],
     impl: Annotated[str | None, typer.Option(help="starter, solution or a .py file; default: LAB_IMPL, else starter")] = None,
     solution: Annotated[bool, typer.Option("--solution", help="the same as --impl solution")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report to this file as JSON")] = None,
@@ -155,10 +151,9 @@ def new_model(
     The package installs, serves and passes its tests as it is written; change it from there.
     """
     folder = write_new_model(name, like, Path())
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        print_lines(f"written: {path}")
-    python = min(sys.executable, os.path.relpath(sys.executable), key=len)
+    python = board.shortest(Path(sys.executable))
     print_lines(
+        *(f"written: {path}" for path in sorted(folder.rglob("*")) if path.is_file()),
         f"Next: {Path(python).with_name('uv')} pip install --python {python} --no-deps --editable {folder}, then "
-        f"{python} -m pytest {folder}; continue with {folder}/README.md"
+        f"{python} -m pytest {folder}; continue with {folder}/README.md",
     )

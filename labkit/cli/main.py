@@ -27,8 +27,7 @@ for commands in (learn, inspect, set_up, grade):
 
 @app.callback(invoke_without_command=True)
 def board_without_command(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    context: typer.Context, debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False
 ) -> None:
     """Add a model to vLLM for the first time. Without a command: show the board of all labs."""
     if context.invoked_subcommand is None:

@@ -54,10 +54,7 @@ def doctor() -> None:
     raise typer.Exit(0 if show(findings) else 1)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    rich_help_panel=SET_UP,
-)
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=SET_UP)
 def test(context: typer.Context) -> None:
     """Run every test that needs no GPU, with tox.
 
@@ -65,6 +62,5 @@ def test(context: typer.Context) -> None:
     """
     from labkit.system.installer import uv_variables
 
-    raise typer.Exit(
-        subprocess.call([sys.executable, "-m", "tox", "-c", str(ROOT / "tox.ini"), *context.args], env=uv_variables())
-    )
+    tox = [sys.executable, "-m", "tox", "-c", str(ROOT / "tox.ini"), *context.args]
+    raise typer.Exit(subprocess.call(tox, env=uv_variables()))

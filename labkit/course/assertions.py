@@ -23,11 +23,7 @@ SHOWN_IN_FULL = 24
 
 
 def expect(got: object, expected: object, meaning: str) -> None:
-    """Asserts that two values are equal.
-
-    Raises:
-        AssertionError: with both values and ``meaning``.
-    """
+    """Asserts that two values are equal; raises an AssertionError with both and ``meaning``."""
     __tracebackhide__ = True
     if got != expected:
         raise AssertionError(_message(_describe(expected), _describe(got), meaning))
@@ -37,8 +33,6 @@ def expect_tensor(got: object, expected: Tensor, meaning: str, within: float = 0
     """Asserts that a value is a tensor of the expected shape, dtype and values.
 
     Args:
-        got: the actual value.
-        expected: the expected tensor.
         meaning: what a difference means for a served model.
         within: the largest allowed difference of two elements.
 

@@ -18,17 +18,15 @@ from labkit.system.console import console, print_text
 from labkit.system.labs import Lab, all_labs
 
 if TYPE_CHECKING:
-    from labkit.check.report import Report, TestResult
+    from labkit.check.report import Report
 
 PASSED: tuple[State, ...] = ("passed", "passed on captured data only")
 STYLES: dict[str, str] = {
-    **dict.fromkeys(("passed", "passed on captured data only"), "green"),
+    **dict.fromkeys(map(str, PASSED), "green"),
     **dict.fromkeys(("failed", "failing"), "bold red"),
     **dict.fromkeys(("skipped", "not run", "not checked"), "yellow"),
 }
 """The style of a task's state or of a test's status; any other has none."""
-STATE_WIDTH = 16
-"""Width of the state column; the longest state takes two lines of it."""
 
 
 def show_board() -> None:
@@ -40,8 +38,7 @@ def show_board() -> None:
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=13, no_wrap=True)
         table.add_column(justify="right", min_width=3)
-        table.add_column(width=STATE_WIDTH)
-        table.add_column()
+        table.add_column(width=16)  # the longest state takes two lines of it
         for task in lab.tasks:
             state = states_of[lab.number][task.name]
             style = STYLES.get(state.state, "none")
@@ -56,12 +53,7 @@ def show_board() -> None:
 
 
 def next_command(labs: list[Lab], states_of: Mapping[str, Mapping[str, TaskState]]) -> str:
-    """Returns the command for the first lab that is not done: start, check or watch.
-
-    Args:
-        labs: in the order of the course.
-        states_of: lab number -> task name -> state.
-    """
+    """Returns the command for the first lab that is not done: start, check or watch. ``states_of``: number -> task -> state."""
     for lab in labs:
         found = {state.state for state in states_of[lab.number].values()}
         if found <= {"not started"}:
@@ -86,8 +78,12 @@ def show_report(report: Report) -> None:
         head = f"  {state} {result.points:3}/{result.task.points:<3} "
         print_text(f"{result.task.name}: {result.task.title}", indent=" " * 19, head=head)
         failures = [test for status in ("failed", "not run") for test in result.tests if test.status == status]
-        if failures:
-            _show_failure(failures[0], report.graded)
+        for test in failures[:1]:
+            where = f" ({report.graded.name}:{test.line})" if test.line else ""
+            print_text(f"{test.name}{where}", indent=" " * 11)
+            message = test.message or "did not run: the session ended before it, at an endless loop or an exit"
+            for line in message.splitlines()[:8]:
+                print_text(line, indent=" " * 13)
     for reference in sorted({test.against for result in report.tasks for test in result.tests if test.against}):
         print_text(f"compared with: {reference}")
     skips = [test for result in report.tasks for test in result.tests if test.status == "skipped"]
@@ -99,14 +95,6 @@ def show_report(report: Report) -> None:
     open_tasks = [result.task for result in report.tasks if result.status in ("failed", "not run")]
     if open_tasks:
         print_text(f"Hint for {open_tasks[0].name}: {open_tasks[0].hints[0]}")
-
-
-def _show_failure(test: TestResult, graded: Path) -> None:
-    where = f" ({graded.name}:{test.line})" if test.line else ""
-    print_text(f"{test.name}{where}", indent=" " * 11)
-    message = test.message or "did not run: the session ended before it, at an endless loop or an exit"
-    for line in message.splitlines()[:8]:
-        print_text(line, indent=" " * 13)
 
 
 def shortest(path: Path) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import keyword
 import os
+import re
 import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from string import capwords
 from typing import Literal
 
 from labkit.system.errors import UserError
@@ -18,16 +20,12 @@ from labkit.system.errors import UserError
 TEMPLATES = Path(__file__).parent / "templates"
 
 Like = Literal["llama", "bigram"]
-"""The templates."""
 
 
 def write_new_model(name: str, like: Like, parent: Path) -> Path:
-    """Creates the package ``parent``/``name``, completely or not at all.
+    """Creates the package ``parent``/``name`` like a template, completely or not at all.
 
-    Args:
-        name: of the Python package and of config.json's model_type; the class of ``tiny_llama`` is ``TinyLlamaForCausalLM``.
-        like: the template.
-        parent: the folder that will contain the package.
+    ``name`` is config.json's model_type as well, and the class of ``tiny_llama`` is ``TinyLlamaForCausalLM``.
 
     Raises:
         UserError: the name is invalid or taken, or the folder cannot be written.
@@ -36,15 +34,18 @@ def write_new_model(name: str, like: Like, parent: Path) -> Path:
     folder = parent / name
     if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} already exists and was not changed; choose another name, or move it away")
-    camel = "".join(word.capitalize() for word in name.split("_"))
-    names = {"new_model": name, "NewModel": camel, "new-model": name.replace("_", "-")}
+    names = {"new_model": name, "NewModel": capwords(name, "_").replace("_", ""), "new-model": name.replace("_", "-")}
     half_written = parent / f".{name}.{os.getpid()}"
+
+    def renamed(text: str) -> str:
+        return re.sub("|".join(names), lambda found: names[found[0]], text)
+
     try:
         for source in sorted((TEMPLATES / like).rglob("*")):
             if source.is_file() and source.suffix in (".py", ".md", ".toml"):
-                target = half_written / _renamed(str(source.relative_to(TEMPLATES / like)), names)
+                target = half_written / renamed(str(source.relative_to(TEMPLATES / like)))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(_renamed(source.read_text(encoding="utf-8"), names), encoding="utf-8")
+                target.write_text(renamed(source.read_text(encoding="utf-8")), encoding="utf-8")
         half_written.rename(folder)
     except OSError as error:
         raise UserError(f"cannot create {folder}: {error.strerror}; run the command in a folder where you can write") from error
@@ -72,9 +73,3 @@ def check_name(name: str) -> None:
         found = find_spec(package)
         if found and found.origin and (Path(found.origin).parent / models).exists():
             raise UserError(f"{package} already has a model called {name}; choose another name, for instance my_{name}")
-
-
-def _renamed(text: str, names: dict[str, str]) -> str:
-    for old, new in names.items():
-        text = text.replace(old, new)
-    return text

@@ -10,10 +10,8 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from labkit.system.atomic_write import atomic_write
 from labkit.system.errors import UserError
@@ -29,14 +27,8 @@ DONE: tuple[State, ...] = ("passed", "passed on captured data only", "skipped")
 """The states of a task that needs no more work on this machine."""
 
 
-@dataclass(frozen=True)
-class TaskState:
-    """The state of a task.
-
-    Attributes:
-        state: one of ``State``.
-        why: the reason, if the state alone does not give it; else empty.
-    """
+class TaskState(NamedTuple):
+    """The state of a task, and the reason if the state alone does not give it."""
 
     state: State
     why: str = ""
@@ -47,8 +39,8 @@ def states(lab: Lab) -> dict[str, TaskState]:
     if _content(lab.implementation("starter")) == _content(lab.pristine):
         return {task.name: TaskState("not started") for task in lab.tasks}
     stored = _read(lab)
-    verdict = stored.get("tasks") if stored.get("digest") == digest(lab) else None
-    return {task.name: _stored_state(verdict, task) for task in lab.tasks}
+    verdict = _section(stored, "tasks") if stored.get("digest") == digest(lab) else {}
+    return {task.name: _stored_state(verdict.get(task.name)) for task in lab.tasks}
 
 
 def next_task(lab: Lab) -> Task | None:
@@ -77,7 +69,12 @@ def state_of(result: TaskResult) -> TaskState:
 def digest(lab: Lab) -> str:
     """Returns a SHA-256 of every file that a verdict on starter.py depends on: the lab, the engine, labkit, the pins."""
     sha = hashlib.sha256(f"{sys.version} vllm:{importlib.util.find_spec('vllm') is not None}".encode())
-    for path in _dependencies(lab):
+    files = [lab.implementation("starter"), lab.tests, lab.folder / "lab.toml"]
+    captured = f"{lab.folder.relative_to(ROOT)}/captured/**/*.json"
+    shared = ("labs/conftest.py", "pyproject.toml", "mini_vllm/**/*.py", "labkit/**/*.py", "requirements/*.txt")
+    for pattern in (captured, *shared):
+        files += sorted(ROOT.glob(pattern))
+    for path in files:
         sha.update(f"\0{path.relative_to(ROOT)}\0".encode())
         sha.update(_content(path))
     return sha.hexdigest()
@@ -88,31 +85,27 @@ def record_report(report: Report, digest_before: str) -> None:
 
     Args:
         report: the verdict.
-        digest_before: the lab's digest when the check began.
+        digest_before: of the lab, when the check began.
 
     Raises:
         UserError: labs/.progress cannot be written.
     """
     if report.graded != report.lab.implementation("starter") or digest_before != digest(report.lab):
         return
-    if report.broken:
-        tasks = {task.name: TaskState("failing", report.broken) for task in report.lab.tasks}
-    else:
-        tasks = {result.task.name: state_of(result) for result in report.tasks}
-    _write(report.lab, {"digest": digest_before, "tasks": {name: [state.state, state.why] for name, state in tasks.items()}})
+    broken = TaskState("failing", report.broken) if report.broken else None
+    tasks = {result.task.name: broken or state_of(result) for result in report.tasks}
+    _write(report.lab, {"digest": digest_before, "tasks": tasks})
 
 
 def hints_seen(lab: Lab, task: Task) -> int:
     """Returns how many of a task's hints have been shown, 0 to 3."""
-    seen = _read(lab).get("hints")
-    count = seen.get(task.name) if isinstance(seen, dict) else 0
+    count = _section(_read(lab), "hints").get(task.name)
     return min(count, len(task.hints)) if isinstance(count, int) and count > 0 else 0
 
 
 def record_hint(lab: Lab, task: Task, seen: int) -> None:
     """Stores how many of a task's hints have been shown."""
-    hints = _read(lab).get("hints")
-    _write(lab, {"hints": (hints if isinstance(hints, dict) else {}) | {task.name: seen}})
+    _write(lab, {"hints": _section(_read(lab), "hints") | {task.name: seen}})
 
 
 def forget(lab: Lab) -> None:
@@ -120,16 +113,8 @@ def forget(lab: Lab) -> None:
     _write(lab, {"digest": "", "tasks": {}, "hints": {}})
 
 
-def _dependencies(lab: Lab) -> Iterator[Path]:
-    yield from (lab.implementation("starter"), lab.tests, lab.folder / "lab.toml", ROOT / "labs" / "conftest.py")
-    yield ROOT / "pyproject.toml"
-    yield from sorted((lab.folder / "captured").glob("**/*.json"))
-    for folder, files in (("mini_vllm", "**/*.py"), ("labkit", "**/*.py"), ("requirements", "*.txt")):
-        yield from sorted((ROOT / folder).glob(files))
-
-
-def _stored_state(verdict: object, task: Task) -> TaskState:
-    match verdict.get(task.name) if isinstance(verdict, dict) else None:
+def _stored_state(stored: object) -> TaskState:
+    match stored:
         case [str(state), str(why)] if state in get_args(State):
             return TaskState(state, why)  # type: ignore[arg-type]
     return TaskState("not checked")
@@ -139,17 +124,18 @@ def _content(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def _file(lab: Lab) -> Path:
-    return FOLDER / f"{lab.number}.json"
-
-
 def _read(lab: Lab) -> dict[str, Any]:
     """Returns what is stored; an unreadable file counts as empty."""
     try:
-        stored = json.loads(_file(lab).read_text(encoding="utf-8"))
+        stored = json.loads((FOLDER / f"{lab.number}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return stored if isinstance(stored, dict) else {}
+
+
+def _section(stored: dict[str, Any], name: str) -> dict[str, Any]:
+    section = stored.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _write(lab: Lab, changed: dict[str, object]) -> None:
@@ -157,4 +143,4 @@ def _write(lab: Lab, changed: dict[str, object]) -> None:
         FOLDER.mkdir(exist_ok=True)
     except OSError as fault:
         raise UserError(f"your progress cannot be stored in {FOLDER}: {fault.strerror}; make labs/ writable") from fault
-    atomic_write(_file(lab), json.dumps(_read(lab) | changed, indent=1) + "\n")
+    atomic_write(FOLDER / f"{lab.number}.json", json.dumps(_read(lab) | changed, indent=1) + "\n")

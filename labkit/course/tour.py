@@ -92,13 +92,8 @@ def llama_factory(lab03: ModuleType) -> Callable[[Mapping[str, Any], Any], Any]:
     def factory(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> LlamaForCausalLM:
         sizes = LlamaConfig.from_hf(config)
         model = LlamaForCausalLM(sizes)
-        shape = lab03.ModelShape(
-            hidden_size=sizes.hidden_size,
-            num_heads=sizes.num_attention_heads,
-            num_kv_heads=sizes.num_key_value_heads,
-            head_dim=sizes.head_dim,
-            intermediate_size=sizes.intermediate_size,
-        )
+        heads = {"num_heads": sizes.num_attention_heads, "num_kv_heads": sizes.num_key_value_heads, "head_dim": sizes.head_dim}
+        shape = lab03.ModelShape(hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size, **heads)
         lab03.load_weights(dict(model.named_parameters()), checkpoint.items(), shape)
         return model
 

@@ -26,16 +26,14 @@ def open_lab(lab: Lab) -> list[str]:
         UserError: the editor cannot be run.
     """
     files = [str(lab.folder / "README.md"), str(lab.implementation("starter"))]
-    command = editor()
-    if command:
+    left = ["No editor was found: EDITOR is not set, and VS Code is not on the PATH. Open these files:", *files]
+    if command := editor():
         try:
             subprocess.run([*command, *files], check=True)
         except (OSError, subprocess.CalledProcessError) as fault:
             raise UserError(f"{shlex.join(command)} could not open the lab: {fault}; set EDITOR to a command that can") from fault
-        opened = []
-    else:
-        opened = ["No editor was found: EDITOR is not set, and VS Code is not on the PATH. Open these files:", *files]
-    return [*opened, f"Next: ./lab watch {lab.number} in a second terminal; it grades starter.py at every save"]
+        left = []
+    return [*left, f"Next: ./lab watch {lab.number} in a second terminal; it grades starter.py at every save"]
 
 
 def editor() -> list[str]:
@@ -52,12 +50,9 @@ def task_to_help(lab: Lab, name: str | None) -> Task:
     Raises:
         UserError: the task does not exist, or every task is done.
     """
-    if name:
-        return lab.find_task(name)
-    task = next_task(lab)
-    if task is None:
-        raise UserError(f"every task of lab {lab.number} is done; name a task to see its hints: ./lab hint {lab.number} TASK")
-    return task
+    if task := lab.find_task(name) if name else next_task(lab):
+        return task
+    raise UserError(f"every task of lab {lab.number} is done; name a task to see its hints: ./lab hint {lab.number} TASK")
 
 
 def next_hint(lab: Lab, task: Task) -> str:
@@ -73,8 +68,7 @@ def solution(lab: Lab, give_up: bool) -> list[str]:
     Raises:
         UserError: the lab has not passed and ``give_up`` is false, or starter.py cannot be read.
     """
-    known = states(lab)
-    left = [task.name for task in lab.tasks if known[task.name].state not in DONE]
+    left = [task for task, (state, _) in states(lab).items() if state not in DONE]
     if left and not give_up:
         raise UserError(
             f"lab {lab.number} has not passed yet; left: {', '.join(left)}. ./lab hint {lab.number} shows a hint, "

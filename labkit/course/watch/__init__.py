@@ -3,9 +3,8 @@
     server.py    a process that has imported everything once and forks for each run; the learner's code runs in the fork
     runs.py      the client of that process: starts a run, reads its results, ends it
     changes.py   detects that a file has changed: by the system's events, or by polling where there are none
-    keys.py      reads single keys
     view.py      formats the screen
-    session.py   the event loop: files, keys and results
+    session.py   the event loop: files, single keys and results
 
 The process that reads the learner's keys never imports torch, and never runs their code.
 """

@@ -9,51 +9,41 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 from watchfiles import watch
 
-SLOW_POLL = 0.5
-"""Seconds between two polls while events arrive."""
-
-FAST_POLL = 0.1
-"""Seconds between two polls without events."""
-
-Stamps = dict[Path, tuple[int, int, int] | None]
+SLOW_POLL, FAST_POLL = 0.5, 0.1
+"""Seconds between two polls: while events arrive, and without them."""
 
 
 class Changes:
     """Watches files in a thread.
+
+    Args:
+        files: returns the files; called at each poll.
+        folders: the folders whose events are used.
 
     Attributes:
         wake: a file descriptor that can be read when a file has changed.
         polling: whether events are no longer used.
     """
 
-    def __init__(self, files: Callable[[], Iterable[Path]], folders: Iterable[Path], polling: bool = False) -> None:
-        """Starts to watch.
-
-        Args:
-            files: returns the files; called at each poll.
-            folders: the folders of the files.
-            polling: never use events.
-        """
-        self._files, self._folders = files, tuple(folders)
-        self.polling = polling
+    def __init__(self, files: Callable[[], Iterable[Path]], folders: Iterable[Path]) -> None:
+        self.polling = False
         self.wake, self._wakes = os.pipe()
-        self._stop = threading.Event()
-        self._stamps = self._read_stamps()
-        self._changed: set[Path] = set()
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._files, self._stop = files, threading.Event()
+        self._changed: SimpleQueue[set[Path]] = SimpleQueue()
+        self._stamps = {path: _stamp(path) for path in files()}
+        self._thread = threading.Thread(target=self._watch, args=tuple(folders), daemon=True)
         self._thread.start()
 
     def take(self) -> set[Path]:
-        """The files that have changed since the last call."""
-        os.read(self.wake, 4096)
-        with self._lock:
-            changed, self._changed = self._changed, set()
-        return changed
+        """The files of the next change; waits for one."""
+        os.read(self.wake, 1)
+        return self._changed.get()
 
     def close(self) -> None:
         """Ends the thread."""
@@ -62,49 +52,36 @@ class Changes:
         os.close(self.wake)
         os.close(self._wakes)
 
-    def _watch(self) -> None:
-        if not self.polling:
-            self._use_events()
-        while not self._stop.wait(FAST_POLL):
-            self._poll()
-
-    def _use_events(self) -> None:
-        """Watches by events until the watch is closed, or until a change has no event."""
+    def _watch(self, *folders: Path) -> None:
+        without_event = False
         events = watch(
-            *self._folders,
+            *folders,
             watch_filter=None,
             debounce=50,
             step=10,
             stop_event=self._stop,
             rust_timeout=int(SLOW_POLL * 1000),
             yield_on_timeout=True,
-            raise_interrupt=False,
             recursive=False,
         )
-        without_event = False
-        try:
+        with suppress(OSError):  # no inotify, or no watches left
             for event in events:
                 changed = self._poll()
                 if without_event and not event:  # an event may be late, but not half a second
-                    self.polling = True
-                    return
+                    break
                 without_event = changed and not event
-        except OSError:  # no inotify, or no watches left
-            self.polling = True
+        self.polling = True
+        while not self._stop.wait(FAST_POLL):
+            self._poll()
 
     def _poll(self) -> bool:
         """Compares the files with their last stamps; returns whether one has changed."""
-        now = self._read_stamps()
-        changed = {path for path in now.keys() | self._stamps.keys() if now.get(path) != self._stamps.get(path)}
-        self._stamps = now
+        before, self._stamps = self._stamps, {path: _stamp(path) for path in self._files()}
+        changed = {path for path, _ in before.items() ^ self._stamps.items()}
         if changed:
-            with self._lock:
-                self._changed |= changed
+            self._changed.put(changed)
             os.write(self._wakes, b".")
         return bool(changed)
-
-    def _read_stamps(self) -> Stamps:
-        return {path: _stamp(path) for path in self._files()}
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

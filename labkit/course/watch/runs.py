@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit.check.check import MAX_OUTPUT, clean_environment
 from labkit.check.report import TaskResult
-from labkit.check.results import Results
+from labkit.check.results import FailedTest, Results
 from labkit.course.progress import digest
 from labkit.system.errors import UserError
 from labkit.system.fork_server import ForkServer, ForkServerError
@@ -27,17 +28,15 @@ class Run(Results):
         digest: of the files that the verdict depends on, when the run started.
         first: the task whose tests run before all others.
         pipe: the file descriptor to read results from; -1 once it is closed.
-        process: the fork's process id; 0 until the server has sent it.
+        started: when, by the monotonic clock.
         ended: whether the process has ended, so that no result comes any more.
-        stopped: whether the watch has killed it.
     """
 
     digest: str = ""
     first: Task | None = None
     pipe: int = -1
-    process: int = 0
+    started: float = field(default_factory=time.monotonic)
     ended: bool = False
-    stopped: bool = False
 
     def read(self) -> bool:
         """Takes the results that have come; False at the end."""
@@ -49,35 +48,23 @@ class Run(Results):
         """The result of a task as far as the run has come."""
         return next(result for result in self.report.tasks if result.task is task)
 
+    def failed_test(self, task: Task | None) -> FailedTest | None:
+        """The first failed test of a task."""
+        return next((self.failed[name] for name in task.tests if name in self.failed), None) if task else None
+
     def end(self, status: int, retry: str = "save again") -> None:
         """Notes that the process has ended, with a status or by minus a signal."""
         self.ended = True
-        if not self.stopped:
-            super().end(status, retry)
-
-    def kill(self) -> None:
-        """Kills the process and every process that it has started."""
-        self.stopped = True
-        if self.process and not self.ended:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process, signal.SIGKILL)
+        super().end(status, retry)
 
 
 class WatchServer(ForkServer):
-    """The fork server of one lab.
-
-    Attributes:
-        ready: whether it waits for a run.
-        threads: how many threads it had when it last was ready.
-    """
+    """The fork server of one lab."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.ready = False
-        self.threads = 0
         self._folder = tempfile.TemporaryDirectory(prefix="lab-watch-", ignore_cleanup_errors=True)
-        self._output = Path(self._folder.name) / "printed"
-        self._log = Path(self._folder.name) / "log"
+        self._output, self._log = Path(self._folder.name) / "printed", Path(self._folder.name) / "log"
         self._output.touch()
         # One thread in every library: small products are fastest so, and OpenMP's threads do not survive a fork.
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -85,14 +72,29 @@ class WatchServer(ForkServer):
         with self._log.open("wb") as log:
             super().__init__("labkit.course.watch.server", [str(lab.folder)], environment, log)
 
+    @property
+    def ready(self) -> bool:
+        """Whether it waits for a run."""
+        return "ready" in self.received
+
+    @property
+    def threads(self) -> int:
+        """How many threads it has, when it is ready."""
+        return int(self.received["threads"])
+
     def start_run(self, graded: Path, first: Task | None) -> Run:
         """Starts a run. The server must be ready."""
-        self.ready = False
         os.truncate(self._output, 0)
         reading, writing = os.pipe()
-        self.request({"graded": str(graded), "first": first.name if first else "", "output": str(self._output)}, [writing])
+        self.request({"graded": str(graded), "first": first.tests if first else (), "output": str(self._output)}, [writing])
         os.close(writing)
         return Run(self.lab, graded, digest=digest(self.lab), first=first, pipe=reading)
+
+    def kill_run(self) -> None:
+        """Kills the fork, if there is one, and every process that it has started."""
+        if "child" in self.received and "ended" not in self.received:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def receive(self, timeout: float | None = None) -> list[dict[str, Any]]:
         """The next messages of the server.
@@ -101,17 +103,12 @@ class WatchServer(ForkServer):
             UserError: it has ended; with the last line of its log.
         """
         try:
-            messages = super().receive(timeout)
+            return super().receive(timeout)
         except ForkServerError:
             self.process.wait()
             log = self._log.read_text(errors="replace").strip().splitlines()
-            raise UserError(
-                f"the tests of lab {self.lab.number} could not be made ready: {log[-1] if log else 'no reason given'}"
-            ) from None
-        for message in messages:
-            if message.get("ready"):
-                self.ready, self.threads = True, message["threads"]
-        return messages
+            reason = log[-1] if log else "no reason given"
+            raise UserError(f"the tests of lab {self.lab.number} could not be made ready: {reason}") from None
 
     def limit_output(self) -> None:
         """Deletes what a run has printed, if it is too much."""
@@ -119,6 +116,7 @@ class WatchServer(ForkServer):
             os.truncate(self._output, 0)
 
     def close(self) -> None:
-        """Kills the server and deletes its folder."""
+        """Kills the server and its fork, and deletes its folder."""
+        self.kill_run()
         super().close()
         self._folder.cleanup()

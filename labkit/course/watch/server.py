@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,10 @@ from labkit.system.labs import ROOT, Lab
 
 
 class ForkPoint:
-    """The pytest plugin that forks in the place of the run loop.
+    """The pytest plugin that forks in the place of the run loop; ``control`` is the socket to the watcher."""
 
-    Args:
-        control: the socket to the watcher.
-        lab: the lab.
-
-    Attributes:
-        is_fork: whether this process is a run.
-    """
-
-    def __init__(self, control: socket.socket, lab: Lab) -> None:
-        self.control, self.lab = control, lab
-        self.is_fork = False
+    def __init__(self, control: socket.socket) -> None:
+        self.control, self.is_fork = control, False
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
@@ -51,8 +43,7 @@ class ForkPoint:
             os.dup2(file, number)
             setattr(sys, name, os.fdopen(number, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False))
         os.environ["LAB_IMPL"] = str(graded)
-        first = self.lab.find_task(request["first"]).tests if request["first"] else ()
-        session.items.sort(key=lambda item: item.name.partition("[")[0] not in first)
+        session.items.sort(key=lambda item: item.name.partition("[")[0] not in request["first"])
         session.config.pluginmanager.register(Reporter(report, graded, GRACE, output, max_timeouts=1))
         return None
 
@@ -63,13 +54,11 @@ def main(control: socket.socket, lab: Lab) -> int:
     # The first wrong answer is enough: hypothesis takes seconds to look for the smallest, which ./lab check does.
     settings.register_profile("watch", phases=[phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)])
     settings.load_profile("watch")
-    fork_point = ForkPoint(control, lab)
+    fork_point = ForkPoint(control)
     arguments = [str(lab.tests), "-q", "-s", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
     arguments += ["-p", "labkit.check.reporter", f"--timeout={lab.time_limit}"]
-    with Path(os.devnull).open("w") as nowhere:
-        stdout, sys.stdout = sys.stdout, nowhere  # pytest's progress
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # pytest's progress
         status = pytest.main(arguments, plugins=[fork_point])
-        sys.stdout = stdout
     if fork_point.is_fork:
         os._exit(0)
     return status

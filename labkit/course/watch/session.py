@@ -5,125 +5,94 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import sys
+import termios
 import time
+import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.segment import Segment, Segments
 from rich.text import Text
 
-from labkit.check.results import FailedTest
+from labkit.course.board import STYLES
 from labkit.course.progress import DONE, hints_seen, next_task, record_report, state_of
 from labkit.course.watch import view
 from labkit.course.watch.changes import Changes
-from labkit.course.watch.keys import single_keys
 from labkit.course.watch.runs import Run, WatchServer
 from labkit.course.workspace import next_hint
 from labkit.system.console import console
 from labkit.system.errors import UserError
 from labkit.system.labs import ROOT, Lab, Task
 
-TICK = 0.2
-"""Seconds after which the screen is drawn again without an event."""
-
-SHOW_SECONDS_AFTER = 1.0
-"""Seconds after which the screen shows how long a test runs."""
+TICK, SHOW_SECONDS_AFTER = 0.2, 1.0
+"""Seconds after which the screen is drawn again without an event, and after which it shows how long a test runs."""
 
 
 class Session:
-    """Watches one lab.
-
-    Args:
-        lab: the lab.
-        graded: the learner's file.
-    """
+    """Watches one lab and the learner's file."""
 
     def __init__(self, lab: Lab, graded: Path) -> None:
         self.lab, self.graded = lab, graded
         self.focus: Task | None = next_task(lab) if graded == lab.implementation("starter") else lab.tasks[0]
         self.pinned: Task | None = None
         self.run: Run | None = None
-        self.hints: list[str] = []
-        self.waiting = True  # for a run to start
-        self.server = WatchServer(lab)
-        self.changes = Changes(self._files, self._folders())
         self.source = b""  # of the learner's file when the run started
-        self.running_since = 0.0
+        self.hints: list[str] = []
         self.announced: set[str] = set()
+        self.waiting = True  # for a run to start
+        self.over = False
+        self.server = WatchServer(lab)
+        self.changes = Changes(self._files, {path.parent for path in self._files()})
         self.live: Live | None = None
-        self.drawn = ""
+        self.drawn: list[Segment] = []
         self.selector = selectors.DefaultSelector()
-        self.interrupted = False
 
     def watch(self) -> None:
         """Watches until q or Ctrl-C."""
-        with single_keys() as keys, self._catch_ctrl_c():
+        with ExitStack() as stack:
+            # No exception at Ctrl-C, which in the middle of a print would have its lines printed again.
+            stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, self._quit))
+            stack.callback(self.changes.close)
+            stack.callback(lambda: self.server.close())  # not a bound method: the server may be replaced
             self.selector.register(self.server.control, selectors.EVENT_READ, self._read_server)
             self.selector.register(self.changes.wake, selectors.EVENT_READ, self._read_changes)
-            if keys is not None:
-                self.selector.register(keys, selectors.EVENT_READ, None)
-                self.live = Live(console=console, screen=True, auto_refresh=False)
-                self.live.start()
-            else:
+            keys = stack.enter_context(_single_keys())
+            if keys is None:
                 console.print(f"Lab {self.lab.number}: importing torch and the tests, once ...", soft_wrap=True)
-            try:
-                self._draw()
-                while self._step(keys):
-                    pass
-            finally:
-                if self.live:
-                    self.live.stop()
-                if self.run:
-                    self.run.kill()
-                self.server.close()
-                self.changes.close()
+            else:
+                self.selector.register(keys, selectors.EVENT_READ, partial(self._press, keys))
+                self.live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
+            self._draw()
+            while not self.over:
+                self._step()
         points = f"{view.earned(self.run)}. " if self.run else ""
         console.print(f"Lab {self.lab.number}: {points}Go on with ./lab watch {self.lab.number}")
 
-    @contextmanager
-    def _catch_ctrl_c(self) -> Iterator[None]:
-        """Notes Ctrl-C without an exception, which in the middle of a print would have its lines printed again."""
+    def _quit(self, *_: object) -> None:
+        self.over = True
 
-        def note(_number: int, _frame: object) -> None:
-            self.interrupted = True
-
-        before = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _step(self, keys: int | None) -> bool:
-        """Handles the events that have come; False at the end."""
+    def _step(self) -> None:
+        """Handles the events that have come, and starts the run that is waited for."""
         for key, _ in self.selector.select(TICK):
-            if self.selector.get_map().get(key.fileobj) is not key:
-                continue  # an earlier event of this round has closed it
-            if key.fd == keys:
-                if not self._press(os.read(key.fd, 1).decode(errors="replace").lower()):
-                    return False
-            else:
+            if self.selector.get_map().get(key.fileobj) is key:  # an earlier event of this round may have closed it
                 key.data()
         if self.waiting and self.server.ready and self.graded.is_file():
-            self._start_run()
+            self.waiting, self.hints, self.announced = False, [], set()
+            self.source = self._read_source()
+            self.run = self.server.start_run(self.graded, self.pinned or self.focus)
+            self.selector.register(self.run.pipe, selectors.EVENT_READ, self._read_run)
         self.server.limit_output()
         self._draw()
-        return not self.interrupted
-
-    def _start_run(self) -> None:
-        self.waiting = False
-        self.hints, self.announced = [], set()
-        self.source = self._read_source()
-        self.run = self.server.start_run(self.graded, self.pinned or self.focus)
-        self.running_since = time.monotonic()
-        self.selector.register(self.run.pipe, selectors.EVENT_READ, self._read_run)
 
     def _restart(self) -> None:
         """Kills the run, and starts another as soon as the server is ready."""
         self.waiting = True
-        if self.run and not self.run.ended:
-            self.run.kill()
+        self.server.kill_run()
         self._close_pipe()
 
     def _close_pipe(self) -> None:
@@ -137,8 +106,6 @@ class Session:
         if changed == {self.graded} and not self.waiting and self._read_source() == self.source:
             return  # one save was seen twice, or the file was saved without a change
         if changed - {self.graded}:  # the tests or the engine: the server has imported old files
-            if self.run:
-                self.run.kill()
             self.selector.unregister(self.server.control)
             self.server.close()
             self.server = WatchServer(self.lab)
@@ -147,43 +114,37 @@ class Session:
 
     def _read_server(self) -> None:
         for message in self.server.receive():
-            if self.run is None:
-                continue
-            if "child" in message:
-                self.run.process = message["child"]
-                if self.waiting:  # a save came before the process id was known
-                    self.run.kill()
-            elif "ended" in message:
-                while self.run.pipe >= 0 and self.run.read():
-                    pass
-                self._close_pipe()
-                self.run.end(message["ended"])
-                self._save_progress()
+            if "child" in message and self.waiting:  # a save came before the process id was known
+                self.server.kill_run()
+            elif "ended" in message and self.run:
+                while self.run.pipe >= 0:
+                    self._read_run()
+                self.run.ended = True
+                if not self.waiting:  # it was not killed
+                    self.run.end(message["ended"])
+                    self._save_progress(self.run)
 
     def _read_run(self) -> None:
         if self.run and not self.run.read():
             self._close_pipe()
 
-    def _save_progress(self) -> None:
+    def _save_progress(self, run: Run) -> None:
         """Saves the verdict of a run that has ended, and chooses the next task."""
-        if self.run is None or self.waiting:
-            return
         try:
-            record_report(self.run.report, self.run.digest)
+            record_report(run.report, run.digest)
         except UserError as fault:  # the verdict is valid even if it cannot be stored
             self.hints.append(str(fault))
-        left = [result.task for result in self.run.report.tasks if state_of(result).state not in DONE]
+        left = [result.task for result in run.report.tasks if state_of(result).state not in DONE]
         if self.focus not in left:
             self.focus = left[0] if left else None
         if self.pinned not in left:
             self.pinned = None
 
-    def _press(self, key: str) -> bool:
-        """Handles a key; False for q."""
+    def _press(self, keys: int) -> None:
+        key, task = os.read(keys, 1).decode(errors="replace").lower(), self._shown_task()
         if key == "q":
-            return False
-        task = self._shown_task()
-        if key == "h" and task:
+            self._quit()
+        elif key == "h" and task:
             try:
                 self.hints.append(next_hint(self.lab, task))
             except UserError as fault:
@@ -196,28 +157,25 @@ class Session:
         elif key == "a":
             self.pinned = None
             self._restart()
-        return True
 
     def _shown_task(self) -> Task | None:
         """The task on the screen: the chosen one or the one in hand; when that has passed, the first that fails."""
         if self.run is None:
             return None
-        results = self.run.report.tasks
-        chosen = self.pinned or self.focus
-        for result in results:
-            if result.task == chosen and (result.status == "failed" or (result.status == "not run" and not self.run.ended)):
-                return chosen
-        return next((result.task for result in results if result.status == "failed"), None)
+        chosen, shown = self.pinned or self.focus, ("failed",) if self.run.ended else ("failed", "not run")
+        if chosen and self.run.task_result(chosen).status in shown:
+            return chosen
+        return next((result.task for result in self.run.report.tasks if result.status == "failed"), None)
 
     def _draw(self) -> None:
         if self.live is None:
             self._announce()
             return
-        screen = view.Screen([*view.heading(self.lab, self.run, self.changes.polling), Text(""), *self._body()], self._foot())
-        drawn = "".join(segment.text for line in console.render_lines(screen) for segment in line)
-        if drawn != self.drawn:
-            self.drawn = drawn
-            self.live.update(screen, refresh=True)
+        heading = view.heading(self.lab, self.run, self.changes.polling)
+        screen = view.screen([*heading, Text(""), *self._body()], self._foot())
+        if screen != self.drawn:
+            self.drawn = screen
+            self.live.update(Segments(screen), refresh=True)
 
     def _body(self) -> list[RenderableType]:
         run, task = self.run, self._shown_task()
@@ -227,31 +185,24 @@ class Session:
             return [Text(f"{self.graded} is missing; ./lab reset {self.lab.number} brings back the one you began with")]
         if run.report.broken:
             return view.broken(run.report)
-        if task and (shown := self._failed_test(run, task)):
+        if task and (shown := run.failed_test(task)):
             return view.failure(task, shown, run)
         if not run.ended:
             return [self._running(run)]
         if run.report.passed:
-            return [
-                Text.assemble(("every task has passed", "green")),
-                Text(f"next: ./lab solution {self.lab.number} shows another way"),
-            ]
+            return [Text("every task has passed", "green"), Text(f"next: ./lab solution {self.lab.number} shows another way")]
         return [Text("the run was stopped")]
 
     def _running(self, run: Run) -> Text:
-        seconds = time.monotonic() - self.running_since
+        seconds = time.monotonic() - run.started
         elapsed = f", {seconds:.0f} s" if seconds > SHOW_SECONDS_AFTER else ""
         return Text(f"running{f': {view.in_words(run.running)}' if run.running else ''}{elapsed}")
 
     def _foot(self) -> list[RenderableType]:
-        task = self._shown_task()
+        run, task = self.run, self._shown_task()
         seen = f" ({hints_seen(self.lab, task)} of {len(task.hints)} seen)" if task else ""
-        background = self.run is not None and not self.run.ended and task is not None and self._failed_test(self.run, task)
-        progress = [Text(f"still {self._running(self.run)}")] if background and self.run else []
+        progress = [Text(f"still {self._running(run)}")] if run and not run.ended and run.failed_test(task) else []
         return [*(Text(hint) for hint in self.hints[-1:]), *progress, Text(f"h hint{seen}   n next task   a run all   q quit")]
-
-    def _failed_test(self, run: Run, task: Task) -> FailedTest | None:
-        return next((run.failed[name] for name in task.tests if name in run.failed), None)
 
     def _announce(self) -> None:
         """In a pipe: prints each verdict once, and the points at the end of the run."""
@@ -261,18 +212,14 @@ class Session:
         if run.report.broken and run.ended:
             self._print_once("broken", view.broken(run.report))
             return
-        for task in (run.first, self._shown_task()):
-            if task:
-                self._announce_task(run, task)
+        for task in filter(None, (run.first, self._shown_task())):
+            if shown := run.failed_test(task):
+                hint = Text(f"./lab hint {self.lab.number} {task.name} gives the next hint")
+                self._print_once(task.name, [*view.failure(task, shown, run), hint])
+            elif run.task_result(task).status == "passed":
+                self._print_once(task.name, [Text.assemble((f"{task.name}: passed", STYLES["passed"]), f"  {task.title}")])
         if run.ended:
             self._print_once("points", [Text(f"{view.earned(run)}; waiting for the next save of {self.graded.name}")])
-
-    def _announce_task(self, run: Run, task: Task) -> None:
-        if shown := self._failed_test(run, task):
-            hint = Text(f"./lab hint {self.lab.number} {task.name} gives the next hint")
-            self._print_once(task.name, [*view.failure(task, shown, run), hint])
-        elif run.task_result(task).status == "passed":
-            self._print_once(task.name, [view.passed_line(task)])
 
     def _print_once(self, what: str, lines: list[RenderableType]) -> None:
         if what not in self.announced:
@@ -287,5 +234,17 @@ class Session:
         engine = (ROOT / "mini_vllm").rglob("*.py")
         return {self.graded, self.lab.tests, self.lab.folder / "lab.toml", *engine}
 
-    def _folders(self) -> set[Path]:
-        return {path.parent for path in self._files()}
+
+@contextmanager
+def _single_keys() -> Iterator[int | None]:
+    """Yields the file descriptor to read keys from, or None without a terminal; restores the terminal's settings."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        yield None
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    try:
+        tty.setcbreak(terminal)  # Ctrl-C still sends SIGINT
+        yield terminal
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)

@@ -82,5 +82,5 @@ def _table(title: str, records: Sequence[Record], wide: bool) -> Table:
             if wide
             else (f"{tensor}\n  {mapping}\n{parameter}", f"{r.shape}\n\n{r.parameter_shape}", f"{source}\n\n{destination}")
         )
-        table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))  # as Text, because a name may contain markup
+        table.add_row(*map(Text, cells))  # as Text, because a name may contain markup
     return table
