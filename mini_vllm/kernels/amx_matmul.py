@@ -16,13 +16,11 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import prange, types
+from numba import njit, prange
 from numba.core import cgutils
-from numba.extending import intrinsic
 from torch import Tensor
 
-from mini_vllm.kernels.llvm_vectors import BYTE, INT32
+from mini_vllm.kernels.llvm_vectors import BYTE, INT64, Array, call_llvm, llvm_loop
 from mini_vllm.kernels.numba_jit import call, compiled, use_torchs_threads
 from mini_vllm.kernels.packed_matmul import PackedWeight, scratch
 
@@ -31,8 +29,6 @@ ROWS, PAIRS, OUTPUTS = 16, 16, 48
 
 CHUNK = 256
 """Rows whose parts stay in the second-level cache while all blocks of weights are multiplied with them."""
-
-INT16, INT64, FLOAT = ir.IntType(16), ir.IntType(64), ir.FloatType()
 
 
 def _is_available() -> bool:
@@ -64,24 +60,18 @@ def amx_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
     use_torchs_threads()
     x, out = x.contiguous(), torch.empty(len(x), weight.out_size)
     inputs = -(-x.shape[1] // (2 * PAIRS)) * 2 * PAIRS
-    memory = scratch(3 * CHUNK * inputs, torch.int16)[: 3 * CHUNK * inputs].view(3, CHUNK, inputs).numpy()
+    memory = scratch((3, CHUNK, inputs), torch.int16).numpy()
     for rows, results in zip(x.split(CHUNK), out.split(CHUNK), strict=True):  # type: ignore[no-untyped-call]
         call(_split, rows.numpy(), memory)
         call(_amx_matmul, memory, weight.packed, weight.bias, _CONFIG, results.numpy())
     return out
 
 
-@intrinsic
-def _upper_half(typing_context: Any, x: Any) -> Any:
+@njit
+def _upper_half(x: Any) -> Any:
     """Splits a float32 into a bfloat16, its sign, exponent and first 7 bits of fraction, and the remainder."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(arguments[0], INT32)
-        half = builder.trunc(builder.lshr(bits, INT32(16)), INT16)
-        rest = builder.fsub(arguments[0], builder.bitcast(builder.and_(bits, INT32(-(2**16))), FLOAT))
-        return context.make_tuple(builder, signature.return_type, (half, rest))
-
-    return types.Tuple((types.int16, types.float32))(types.float32), generate
+    bits = np.float32(x).view(np.int32)
+    return np.int16(bits >> np.int32(16)), x - np.int32(bits & np.int32(-(2**16))).view(np.float32)
 
 
 @compiled
@@ -120,57 +110,37 @@ def _amx_matmul(parts: Any, packed: Any, bias: Any, config: Any, out: Any) -> No
         _release()
 
 
-def _emit(builder: Any, instruction: str, *arguments: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{instruction}"), arguments)
+@llvm_loop
+def _configure(builder: Any, config: Array) -> None:
+    call_llvm(builder, "x86.ldtilecfg", builder.bitcast(config.data, BYTE.as_pointer()))
 
 
-@intrinsic
-def _configure(typing_context: Any, config: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        _emit(builder, "ldtilecfg", builder.bitcast(data, BYTE.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(config), generate
+@llvm_loop
+def _release(builder: Any) -> None:
+    call_llvm(builder, "x86.tilerelease")
 
 
-@intrinsic
-def _release(typing_context: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _emit(builder, "tilerelease")
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@intrinsic
-def _multiply(typing_context: Any, parts: Any, row: Any, pairs: Any, sums: Any) -> Any:
+@llvm_loop
+def _multiply(builder: Any, parts: Array, row: Any, pairs: Array, sums: Array) -> None:
     """Multiplies 16 rows, from ``row`` on, with a block. Tiles 0 to 2 hold sums, 3 to 5 weights, 6 and 7 parts of x."""
     bytes_of_pairs = 2 * OUTPUTS * 2
+    x, weights, totals = (builder.bitcast(array.data, BYTE.as_pointer()) for array in (parts, pairs, sums))
+    _, num_rows, num_in = parts.shape
+    bytes_of_row = builder.mul(num_in, INT64(2))
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = {i: context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 3)}
-        x, weights, totals = (builder.bitcast(array.data, BYTE.as_pointer()) for array in arrays.values())
-        _, num_rows, num_in = cgutils.unpack_tuple(builder, arrays[0].shape)
-        bytes_of_row = builder.mul(num_in, INT64(2))
+    def load(tile: int, data: Any, offset: Any, stride: Any) -> None:
+        call_llvm(builder, "x86.tileloadd64", BYTE(tile), builder.gep(data, [offset]), stride)
 
-        def load(tile: int, data: Any, offset: Any, stride: Any) -> None:
-            _emit(builder, "tileloadd64", BYTE(tile), builder.gep(data, [offset]), stride)
-
+    for tile in range(3):
+        call_llvm(builder, "x86.tilezero", BYTE(tile))
+    with cgutils.for_range(builder, builder.sdiv(num_in, INT64(2 * PAIRS))) as loop:
         for tile in range(3):
-            _emit(builder, "tilezero", BYTE(tile))
-        with cgutils.for_range(builder, builder.sdiv(num_in, INT64(2 * PAIRS))) as loop:
+            offset = builder.add(builder.mul(loop.index, INT64(PAIRS * bytes_of_pairs)), INT64(64 * tile))
+            load(3 + tile, weights, offset, INT64(bytes_of_pairs))
+        for part in range(3):
+            first = builder.mul(builder.add(builder.mul(num_rows, INT64(part)), row), bytes_of_row)
+            load(6 + part % 2, x, builder.add(first, builder.mul(loop.index, INT64(64))), bytes_of_row)
             for tile in range(3):
-                offset = builder.add(builder.mul(loop.index, INT64(PAIRS * bytes_of_pairs)), INT64(64 * tile))
-                load(3 + tile, weights, offset, INT64(bytes_of_pairs))
-            for part in range(3):
-                first = builder.mul(builder.add(builder.mul(num_rows, INT64(part)), arguments[1]), bytes_of_row)
-                load(6 + part % 2, x, builder.add(first, builder.mul(loop.index, INT64(64))), bytes_of_row)
-                for tile in range(3):
-                    _emit(builder, "tdpbf16ps", BYTE(tile), BYTE(6 + part % 2), BYTE(3 + tile))
-        for tile in range(3):
-            _emit(builder, "tilestored64", BYTE(tile), builder.gep(totals, [INT64(64 * tile)]), INT64(4 * OUTPUTS))
-        return context.get_dummy_value()
-
-    return types.void(parts, types.intp, pairs, sums), generate
+                call_llvm(builder, "x86.tdpbf16ps", BYTE(tile), BYTE(6 + part % 2), BYTE(3 + tile))
+    for tile in range(3):
+        call_llvm(builder, "x86.tilestored64", BYTE(tile), builder.gep(totals, [INT64(64 * tile)]), INT64(4 * OUTPUTS))

@@ -1,55 +1,82 @@
-"""LLVM instructions for the innermost loops: numba would keep each sum in memory, these keep it in registers.
-
-An intrinsic's ``generate(context, builder, signature, arguments)`` emits its loop with them, one instruction after the other.
-"""
+"""LLVM instructions for the innermost loops: numba would keep each sum in memory, these keep it in registers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 
 REGISTERS = 32 if llvm.get_host_cpu_features().get("avx512f") else 8
 """Vectors of 16 float32 that fit into the registers; with AVX2 a vector takes two."""
 
-BYTE, INT32 = ir.IntType(8), ir.IntType(32)
+BYTE, INT32, INT64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+class Array(NamedTuple):
+    """An array as an intrinsic sees it: pointer to the numbers, sizes as LLVM integers, and numba's dtype."""
+
+    data: Any
+    shape: list[Any]
+    dtype: Any
+
+
+def llvm_loop(emit: Callable[..., None]) -> Any:
+    """Makes a numba function without result from ``emit(builder, *arguments)``, which emits its instructions one after the other.
+
+    The arguments are arrays as :class:`Array`, constants as Python's integers, and other integers as LLVM's.
+    """
+
+    @wraps(emit)
+    def definition(typing_context: Any, *kinds: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def value(kind: Any, argument: Any) -> Any:
+                if not isinstance(kind, types.Array):
+                    return getattr(kind, "literal_value", argument)
+                array = context.make_array(kind)(context, builder, argument)
+                return Array(array.data, cgutils.unpack_tuple(builder, array.shape), kind.dtype)
+
+            emit(builder, *map(value, kinds, arguments))
+            return context.get_dummy_value()
+
+        return types.void(*kinds), generate
+
+    return intrinsic(prefer_literal=True)(definition)
+
+
+def call_llvm(builder: Any, name: str, *arguments: Any, returns: Any = ir.VoidType()) -> Any:  # noqa: B008
+    """Emits a call of an LLVM intrinsic."""
+    kind = ir.FunctionType(returns, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}"), arguments)
 
 
 class Vectors:
-    """Emits the instructions of one intrinsic, on integers and on vectors of float32.
+    """Emits instructions on integers, LLVM's or Python's, and on vectors of ``lanes`` float32."""
 
-    Args:
-        context, builder, signature, arguments: numba's, of the intrinsic's ``generate``.
-        lanes: float32 in a vector.
-    """
-
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, lanes: int) -> None:
-        self.context, self.builder, self.signature, self.arguments = context, builder, signature, arguments
-        self.lanes = lanes
+    def __init__(self, builder: Any, lanes: int) -> None:
+        self.builder, self.lanes = builder, lanes
         self.vector = ir.VectorType(ir.FloatType(), lanes)
-        kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        self._multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{lanes}f32")
-        kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT32, INT32, INT32])
-        self._prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-
-    def array(self, argument: int) -> Any:
-        """The argument with this index, an array."""
-        return self.context.make_array(self.signature.args[argument])(self.context, self.builder, self.arguments[argument])
-
-    def size(self, argument: int, dimension: int) -> Any:
-        """An array's size along a dimension."""
-        return self.builder.extract_value(self.array(argument).shape, dimension)
 
     def times(self, number: Any, other: Any) -> Any:
-        """Product of integers; the second may be Python's."""
-        return self.builder.mul(number, number.type(other) if isinstance(other, int) else other)
+        """Product of integers."""
+        return self.builder.mul(_integer(number), _integer(other))
 
     def plus(self, number: Any, other: Any) -> Any:
-        """Sum of integers; the second may be Python's."""
-        return self.builder.add(number, number.type(other) if isinstance(other, int) else other)
+        """Sum of integers."""
+        return self.builder.add(_integer(number), _integer(other))
+
+    def offset(self, array: Array, *index: Any) -> Any:
+        """Position in a contiguous array's data of the number with this index; indices left out are 0."""
+        total, *rest = index
+        for size, number in zip_longest(array.shape[1:], rest, fillvalue=0):
+            total = self.plus(self.times(total, size), number)
+        return total
 
     def address(self, data: Any, index: Any, kind: Any) -> Any:
         """Pointer to this kind at the number with this index."""
@@ -58,7 +85,9 @@ class Vectors:
     def load(self, data: Any, index: Any, kind: Any = None) -> Any:
         """Loads a vector, of float32 unless another kind is given."""
         kind = kind or self.vector
-        return self.builder.load(self.address(data, index, kind), align=_bytes_of(kind.element))
+        number = kind.element
+        align = number.width // 8 if isinstance(number, ir.IntType) else {"float": 4, "half": 2}[str(number)]
+        return self.builder.load(self.address(data, index, kind), align=align)
 
     def store(self, vector: Any, data: Any, index: Any) -> None:
         """Stores a vector of float32."""
@@ -76,13 +105,13 @@ class Vectors:
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """a * b + c."""
-        return self.builder.call(self._multiply_add, [a, b, c])
+        return call_llvm(self.builder, f"fmuladd.v{self.lanes}f32", a, b, c, returns=self.vector)
 
     def prefetch(self, data: Any, index: Any) -> None:
         """Prefetches the cache line of the number with this index."""
         # 0: for reading; 2: into the second-level cache, as the first level stalls when many lines are in flight; 1: data.
-        self.builder.call(self._prefetch, [self.address(data, index, BYTE), INT32(0), INT32(2), INT32(1)])
+        call_llvm(self.builder, "prefetch.p0i8", self.address(data, index, BYTE), INT32(0), INT32(2), INT32(1))
 
 
-def _bytes_of(kind: Any) -> int:
-    return kind.width // 8 if isinstance(kind, ir.IntType) else {"float": 4, "half": 2}[str(kind)]
+def _integer(number: Any) -> Any:
+    return INT64(number) if isinstance(number, int) else number

@@ -15,9 +15,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import config, njit, set_num_threads, types
-from numba.extending import intrinsic
+from numba import config, njit, set_num_threads
 
 # LLVM uses half of AVX-512's width by default, which suits mixed code; these loops are all arithmetic.
 config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
@@ -122,14 +120,5 @@ def exp(x: Any) -> Any:
     power = np.float32(1 / 5040)
     for factorial in (720, 120, 24, 6, 2, 1, 1):
         power = power * f + np.float32(1 / factorial)
-    return power * _float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
-
-
-@intrinsic
-def _float_of_bits(typing_context: Any, bits: Any) -> Any:
-    """The float32 with the bits of an int32: sign 1, exponent 8, fraction 23."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
+    # Bits of a float32: sign 1, exponent 8, fraction 23.
+    return power * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)

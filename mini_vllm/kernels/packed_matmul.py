@@ -7,7 +7,8 @@ of torch's kernels and of this one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from itertools import chain, repeat
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from llvmlite import ir
 from numba import prange, types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mini_vllm.kernels.llvm_vectors import BYTE, INT32, REGISTERS, Vectors
+from mini_vllm.kernels.llvm_vectors import BYTE, INT32, INT64, REGISTERS, Array, Vectors, llvm_loop
 from mini_vllm.kernels.numba_jit import call, compiled, use_torchs_threads
 
 _LARGEST_TILE, _LANES = (8, 48) if REGISTERS == 32 else (2, 32)
@@ -70,7 +70,7 @@ def unpack(packed: Tensor) -> Tensor:
     num_blocks, num_in, _ = packed.shape
     width = lanes(packed.dtype)
     dtype = torch.float32 if packed.dtype == torch.bfloat16 else packed.dtype
-    plain = scratch(num_blocks * num_in * width, dtype)[: num_blocks * num_in * width].view(num_in, num_blocks, width)
+    plain = scratch((num_in, num_blocks, width), dtype)
     if packed.dtype == torch.uint8:
         torch.bitwise_and(packed.permute(1, 0, 2), 15, out=plain[..., : width // 2])
         torch.bitwise_right_shift(packed.permute(1, 0, 2), 4, out=plain[..., width // 2 :])
@@ -79,24 +79,17 @@ def unpack(packed: Tensor) -> Tensor:
     return plain.view(num_in, -1)
 
 
-class _Scratch(threading.local):
-    """Memory of one thread."""
-
-    def __init__(self) -> None:
-        self.by_dtype: dict[torch.dtype, Tensor] = {}
+_scratch = threading.local()
 
 
-_scratch = _Scratch()
-
-
-def scratch(size: int, dtype: torch.dtype) -> Tensor:
+def scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Memory that each thread allocates once per dtype and reuses in the next call: the kernel clears each new page, which takes
     longer than writing it."""
-    kept = _scratch.by_dtype
-    if dtype not in kept or len(kept[dtype]) < size:
+    kept, size = vars(_scratch), prod(shape)
+    if len(kept.get(str(dtype), ())) < size:
         with torch.inference_mode(False):  # so that it can be written inside and outside of inference mode
-            kept[dtype] = torch.empty(size, dtype=dtype)
-    return kept[dtype]
+            kept[str(dtype)] = torch.empty(size, dtype=dtype)
+    return kept[str(dtype)][:size].view(shape)  # type: ignore[no-any-return]
 
 
 class PackedWeight(NamedTuple):
@@ -145,8 +138,23 @@ def packed_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
     return out
 
 
-def _tile(num_rows: int) -> Callable[..., None]:
-    """Makes the innermost loop, in LLVM instructions, as numba would keep the sums in memory:
+@llvm_loop
+def _multiply(
+    builder: Any,
+    num_rows: int,
+    x: Array,
+    row: Any,
+    packed: Array,
+    block: Any,
+    group: Any,
+    scale: Array,
+    zero: Array,
+    x_sums: Array,
+    totals: Array,
+    ahead: Any,
+    step: Any,
+) -> None:
+    """The innermost loop, in LLVM instructions, as numba would keep the sums in memory:
 
         for k in the group's inputs:  sums[r, lane] += x[row + r, k] * packed[block, k, lane]      for all lanes, and r < num_rows
         totals[r, lane] += sums[r, lane] * scale[group, lane] + x_sums[row + r, group] * zero[group, lane]
@@ -154,104 +162,72 @@ def _tile(num_rows: int) -> Callable[..., None]:
     With each k it prefetches what is ``ahead + k * step`` bytes after the beginning of the block.
     """
     half = 16
+    its = Vectors(builder, half)
+    (num_blocks, num_in, _), num_groups = packed.shape, scale.shape[0]
+    four_bits, width = packed.dtype == types.uint8, packed.dtype.bitwidth // 8
+    num_lanes = _LANES_OF_4_BITS if four_bits else _LANES
+    halves, bytes_per_k = range(0, num_lanes, half), num_lanes // 2 if four_bits else num_lanes * width
+    wide = ir.VectorType(INT32, half)
 
-    @intrinsic
-    def multiply(
-        typing_context: Any,
-        x: Any,
-        row: Any,
-        packed: Any,
-        block: Any,
-        group: Any,
-        scale: Any,
-        zero: Any,
-        x_sums: Any,
-        totals: Any,
-        ahead: Any,
-        step: Any,
-    ) -> Any:
-        four_bits, width = packed.dtype == types.uint8, packed.dtype.bitwidth // 8
-        num_lanes = _LANES_OF_4_BITS if four_bits else _LANES
-        halves, bytes_per_k = range(0, num_lanes, half), num_lanes // 2 if four_bits else num_lanes * width
+    def weights(first: Any) -> list[Any]:
+        if four_bits:
+            pairs = its.load(packed.data, first, ir.VectorType(BYTE, half))
+            bits = ir.Constant(pairs.type, [4] * half), ir.Constant(pairs.type, [15] * half)
+            numbers = builder.and_(pairs, bits[1]), builder.lshr(pairs, bits[0])
+            return [builder.uitofp(builder.zext(number, wide), its.vector) for number in numbers]
+        kind = its.vector if width == 4 else ir.VectorType(ir.IntType(8 * width), half)
+        parts = [its.load(packed.data, its.plus(first, lane), kind) for lane in halves]
+        if width == 1:
+            return [builder.sitofp(builder.sext(part, wide), its.vector) for part in parts]
+        if width == 2:  # a bfloat16 is the upper half of a float32
+            upper = ir.Constant(wide, [16] * half)
+            return [builder.bitcast(builder.shl(builder.zext(part, wide), upper), its.vector) for part in parts]
+        return parts
 
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            its = Vectors(context, builder, signature, arguments, half)
-            _, row, _, block, group, *_, ahead, step = arguments
-            x, packed, totals = (its.array(argument).data for argument in (0, 2, 8))
-            num_blocks, num_in, num_groups = its.size(2, 0), its.size(2, 1), its.size(5, 0)
-            wide = ir.VectorType(INT32, half)
+    def of_group(numbers: Array) -> list[Any]:
+        """Loads the group's scale or zero for all lanes."""
+        kind = ir.VectorType(ir.HalfType(), half) if four_bits else its.vector
+        first = its.times(its.plus(its.times(group, num_blocks), block), num_lanes)
+        loaded = [its.load(numbers.data, its.plus(first, lane), kind) for lane in halves]
+        return [builder.fpext(part, its.vector) for part in loaded] if four_bits else loaded
 
-            def weights(first: Any) -> list[Any]:
-                if four_bits:
-                    pairs = its.load(packed, first, ir.VectorType(BYTE, half))
-                    bits = ir.Constant(pairs.type, [4] * half), ir.Constant(pairs.type, [15] * half)
-                    numbers = builder.and_(pairs, bits[1]), builder.lshr(pairs, bits[0])
-                    return [builder.uitofp(builder.zext(number, wide), its.vector) for number in numbers]
-                kind = its.vector if width == 4 else ir.VectorType(ir.IntType(8 * width), half)
-                parts = [its.load(packed, its.plus(first, lane), kind) for lane in halves]
-                if width == 1:
-                    return [builder.sitofp(builder.sext(part, wide), its.vector) for part in parts]
-                if width == 2:  # a bfloat16 is the upper half of a float32
-                    upper = ir.Constant(wide, [16] * half)
-                    return [builder.bitcast(builder.shl(builder.zext(part, wide), upper), its.vector) for part in parts]
-                return parts
+    group_size = builder.sdiv(num_in, num_groups)
+    start = its.times(group, group_size)
+    stop = its.plus(start, group_size)
+    x_row, first_weight = its.times(row, num_in), its.times(block, num_in)
+    ahead_from = its.plus(its.times(first_weight, bytes_per_k), ahead)
+    before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.branch(loop)
 
-            def of_group(argument: int) -> list[Any]:
-                """Loads the group's scale or zero for all lanes."""
-                kind = ir.VectorType(ir.HalfType(), half) if four_bits else its.vector
-                first = its.times(its.plus(its.times(group, num_blocks), block), num_lanes)
-                loaded = [its.load(its.array(argument).data, its.plus(first, lane), kind) for lane in halves]
-                return [builder.fpext(part, its.vector) for part in loaded] if four_bits else loaded
+    builder.position_at_end(loop)
+    k = builder.phi(num_in.type)
+    sums = [[builder.phi(its.vector) for _ in halves] for _ in range(num_rows)]
+    prefetched, in_bytes = its.plus(ahead_from, its.times(k, step)), builder.bitcast(packed.data, BYTE.as_pointer())
+    for line in range(0, bytes_per_k, 64):
+        its.prefetch(in_bytes, its.plus(prefetched, line))
+    loaded = weights(its.times(its.plus(first_weight, k), bytes_per_k // width))
+    after_k = []
+    for r, parts in enumerate(sums):
+        x_k = its.splat(x.data, its.plus(x_row, its.plus(its.times(num_in, r), k)))
+        after_k.append([its.multiply_add(weight, x_k, part) for weight, part in zip(loaded, parts, strict=True)])
+    next_k = its.plus(k, 1)
+    builder.cbranch(builder.icmp_signed("<", next_k, stop), loop, after)
+    nothing = ir.Constant(its.vector, [0.0] * half)
+    for phi, first, then in [(k, start, next_k), *zip(chain(*sums), repeat(nothing), chain(*after_k))]:
+        phi.add_incoming(first, before)
+        phi.add_incoming(then, loop)
 
-            group_size = builder.sdiv(num_in, num_groups)
-            start = its.times(group, group_size)
-            stop = its.plus(start, group_size)
-            x_row, first_weight = its.times(row, num_in), its.times(block, num_in)
-            ahead_from = its.plus(its.times(first_weight, bytes_per_k), ahead)
-            before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
-            builder.branch(loop)
-
-            builder.position_at_end(loop)
-            k = builder.phi(num_in.type)
-            sums = [[builder.phi(its.vector) for _ in halves] for _ in range(num_rows)]
-            prefetched = its.plus(ahead_from, its.times(k, step))
-            in_bytes = builder.bitcast(packed, BYTE.as_pointer())
-            for line in range(0, bytes_per_k, 64):
-                its.prefetch(in_bytes, its.plus(prefetched, line))
-            loaded = weights(its.times(its.plus(first_weight, k), bytes_per_k // width))
-            after_k = []
-            for r, parts in enumerate(sums):
-                x_k = its.splat(x, its.plus(x_row, its.plus(its.times(num_in, r), k)))
-                after_k.append([its.multiply_add(w, x_k, part) for w, part in zip(loaded, parts, strict=True)])
-            next_k = its.plus(k, 1)
-            builder.cbranch(builder.icmp_signed("<", next_k, stop), loop, after)
-            k.add_incoming(start, before)
-            k.add_incoming(next_k, loop)
-            for parts, new_parts in zip(sums, after_k, strict=True):
-                for part, new_part in zip(parts, new_parts, strict=True):
-                    part.add_incoming(ir.Constant(its.vector, [0.0] * half), before)
-                    part.add_incoming(new_part, loop)
-
-            builder.position_at_end(after)
-            scales, zeros = of_group(5), of_group(6) if four_bits else []
-            for r, new_parts in enumerate(after_k):
-                if four_bits:
-                    x_sum = its.splat(its.array(7).data, its.plus(its.times(its.plus(row, r), num_groups), group))
-                for p, (new_part, lane) in enumerate(zip(new_parts, halves, strict=True)):
-                    offset = num_in.type(r * num_lanes + lane)
-                    total = its.multiply_add(new_part, scales[p], its.load(totals, offset))
-                    if four_bits:
-                        total = its.multiply_add(zeros[p], x_sum, total)
-                    its.store(total, totals, offset)
-            return context.get_dummy_value()
-
-        number = types.intp
-        return types.void(x, number, packed, number, number, scale, zero, x_sums, totals, number, number), generate
-
-    return multiply  # type: ignore[no-any-return]
-
-
-_TILE_8, _TILE_4, _TILE_2, _TILE_1 = (_tile(num_rows) for num_rows in (8, 4, 2, 1))
+    builder.position_at_end(after)
+    scales, zeros = of_group(scale), of_group(zero) if four_bits else []
+    for r, parts in enumerate(after_k):
+        if four_bits:
+            x_sum = its.splat(x_sums.data, its.plus(its.times(its.plus(row, r), num_groups), group))
+        for p, (part, lane) in enumerate(zip(parts, halves, strict=True)):
+            offset = INT64(r * num_lanes + lane)
+            total = its.multiply_add(part, scales[p], its.load(totals.data, offset))
+            if four_bits:
+                total = its.multiply_add(zeros[p], x_sum, total)
+            its.store(total, totals.data, offset)
 
 
 @compiled
@@ -274,13 +250,13 @@ def _packed_matmul(x: Any, packed: Any, scale: Any, zero: Any, bias: Any, out: A
             totals[:size] = 0
             for group in range(num_groups):
                 if size == 8:
-                    _TILE_8(x, row, packed, block, group, scale, zero, x_sums, totals, ahead, per_k)
+                    _multiply(8, x, row, packed, block, group, scale, zero, x_sums, totals, ahead, per_k)
                 elif size == 4:
-                    _TILE_4(x, row, packed, block, group, scale, zero, x_sums, totals, ahead, per_k)
+                    _multiply(4, x, row, packed, block, group, scale, zero, x_sums, totals, ahead, per_k)
                 elif size == 2:
-                    _TILE_2(x, row, packed, block, group, scale, zero, x_sums, totals, ahead, per_k)
+                    _multiply(2, x, row, packed, block, group, scale, zero, x_sums, totals, ahead, per_k)
                 else:
-                    _TILE_1(x, row, packed, block, group, scale, zero, x_sums, totals, ahead, per_k)
+                    _multiply(1, x, row, packed, block, group, scale, zero, x_sums, totals, ahead, per_k)
             for r in range(size):
                 for lane in range(min(num_lanes, num_out - first)):
                     out[row + r, first + lane] = totals[r, lane] + bias[first + lane] if len(bias) else totals[r, lane]

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import prange, types
-from numba.extending import intrinsic
+from numba import prange
 from torch import Tensor
 
 from mini_vllm.forward_context import ForwardContext
-from mini_vllm.kernels.llvm_vectors import REGISTERS, Vectors
+from mini_vllm.kernels.llvm_vectors import REGISTERS, Array, Vectors, llvm_loop
 from mini_vllm.kernels.numba_jit import call, compiled, exp, use_torchs_threads
 from mini_vllm.layers.attention import as_slice
 
@@ -68,11 +67,10 @@ class PagedDecodes:
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
         """As AttentionGroup.attend; everything is float32 on the CPU."""
-        if isinstance(self.rows, slice):
-            paged_decode(q[self.rows], keys, values, self.block_tables, self.lengths, self.window, out[self.rows])
-        else:
-            rows = torch.empty(len(self.rows), *out.shape[1:])
-            paged_decode(q[self.rows], keys, values, self.block_tables, self.lengths, self.window, rows)
+        in_place = isinstance(self.rows, slice)
+        rows = out[self.rows] if in_place else torch.empty(len(self.lengths), *out.shape[1:])
+        paged_decode(q[self.rows], keys, values, self.block_tables, self.lengths, self.window, rows)
+        if not in_place:
             out[self.rows] = rows
 
 
@@ -176,103 +174,67 @@ def _lanes(head_dim: int) -> int:
     return min(16, head_dim & -head_dim)
 
 
-class _Tile(Vectors):
-    """Arguments of an intrinsic on one tile: the last five are kv head, first of the queries, tile, number of queries, and D."""
-
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
-        *_, together, head_dim = signature.args
-        self.together, self.head_dim = together.literal_value, head_dim.literal_value
-        super().__init__(context, builder, signature, arguments, _lanes(self.head_dim))
-        self.head, self.first_query, self.tile = arguments[4:7]
-        self.input, self.cached, self.result = (self.array(argument).data for argument in (0, 1, 3))
-        self.rows = _rows(self, 2, self.head, self.tile, self.head_dim)
-        self.parts = range(0, self.head_dim, self.lanes)
-
-    def of_query(self, argument: int, g: int) -> Any:
-        """Offset of a query's row in an array (K, G, ...)."""
-        query = self.plus(self.plus(self.times(self.size(argument, 1), self.head), self.first_query), g)
-        return self.times(self.size(argument, 2), query)
-
-    def weights(self, argument: int, g: int) -> Any:
-        """Offset of a query's weights for this tile in (K, G, tokens)."""
-        return self.plus(self.of_query(argument, g), self.times(self.tile, self.lanes))
-
-
-def _rows(its: Vectors, argument: int, head: Any, tile: Any, head_dim: int) -> list[Any]:
+def _rows(its: Vectors, rows: Array, head: Any, tile: Any, head_dim: int) -> list[Any]:
     """Offsets of the head's numbers for each token of a tile."""
-    rows, first, start = its.array(argument).data, its.times(tile, its.lanes), its.times(head, head_dim)
-    addresses = [its.builder.gep(rows, [its.plus(first, token)]) for token in range(its.lanes)]
+    first, start = its.times(tile, its.lanes), its.times(head, head_dim)
+    addresses = [its.builder.gep(rows.data, [its.plus(first, token)]) for token in range(its.lanes)]
     return [its.plus(its.builder.load(address), start) for address in addresses]
 
 
-@intrinsic(prefer_literal=True)
-def _prefetch(typing_context: Any, cached: Any, rows: Any, head: Any, tile: Any, head_dim: Any) -> Any:
+@llvm_loop
+def _prefetch(builder: Any, cached: Array, rows: Array, head: Any, tile: Any, head_dim: int) -> None:
     """Prefetches a head's keys or values of a tile."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        size = head_dim.literal_value
-        its = Vectors(context, builder, signature, arguments, _lanes(size))
-        for row in _rows(its, 1, arguments[2], arguments[3], size):
-            for d in range(0, size, FLOATS_PER_CACHE_LINE):
-                its.prefetch(its.array(0).data, its.plus(row, d))
-        return context.get_dummy_value()
-
-    return types.void(cached, rows, head, tile, head_dim), generate
+    its = Vectors(builder, _lanes(head_dim))
+    for row in _rows(its, rows, head, tile, head_dim):
+        for d in range(0, head_dim, FLOATS_PER_CACHE_LINE):
+            its.prefetch(cached.data, its.plus(row, d))
 
 
-@intrinsic(prefer_literal=True)
+@llvm_loop
 def _score(
-    typing_context: Any, q: Any, keys: Any, rows: Any, weights: Any, head: Any, g: Any, tile: Any, together: Any, head_dim: Any
-) -> Any:
-    """weights[head, g, token] = q[head, g] . keys[rows[token], head], for each of the tile's tokens.
+    builder: Any, q: Array, keys: Array, rows: Array, weights: Array, head: Any, g: Any, tile: Any, together: int, head_dim: int
+) -> None:
+    """weights[head, g, token] = q[head, g] . keys[rows[token], head], for each of the tile's tokens and ``together`` queries.
 
     The products of a query and a token fill the lanes of a vector. Sums of neighboring lanes turn two vectors into one, again and
     again, until one vector has the sum of each token in a lane.
     """
+    its = Vectors(builder, _lanes(head_dim))
+    offsets, parts = _rows(its, rows, head, tile, head_dim), range(0, head_dim, its.lanes)
+    even, odd = range(0, 2 * its.lanes, 2), range(1, 2 * its.lanes, 2)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        its = _Tile(context, builder, signature, arguments)
-        even, odd = range(0, 2 * its.lanes, 2), range(1, 2 * its.lanes, 2)
+    def sums(query: list[Any], first: int, count: int) -> Any:
+        """Sums of the products of ``count`` tokens, each in its share of the lanes."""
+        if count > 1:
+            a, b = sums(query, first, count // 2), sums(query, first + count // 2, count // 2)
+            return builder.fadd(its.shuffle(a, b, even), its.shuffle(a, b, odd))
+        total = ir.Constant(its.vector, [0.0] * its.lanes)
+        for numbers, d in zip(query, parts, strict=True):
+            total = its.multiply_add(numbers, its.load(keys.data, its.plus(offsets[first], d)), total)
+        return total
 
-        def sums(query: list[Any], first: int, count: int) -> Any:
-            """Sums of the products of ``count`` tokens, each in its share of the lanes."""
-            if count > 1:
-                a, b = sums(query, first, count // 2), sums(query, first + count // 2, count // 2)
-                return builder.fadd(its.shuffle(a, b, even), its.shuffle(a, b, odd))
-            total = ir.Constant(its.vector, [0.0] * its.lanes)
-            for numbers, d in zip(query, its.parts, strict=True):
-                total = its.multiply_add(numbers, its.load(its.cached, its.plus(its.rows[first], d)), total)
-            return total
-
-        for g in range(its.together):
-            query = [its.load(its.input, its.plus(its.of_query(0, g), d)) for d in its.parts]
-            its.store(sums(query, 0, its.lanes), its.result, its.weights(3, g))
-        return context.get_dummy_value()
-
-    return types.void(q, keys, rows, weights, head, g, tile, together, head_dim), generate
+    for query in (its.plus(g, i) for i in range(together)):
+        numbers = [its.load(q.data, its.offset(q, head, query, d)) for d in parts]
+        its.store(sums(numbers, 0, its.lanes), weights.data, its.offset(weights, head, query, its.times(tile, its.lanes)))
 
 
-@intrinsic(prefer_literal=True)
+@llvm_loop
 def _add_values(
-    typing_context: Any, weights: Any, v: Any, rows: Any, sums: Any, head: Any, g: Any, tile: Any, together: Any, head_dim: Any
-) -> Any:
-    """sums[head, g] += weights[head, g, token] * v[rows[token], head], over the tile's tokens."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        its = _Tile(context, builder, signature, arguments)
-        at_once = max(1, REGISTERS * 3 // 4 // its.together)
-        for part in range(0, len(its.parts), at_once):
-            parts = its.parts[part : part + at_once]
-            offsets = {(g, d): its.plus(its.of_query(3, g), d) for g in range(its.together) for d in parts}
-            totals = {key: its.load(its.result, offset) for key, offset in offsets.items()}
-            for token, row in enumerate(its.rows):
-                numbers = {d: its.load(its.cached, its.plus(row, d)) for d in parts}
-                for g in range(its.together):
-                    weight = its.splat(its.input, its.plus(its.weights(0, g), token))
-                    for d in parts:
-                        totals[g, d] = its.multiply_add(weight, numbers[d], totals[g, d])
-            for key, offset in offsets.items():
-                its.store(totals[key], its.result, offset)
-        return context.get_dummy_value()
-
-    return types.void(weights, v, rows, sums, head, g, tile, together, head_dim), generate
+    builder: Any, weights: Array, v: Array, rows: Array, sums: Array, head: Any, g: Any, tile: Any, together: int, head_dim: int
+) -> None:
+    """sums[head, g] += weights[head, g, token] * v[rows[token], head], over the tile's tokens, for ``together`` queries."""
+    its = Vectors(builder, _lanes(head_dim))
+    offsets, first_token = _rows(its, rows, head, tile, head_dim), its.times(tile, its.lanes)
+    queries, at_once = [its.plus(g, i) for i in range(together)], max(1, REGISTERS * 3 // 4 // together) * its.lanes
+    for part in range(0, head_dim, at_once):
+        parts = range(part, min(part + at_once, head_dim), its.lanes)
+        results = {(query, d): its.offset(sums, head, query, d) for query in queries for d in parts}
+        totals = {key: its.load(sums.data, result) for key, result in results.items()}
+        for token, row in enumerate(offsets):
+            numbers = {d: its.load(v.data, its.plus(row, d)) for d in parts}
+            for query in queries:
+                weight = its.splat(weights.data, its.offset(weights, head, query, its.plus(first_token, token)))
+                for d in parts:
+                    totals[query, d] = its.multiply_add(weight, numbers[d], totals[query, d])
+        for key, result in results.items():
+            its.store(totals[key], sums.data, result)
