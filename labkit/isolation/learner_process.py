@@ -15,6 +15,7 @@ from _thread import interrupt_main
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -53,7 +54,7 @@ class Learner:
         self._factories = dict(registry._factories)
 
     def answer(self, request: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], Packer]:
-        """Executes a request; answers with a value or an error, the tensors written to, and the architectures registered."""
+        """Executes a request; answers with a value or an error, what it changed, and the architectures registered."""
         unpacker, packer = Unpacker(data, self._unpack_other), Packer(self._pack_object)
         try:
             for number in request.get("free", ()):
@@ -68,8 +69,10 @@ class Learner:
             packer = Packer(self._pack_object)
             message = {"error": self._pack_error(error, packer)}
         message["wrote"] = [
-            [start, packer.pack(torch.frombuffer(memory, dtype=torch.uint8))] for start, memory in unpacker.written().items()
+            [number, packer.pack(torch.frombuffer(memory, dtype=torch.uint8))] for number, memory in unpacker.written()
         ]
+        packer.known = {id(each): number for number, each in enumerate(unpacker.given)}
+        message["changed"] = [[number, packer.pack(copy(unpacker.given[number]))] for number in unpacker.changed()]
         message["registered"] = [
             [name, packer.pack(factory)]
             for name, factory in registry._factories.items()

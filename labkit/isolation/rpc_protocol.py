@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Callable, ItemsView, Iterable
+from collections.abc import Callable, ItemsView, Iterable, Sequence
+from copy import copy
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +75,15 @@ class Packer:
         other: packs a value that is not plain; it gets the value, and the function that packs values.
 
     Attributes:
-        tensors: the tensors, by the offset of their bytes.
-        parts: their bytes.
+        given: the containers and tensors, in the order in which they were packed, which is the order of unpacking.
+        known: packs an object as its number in the other process's ``given``, by its id.
+        parts: the bytes of the tensors.
     """
 
     def __init__(self, other: Callable[[Any, Callable[[Any], Any]], dict[str, Any]]) -> None:
         self.other = other
-        self.tensors: dict[int, Tensor] = {}
+        self.given: list[Any] = []
+        self.known: dict[int, int] = {}
         self.parts: list[bytes | memoryview] = []
         self._size = 0
 
@@ -88,42 +92,32 @@ class Packer:
         kind = type(value)
         if value is None or kind in (bool, int, float, str):
             return value
+        if id(value) in self.known:
+            return {"given": self.known[id(value)]}
         if isinstance(value, np.generic):
             return self.pack(value.item())
         for plain in (int, float, str):
             if isinstance(value, plain):
                 return plain(value)
         if isinstance(value, Tensor):
-            packed = self._bytes_of(value.detach())
-            if value.numel():
-                self.tensors[packed[2]] = value
-            return {"tensor": packed}
+            return {"tensor": self._bytes_of(value)}
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
             return {"array": self._bytes_of(torch.from_numpy(np.ascontiguousarray(value)))}
         if isinstance(value, (bytes, bytearray)):
-            return {"bytes": self._bytes_of(torch.frombuffer(bytearray(value), dtype=torch.uint8)) if value else None}
-        for name, container in (("list", list), ("tuple", tuple), ("set", set), ("frozenset", frozenset)):
-            if isinstance(value, container):
-                return {name: [self.pack(each) for each in value]}
-        if isinstance(value, ItemsView):
-            return {"items": [[self.pack(key), self.pack(each)] for key, each in value]}
-        if isinstance(value, dict):
-            return {"dict": [[self.pack(key), self.pack(each)] for key, each in value.items()]}
-        if isinstance(value, slice):
-            return {"slice": [self.pack(each) for each in (value.start, value.stop, value.step)]}
-        if isinstance(value, range):
-            return {"range": [value.start, value.stop, value.step]}
-        if isinstance(value, torch.dtype):
-            return {"dtype": str(value).removeprefix("torch.")}
-        if isinstance(value, Path):
-            return {"path": str(value)}
+            return {"bytes": self._bytes_of(torch.from_numpy(np.frombuffer(bytearray(value), np.uint8)))}
+        for name, (plain_kind, parts, _) in KINDS.items():
+            if isinstance(value, plain_kind):
+                packed = [self.pack(each) for each in parts(value)]
+                self.given.append(value)
+                return {name: packed}
         if is_dataclass(value) and kind.__module__.startswith(MODULES):
             known = {field.name: self.pack(getattr(value, field.name)) for field in fields(value) if field.init}
             return {"known": [f"{kind.__module__}:{kind.__qualname__}", known]}
         return self.other(value, self.pack)
 
     def _bytes_of(self, tensor: Tensor) -> list[Any]:
-        flat = tensor.cpu().contiguous().reshape(-1)
+        self.given.append(tensor)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
         data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
         start, self._size = self._size, self._size + len(data)
         self.parts.append(data)
@@ -131,19 +125,22 @@ class Packer:
 
 
 class Unpacker:
-    """Unpacks the values of a message.
+    """Unpacks the values of a message, and finds out what a call has changed of them.
 
     Args:
         data: the bytes of the message's tensors.
         other: unpacks a kind that is not plain; it gets the kind, the value, and the function that unpacks values.
+        sent: ``given`` of the request that the message answers.
 
     Attributes:
-        memory: the memory of each tensor, by the offset of its bytes.
+        given: the containers and tensors, in the order of unpacking.
     """
 
-    def __init__(self, data: bytearray, other: Callable[[str, Any, Callable[[Any], Any]], Any]) -> None:
-        self.data, self.other = data, other
-        self.memory: dict[int, bytearray] = {}
+    def __init__(self, data: bytearray, other: Callable[[str, Any, Callable[[Any], Any]], Any], sent: Sequence[Any] = ()) -> None:
+        self.data, self.other, self.sent = data, other, sent
+        self.given: list[Any] = []
+        self._before: list[tuple[Any, Any]] = []
+        self._memory: dict[int, tuple[int, bytearray]] = {}
 
     def unpack(self, packed: Any) -> Any:
         """The inverse of :meth:`Packer.pack`.
@@ -155,32 +152,31 @@ class Unpacker:
             return packed
         try:
             ((kind, value),) = packed.items()
-            return self._unpack(kind, value)
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            if kind in KINDS:
+                return self._keep(KINDS[kind][2]([self.unpack(each) for each in value]))
+            if kind in ("tensor", "array", "bytes"):
+                tensor = self._tensor(*value)
+                return tensor if kind == "tensor" else tensor.numpy() if kind == "array" else tensor.numpy().tobytes()
+            return self.sent[value] if kind == "given" else self.other(kind, value, self.unpack)
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
             raise ProtocolError(f"a value that cannot be unpacked: {error}") from error
 
-    def _unpack(self, kind: str, value: Any) -> Any:
-        if kind in CONTAINERS:
-            return CONTAINERS[kind](self.unpack(each) for each in value)
-        if kind in ("dict", "items"):
-            pairs = {self.unpack(key): self.unpack(each) for key, each in value}
-            return pairs.items() if kind == "items" else pairs
-        if kind == "slice":
-            return slice(*(self.unpack(each) for each in value))
-        if kind == "range":
-            return range(*value)
-        if kind in ("tensor", "array", "bytes"):
-            tensor = self._tensor(*(value or ("uint8", [0], 0)))
-            return tensor if kind == "tensor" else tensor.numpy() if kind == "array" else tensor.numpy().tobytes()
-        if kind == "dtype":
-            return _dtype(value)
-        if kind == "path":
-            return Path(value)
-        return self.other(kind, value, self.unpack)
+    def written(self) -> list[tuple[int, bytearray]]:
+        """The numbers of the tensors that were written to since they were received, and the memory that each had then."""
+        return [
+            (number, memory)
+            for number, (start, memory) in self._memory.items()
+            if memory != self.data[start : start + len(memory)]
+        ]
 
-    def written(self) -> dict[int, bytearray]:
-        """The memory of the tensors that were written to since they were received."""
-        return {start: memory for start, memory in self.memory.items() if memory != self.data[start : start + len(memory)]}
+    def changed(self) -> list[int]:
+        """The numbers of the containers with other elements, and of the tensors with another shape, stride, dtype or memory."""
+        return [number for number, (before, _) in enumerate(self._before) if before != _structure(self.given[number])]
+
+    def _keep(self, value: Any) -> Any:
+        self.given.append(value)
+        self._before.append((_structure(value), copy(value) if isinstance(value, (list, dict, set)) else None))
+        return value
 
     def _tensor(self, dtype_name: str, shape: list[int], start: int) -> Tensor:
         dtype = _dtype(dtype_name)
@@ -188,13 +184,39 @@ class Unpacker:
         memory = self.data[start : start + count * dtype.itemsize]
         if min(shape, default=0) < 0 or start < 0 or len(memory) != count * dtype.itemsize:
             raise ProtocolError(f"a tensor of shape {shape} with {len(memory)} bytes")
-        if not count:
-            return torch.empty(shape, dtype=dtype)
-        self.memory[start] = memory
-        return torch.frombuffer(memory, dtype=dtype).view(shape)
+        if count:
+            self._memory[len(self.given)] = start, memory
+        tensor: Tensor = self._keep(
+            torch.frombuffer(memory, dtype=dtype).view(shape) if count else torch.empty(shape, dtype=dtype)
+        )
+        return tensor
 
 
-CONTAINERS: dict[str, Callable[[Iterable[Any]], Any]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+def _structure(value: Any) -> Any:
+    """Differs after a container has got other elements, or a tensor another shape or memory; the elements must be kept alive."""
+    match value:
+        case Tensor():
+            return value.shape, value.stride(), value.dtype, value.data_ptr()
+        case dict():
+            return [*map(id, chain(*value.items()))]
+        case list() | set():
+            return [*map(id, value)]
+
+
+def _bounds(value: Any) -> list[Any]:
+    return [value.start, value.stop, value.step]
+
+
+KINDS: dict[str, tuple[type, Callable[[Any], Iterable[Any]], Callable[[list[Any]], Any]]] = {
+    **{each.__name__: (each, list, each) for each in (list, tuple, set, frozenset)},
+    "items": (ItemsView, lambda value: [dict(value)], lambda parts: parts[0].items()),
+    "dict": (dict, lambda value: chain(*value.items()), lambda parts: dict(zip(parts[::2], parts[1::2], strict=True))),
+    "slice": (slice, _bounds, lambda parts: slice(*parts)),
+    "range": (range, _bounds, lambda parts: range(*parts)),
+    "dtype": (torch.dtype, lambda value: [str(value).removeprefix("torch.")], lambda parts: _dtype(*parts)),
+    "path": (Path, lambda value: [str(value)], lambda parts: Path(*parts)),
+}
+"""Each kind of plain value: its type, the values that it is made of, and what makes it of them again."""
 
 
 def _dtype(name: str) -> torch.dtype:

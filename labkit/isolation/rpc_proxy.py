@@ -101,13 +101,15 @@ class LearnerConnection:
             raise ProcessLostError(self.lost) from None
 
     def _result(self, message: dict[str, Any], data: bytearray, packer: Packer) -> Any:
-        """Applies the answer's writes to tensors and its registered models; returns its value or raises its error."""
-        unpacker = Unpacker(data, self._unpack_other)
+        """Changes the arguments as the call did, and registers its models; returns its value or raises its error."""
+        unpacker = Unpacker(data, self._unpack_other, packer.given)
         try:
-            for start, packed in message["wrote"]:
-                tensor, new = packer.tensors[start], unpacker.unpack(packed)
+            for number, packed in message["wrote"]:
+                tensor, new = packer.given[number], unpacker.unpack(packed)
                 with torch.no_grad():
                     tensor.data.copy_(new.view(tensor.dtype).view(tensor.shape))
+            for number, packed in message["changed"]:
+                _change(packer.given[number], unpacker.unpack(packed))
             for name, packed in message["registered"]:
                 register_model(str(name), unpacker.unpack(packed))
             if "error" not in message:
@@ -244,6 +246,20 @@ class ModuleProxy(Proxy):
         super().__init__(connection, 0)
         object.__setattr__(self, "__file__", str(connection.path))
         object.__setattr__(self, "__name__", connection.path.stem)
+
+
+def _change(own: Any, new: Any) -> None:
+    """Makes the judge's own object equal to the one that the call left behind."""
+    match new:
+        case torch.Tensor():
+            own.data = new
+        case list():
+            own[:] = new
+        case dict() | set():
+            own.clear()
+            own.update(new)
+        case _:
+            raise ProtocolError(f"a changed {type(new).__name__}")
 
 
 @lru_cache(256)
