@@ -24,9 +24,7 @@ def install_kernels(model: object) -> None:
 
     Linear layers on the CPU get a packed weight if they are float32 or quantized. Other layers get a kernel if every parameter
     of the model is float32 on the CPU, and a decoder on one rank replays its decode steps then. The rest stays plain torch.
-
-    Args:
-        model: loaded, and quantized before; an object that is no torch module is not changed.
+    The model is loaded, and quantized before; an object that is no torch module is not changed.
     """
     if not issubclass(type(model), nn.Module):
         return

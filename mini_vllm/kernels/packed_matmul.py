@@ -123,15 +123,7 @@ def _as_numpy(numbers: Tensor) -> NDArray[Any]:
 
 
 def packed_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
-    """Computes x @ weight.T + bias for few rows of x.
-
-    Args:
-        x: float32 (T, in).
-        weight: (out, in).
-
-    Returns:
-        float32 (T, out).
-    """
+    """Computes x @ weight.T + bias, float32 (T, in) to (T, out), for few rows."""
     use_torchs_threads()
     out = torch.empty(len(x), weight.out_size)
     call(_packed_matmul, x.contiguous().numpy(), *weight[:4], out.numpy())
