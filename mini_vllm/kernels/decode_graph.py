@@ -28,7 +28,6 @@ MAX_ROWS = 32
 Region = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The part of a model that is captured: hidden states, cos and sin, each with the step's rows first, to hidden states."""
 
-
 Shape = tuple[KVCache, int, int]
 """KV cache, rows and width of the block tables: what a captured step and the step replayed as it have in common."""
 
@@ -88,7 +87,7 @@ class DecodeGraph:
             self._last = shape
             return self._region(*inputs)
         own = tuple(each.clone() for each in inputs)
-        with recorded_calls() as calls, _TorchWatch() as watch:
+        with recorded_calls() as calls, _TorchWatch() as watch:  # type: ignore[no-untyped-call]
             output = self._region(*own)
         self._uses_torch = watch.found
         if not self._uses_torch:
@@ -101,12 +100,10 @@ HARMLESS = torch.ops.aten.empty.memory_format, torch.ops.aten.detach_.default
 """Operations that may be left out of a replay: allocation, and the conversion to numpy."""
 
 
-class _TorchWatch(TorchDispatchMode):
+class _TorchWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Finds whether torch computes anything, which a replay would leave out; making views of known memory is no computation."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found = False
+    found = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -115,18 +115,20 @@ def free_weight(layer: LinearBase) -> None:
 
 def weight_bytes(model: object) -> int:
     """Bytes of a model's parameters, buffers and kernels' weights on this rank; a shared weight counts once."""
-    if not issubclass(type(model), nn.Module):
-        return 0
-    module = cast("nn.Module", model)
+    module = as_module(model)
     kernels = sum(getattr(layer.kernel, "nbytes", 0) for layer in linear_layers(model).values())
     return kernels + sum(part.nbytes for parts in (module.parameters(), module.buffers()) for part in parts)
 
 
 def linear_layers(model: object) -> dict[str, LinearBase]:
     """A model's linear layers by name, the LM head among them."""
+    return {name: module for name, module in as_module(model).named_modules() if isinstance(module, LinearBase)}
+
+
+def as_module(model: object) -> nn.Module:
+    """The model, or an empty module for one that is no torch module and so has no layers."""
     # type(), since isinstance() would read an attribute of a model that promises no more than forward.
-    modules = cast("nn.Module", model).named_modules() if issubclass(type(model), nn.Module) else ()
-    return {name: module for name, module in modules if isinstance(module, LinearBase)}
+    return cast("nn.Module", model) if issubclass(type(model), nn.Module) else nn.Module()
 
 
 def _quantized(layer: LinearBase, quantization: QuantizationConfig) -> QuantizedWeight:
