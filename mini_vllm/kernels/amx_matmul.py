@@ -48,15 +48,7 @@ _CONFIG[0], _CONFIG[16:32:2], _CONFIG[48:56] = 1, 64, 16
 
 
 def amx_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
-    """Computes x @ weight.T + bias for many rows of x; only where :data:`AVAILABLE`.
-
-    Args:
-        x: float32 (T, in).
-        weight: (out, in), packed as bfloat16.
-
-    Returns:
-        float32 (T, out).
-    """
+    """Computes x @ weight.T + bias, float32 (T, in) to (T, out), for many rows and bfloat16 weights; where AVAILABLE."""
     use_torchs_threads()
     x, out = x.contiguous(), torch.empty(len(x), weight.out_size)
     inputs = -(-x.shape[1] // (2 * PAIRS)) * 2 * PAIRS

@@ -28,28 +28,14 @@ MAX_ROWS = 32
 Region = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The part of a model that is captured: hidden states, cos and sin, each with the step's rows first, to hidden states."""
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Properties that a captured step and the step replayed as it have in common."""
-
-    kv_cache: KVCache
-    num_rows: int
-    table_width: int
+Shape = tuple[KVCache, int, int]
+"""KV cache, rows and width of the block tables: what a captured step and the step replayed as it have in common."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One captured step.
-
-    Attributes:
-        shape: the steps that it can replay.
-        inputs: memory of the region's inputs.
-        write_slots: memory of the slots that the loops write to.
-        decodes: memory of block tables and lengths, for each sliding window of the model.
-        calls: each loop with its arguments, in order; the arguments keep the memory alive.
-        output: memory of the result.
-    """
+    """One captured step: its loops in order, and the memory that they read and write. ``decodes`` has one group for each sliding
+    window of the model."""
 
     shape: Shape
     inputs: tuple[Tensor, ...]
@@ -76,11 +62,7 @@ class DecodeGraph:
     """Computes a region of a model, by replay where possible: not in prefills, with an adapter, or with more than MAX_ROWS rows,
     and never when the region computes anything by torch.
 
-    Args:
-        region: calls the same loops for the same shape; it may write to its inputs and to the KV cache, and keeps no other state.
-
-    Attributes:
-        replays: how many steps were replayed.
+    The region calls the same loops for the same shape; it may write to its inputs and to the KV cache, and keeps no other state.
     """
 
     def __init__(self, region: Region) -> None:
@@ -97,18 +79,15 @@ class DecodeGraph:
         if self._uses_torch or not all_decodes or any(context.lora_ids) or inputs[0].dtype != torch.float32:
             return self._region(*inputs)
         step = PagedDecodes.of(context, range(len(context.lengths)), None)
-        shape = Shape(context.kv_cache, len(inputs[0]), step.block_tables.shape[1])
+        shape = context.kv_cache, len(inputs[0]), step.block_tables.shape[1]
         if self._graph and self._graph.shape == shape:
             self.replays += 1
             return self._graph.replay(inputs, context, step)
         if self._last != shape:
             self._last = shape
             return self._region(*inputs)
-        return self._capture(context, shape, inputs)
-
-    def _capture(self, context: ForwardContext, shape: Shape, inputs: tuple[Tensor, ...]) -> Tensor:
         own = tuple(each.clone() for each in inputs)
-        with recorded_calls() as calls, _TorchWatch() as watch:
+        with recorded_calls() as calls, _TorchWatch() as watch:  # type: ignore[no-untyped-call]
             output = self._region(*own)
         self._uses_torch = watch.found
         if not self._uses_torch:
@@ -121,18 +100,16 @@ HARMLESS = torch.ops.aten.empty.memory_format, torch.ops.aten.detach_.default
 """Operations that may be left out of a replay: allocation, and the conversion to numpy."""
 
 
-class _TorchWatch(TorchDispatchMode):
+class _TorchWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Finds whether torch computes anything, which a replay would leave out; making views of known memory is no computation."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found = False
+    found = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func not in HARMLESS:
             known = {each.untyped_storage().data_ptr() for each in args if isinstance(each, Tensor)}
-            made = [each for each in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(each, Tensor)]
-            is_view = not func._schema.is_mutable and all(each.untyped_storage().data_ptr() in known for each in made)
-            self.found = self.found or not is_view
+            made = result if isinstance(result, (list, tuple)) else [result]
+            new = any(isinstance(each, Tensor) and each.untyped_storage().data_ptr() not in known for each in made)
+            self.found = self.found or new or func._schema.is_mutable
         return result

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-from torch import nn
 
 from mini_vllm.kernels import elementwise
 from mini_vllm.kernels.decode_graph import DecodeGraph
@@ -14,6 +11,7 @@ from mini_vllm.kernels.paged_decode import PagedDecodes
 from mini_vllm.layers.activation import SiluAndMul
 from mini_vllm.layers.attention import Attention
 from mini_vllm.layers.norm import RMSNorm
+from mini_vllm.layers.quantization import as_module
 from mini_vllm.layers.rotary import ApplyRotary
 from mini_vllm.models.decoder import DecoderModel
 from mini_vllm.parallel import get_tp_group
@@ -24,14 +22,10 @@ def install_kernels(model: object) -> None:
 
     Linear layers on the CPU get a packed weight if they are float32 or quantized. Other layers get a kernel if every parameter
     of the model is float32 on the CPU, and a decoder on one rank replays its decode steps then. The rest stays plain torch.
-
-    Args:
-        model: loaded, and quantized before; an object that is no torch module is not changed.
+    The model is loaded, and quantized before; an object that is no torch module is not changed.
     """
-    if not issubclass(type(model), nn.Module):
-        return
     pack_linear_layers(model)
-    module = cast("nn.Module", model)
+    module = as_module(model)
     if not all(parameter.dtype == torch.float32 and parameter.is_cpu for parameter in module.parameters()):
         return
     for layer in module.modules():

@@ -20,21 +20,13 @@ from numba import config, njit, set_num_threads
 # LLVM uses half of AVX-512's width by default, which suits mixed code; these loops are all arithmetic.
 config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
 
-
 PARALLEL_SIZE = 2**15
 """Numbers from which on a loop runs on all threads; torch's own grain size."""
 
 
 class _ThreadState(threading.local):
-    """State of one calling thread.
-
-    Attributes:
-        num_threads: the last argument of set_num_threads, which numba stores per calling thread.
-        calls: where calls are recorded; None while nothing is recorded.
-    """
-
-    num_threads = 0
-    calls: list[Call] | None = None
+    num_threads = 0  # the last argument of set_num_threads, which numba stores per calling thread
+    calls: list[Call] | None = None  # where calls are recorded, if they are
 
 
 Call = tuple[Callable[..., None], tuple[Any, ...]]
@@ -58,10 +50,9 @@ def use_torchs_threads() -> None:
 @contextmanager
 def recorded_calls() -> Iterator[list[Call]]:
     """Records every loop that this thread calls inside the block; the arguments keep their memory alive."""
-    calls: list[Call] = []
-    _thread.calls = calls
+    _thread.calls = []
     try:
-        yield calls
+        yield _thread.calls
     finally:
         _thread.calls = None
 
@@ -74,11 +65,7 @@ def call(loop: Callable[..., None], *arguments: Any) -> None:
 
 
 def row_loop(loop: Callable[..., None]) -> Callable[..., None]:
-    """Compiles a loop for one thread and for all; from PARALLEL_SIZE numbers on, all threads run it.
-
-    Args:
-        loop: its first argument is an array (rows, ...), over whose rows it loops with ``prange``.
-    """
+    """Compiles a loop for one thread and for all; from PARALLEL_SIZE numbers in its first argument on, all threads run it."""
     one_thread, all_threads = compiled(loop, parallel=False), compiled(loop)
 
     def run(rows: Any, *others: Any) -> None:
@@ -94,10 +81,7 @@ def row_loop(loop: Callable[..., None]) -> Callable[..., None]:
 def compiled(loop: Callable[..., None], *signature: str, parallel: bool = True) -> Callable[..., None]:
     """Compiles a loop to machine code and caches it on disk, so that only the first run on a machine compiles.
 
-    Args:
-        loop: a function of arrays and numbers, in the part of Python that numba supports.
-        signature: the one type to compile for now; without it, numba compiles for each type it is called with.
-        parallel: whether ``prange`` is divided among the threads.
+    With a signature it is compiled for that type now, without one for each type it is called with, at the first call.
     """
     options = {"parallel": parallel, "fastmath": True, "error_model": "numpy", "nogil": True}
     try:

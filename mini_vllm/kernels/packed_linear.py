@@ -16,32 +16,25 @@ from mini_vllm.kernels.packed_matmul import PackedWeight, lanes, pack, packed_ma
 from mini_vllm.layers.linear import LinearBase
 from mini_vllm.layers.quantization import QuantizedProduct, QuantizedWeight, free_weight, linear_layers
 
-ROWS_AT_A_TIME = 256
-"""Rows that :func:`is_bfloat16` reads at a time; in a float32 checkpoint the first ones decide."""
-
 
 class PackedKernel:
     """A linear layer's product with a packed weight.
 
     Few rows, as decode steps have, are multiplied by packed_matmul. Many are multiplied by the matrix unit (AMX) if there is one
-    and the weight is bfloat16, and else by torch, for which the weight is unpacked.
-
-    Args:
-        weight: (out, in).
-        bias: (out,) or None.
-        packed: memory for the packed weight, of ``packed_shape(weight.q)``.
+    and the weight is bfloat16, and else by torch, for which the weight is unpacked. ``packed`` is memory of
+    ``packed_shape(weight.q)`` for the packed weight.
     """
 
     FEW_ROWS = 256
     MIN_AMX_ROWS = 32
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, packed: Tensor) -> None:
-        self.out_size = len(weight.q)
-        self.packed, self.bias = packed, bias
-        padding = -self.out_size % lanes(packed.dtype)
-        self.scale, self.zero = (F.pad(part, (0, padding)).contiguous() for part in (weight.scale, weight.zero))
+        self.packed, self.bias, out_size = packed, bias, len(weight.q)
+        padding = -out_size % lanes(packed.dtype)
+        self._scale, self._zero = (F.pad(part, (0, padding)).contiguous() for part in (weight.scale, weight.zero))
         pack(weight.q, packed)
-        self._weight = PackedWeight.of(packed, self.scale, self.zero, bias, self.out_size)
+        self.nbytes = packed.nbytes + self._scale.nbytes + self._zero.nbytes
+        self._weight = PackedWeight.of(packed, self._scale, self._zero, bias, out_size)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out), in x's dtype."""
@@ -51,19 +44,9 @@ class PackedKernel:
             return packed_matmul(x.float(), self._weight).to(x.dtype)
         unpacked = unpack(self.packed)
         if not unpacked.is_floating_point():
-            unpacked = self._dequantized(unpacked).to(x.dtype)
-        out = onednn_matmul(x, unpacked[:, : self.out_size])
+            unpacked = QuantizedWeight(unpacked.t(), self._scale, self._zero).dequantized().t().to(x.dtype)
+        out = onednn_matmul(x, unpacked[:, : self._weight.out_size])
         return out if self.bias is None else out.add_(self.bias)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of weight, scales and zeros."""
-        return self.packed.nbytes + self.scale.nbytes + self.zero.nbytes
-
-    def _dequantized(self, q: Tensor) -> Tensor:
-        """(in, out) to float32."""
-        groups = q.view(len(self.scale), -1, q.shape[1]) * self.scale.float().unsqueeze(1)
-        return (groups.add_(self.zero.float().unsqueeze(1)) if len(self.zero) else groups).flatten(0, 1)
 
 
 def onednn_matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -80,7 +63,7 @@ def pack_linear_layers(model: object) -> None:
     """
     weights = {layer: weight for layer in linear_layers(model).values() if (weight := _weight(layer)) is not None}
     dtypes = [_packed_dtype(weight.q) for weight in weights.values()]
-    shapes = [packed_shape(weight.q.to("meta", dtype)) for weight, dtype in zip(weights.values(), dtypes, strict=True)]
+    shapes = [packed_shape(weight.q) for weight in weights.values()]
     sizes = [prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
     # One allocation for all weights: numpy asks the kernel for huge pages for a large one, which makes reading it faster.
     parts = torch.split(torch.from_numpy(np.empty(sum(sizes), np.uint8)), sizes)
@@ -103,13 +86,9 @@ def _weight(layer: LinearBase) -> QuantizedWeight | None:
 
 
 def _packed_dtype(weight: Tensor) -> torch.dtype:
-    return torch.bfloat16 if weight.dtype == torch.float32 and is_bfloat16(weight) else weight.dtype
-
-
-def is_bfloat16(weight: Tensor) -> bool:
-    """Whether bfloat16 represents every number of a float32 weight exactly, as when the checkpoint is in bfloat16.
-
-    A bfloat16 is the upper half of a float32, so the lower halves are all zero then.
-    """
-    parts = (part.numpy().view(np.uint32) for part in weight.data.split(ROWS_AT_A_TIME))  # type: ignore[no-untyped-call]
-    return not any(np.bitwise_or.reduce(part, axis=None) & 0xFFFF for part in parts)
+    """bfloat16 for a float32 weight if bfloat16 represents every number exactly, as when the checkpoint is in bfloat16."""
+    if weight.dtype != torch.float32:
+        return weight.dtype
+    # A bfloat16 is the upper half of a float32: the lower halves are all zero. In a float32 checkpoint the first part decides.
+    parts = (part.numpy().view(np.uint32) for part in weight.data.split(256))  # type: ignore[no-untyped-call]
+    return torch.float32 if any(np.bitwise_or.reduce(part, axis=None) & 0xFFFF for part in parts) else torch.bfloat16

@@ -93,14 +93,12 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 class PackedWeight(NamedTuple):
-    """Arguments of the loop for one weight, packed * scale + zero, and its bias.
+    """Arguments of the loop for one weight, packed (by :func:`pack`) * scale + zero, and its bias.
 
     Attributes:
-        packed: in the order of :func:`pack`.
         scale: (groups, out rounded up to lanes), for each group of inputs of each output; float16 for 4 bits, else float32.
         zero: the same, for 4 bits; of shape (0, 0) for all else.
         bias: float32 (out,), or of shape (0,) for none.
-        out_size: out.
     """
 
     packed: NDArray[Any]
@@ -123,15 +121,7 @@ def _as_numpy(numbers: Tensor) -> NDArray[Any]:
 
 
 def packed_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
-    """Computes x @ weight.T + bias for few rows of x.
-
-    Args:
-        x: float32 (T, in).
-        weight: (out, in).
-
-    Returns:
-        float32 (T, out).
-    """
+    """Computes x @ weight.T + bias, float32 (T, in) to (T, out), for few rows."""
     use_torchs_threads()
     out = torch.empty(len(x), weight.out_size)
     call(_packed_matmul, x.contiguous().numpy(), *weight[:4], out.numpy())

@@ -43,7 +43,7 @@ class PagedDecodes:
     Attributes:
         rows: the decodes' rows of the step.
         block_tables: int64 of shape (S, blocks of the longest request rounded up to TABLE_STEP), padded with zeros.
-        lengths: int64 of shape (S,): the tokens of each request in the cache.
+        lengths: int64 of shape (S,): the tokens of each request in the cache, its query's own the last.
         window: how many of the newest tokens a query attends to; None for all.
     """
 
@@ -66,35 +66,18 @@ class PagedDecodes:
         )
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        """As AttentionGroup.attend; everything is float32 on the CPU."""
+        """As AttentionGroup.attend; everything is float32 on the CPU, and contiguous but for q. A table's padding is not read."""
+        block_size, kv_heads, head_dim = keys.shape[1:]
+        use_torchs_threads()
+        kernel = _kernel(q.shape[1] // kv_heads, head_dim, block_size)
+        # One task has all heads of a request, whose rows are adjacent; with fewer requests than threads, one task per head.
+        tasks_per_request = 1 if len(self.lengths) >= torch.get_num_threads() else kv_heads
         in_place = isinstance(self.rows, slice)
         rows = out[self.rows] if in_place else torch.empty(len(self.lengths), *out.shape[1:])
-        paged_decode(q[self.rows], keys, values, self.block_tables, self.lengths, self.window, rows)
+        arrays = (q[self.rows], keys, values, self.block_tables, self.lengths)
+        call(kernel, *(array.numpy() for array in arrays), self.window or 0, tasks_per_request, rows.numpy())
         if not in_place:
             out[self.rows] = rows
-
-
-def paged_decode(
-    q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, lengths: Tensor, window: int | None, out: Tensor
-) -> None:
-    """Computes attention of one query of each request over its tokens in the cache; all float32 on the CPU.
-
-    Args:
-        q: (S, N, D), the newest token of each request.
-        keys: (B, block_size, K, D), contiguous.
-        values: (B, block_size, K, D), contiguous.
-        block_tables: int64 of shape (S, blocks of the longest request), contiguous; a row's padding is not read.
-        lengths: int64 of shape (S,): the tokens of each request, its query's own the last, at least one; contiguous.
-        window: how many of the newest tokens a query attends to; None for all.
-        out: (S, N, D), contiguous; overwritten.
-    """
-    block_size, kv_heads, head_dim = keys.shape[1:]
-    use_torchs_threads()
-    kernel = _kernel(q.shape[1] // kv_heads, head_dim, block_size)
-    # One task has all heads of a request, whose rows are adjacent; with fewer requests than threads, one task per head.
-    tasks_per_request = 1 if len(q) >= torch.get_num_threads() else kv_heads
-    arrays = (q, keys, values, block_tables, lengths)
-    call(kernel, *(array.numpy() for array in arrays), window or 0, tasks_per_request, out.numpy())
 
 
 @cache

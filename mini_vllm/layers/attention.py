@@ -39,16 +39,7 @@ class Attention(nn.Module):
         self.group_decodes: GroupRequests = gather_requests
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of every request in the step.
-
-        Args:
-            q: (T, N, D), after rotary embedding.
-            k: (T, K, D), after rotary embedding.
-            v: (T, K, D).
-
-        Returns:
-            (T, N * D).
-        """
+        """q (T, N, D) and k (T, K, D), both after rotary embedding, and v (T, K, D), to (T, N * D)."""
         context = get_forward_context()
         keys, values = context.kv_cache.layer(self.name, k)
         self.write_kv(k, v, keys, values, context.write_slots)
@@ -92,7 +83,6 @@ class GatheredGroup:
     """Requests whose keys and values are gathered for one call of SDPA: one prefill chunk, or all decodes.
 
     Attributes:
-        is_decode: one query per request.
         rows: the group's rows of the step.
         blocks: the blocks to read, equally many for each request: ids, or a slice when they are consecutive.
         num_requests: S, of this group.
@@ -101,7 +91,6 @@ class GatheredGroup:
             where a decode attends to every key, or a prefill query to all keys up to its own.
     """
 
-    is_decode: bool
     rows: Tensor | slice
     blocks: Tensor | slice
     num_requests: int
@@ -110,30 +99,22 @@ class GatheredGroup:
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
         """As :meth:`AttentionGroup.attend`."""
-        k, v = self._gather(keys), self._gather(values)
-        if self.is_decode:
-            out[self.rows] = self._decode(q[self.rows], k, v)
-        else:  # the rows of one request are consecutive, so out[rows] is a view
-            self._prefill(q[self.rows], k, v, out[self.rows])
+        q, k, v = q[self.rows], self._gather(keys), self._gather(values)
+        grouped = q.view(len(q), k.shape[2], -1, k.shape[3])
+        if len(q) == self.num_requests:  # decodes: the G queries of a kv head are SDPA's sequence, so that its keys are read once
+            attended = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=self.mask)
+            out[self.rows] = attended.reshape(q.shape)
+        else:  # a prefill: the kv heads are SDPA's batch; a stride of zero gives each to its G queries
+            q = grouped.permute(1, 2, 0, 3)
+            k, v = (heads.permute(2, 0, 1, 3).expand(-1, q.shape[1], -1, -1) for heads in (k, v))
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=self.mask is None)
+            # The rows of one request are consecutive, so out[rows] is a view.
+            out[self.rows].view(grouped.shape).copy_(attended.permute(2, 0, 1, 3))
 
     def _gather(self, cache: Tensor) -> Tensor:
         """(B, block_size, K, D) to (S, L, K, D): a view where the blocks are consecutive."""
         blocks = cache[self.blocks] if isinstance(self.blocks, slice) else cache.index_select(0, self.blocks)
         return blocks.view(self.num_requests, -1, *cache.shape[2:])[:, : self.num_keys]
-
-    def _decode(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(S, N, D) over keys (S, L, K, D). The G queries of a kv head are SDPA's sequence, so that its keys are read once."""
-        grouped = q.view(len(q), k.shape[2], -1, k.shape[3])
-        out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=self.mask)
-        return out.reshape(q.shape)
-
-    def _prefill(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        """(n, N, D) over keys (1, L, K, D). The kv heads are SDPA's batch; a stride of zero gives each to its G queries."""
-        grouped = (len(q), k.shape[2], -1, k.shape[3])
-        q = q.view(grouped).permute(1, 2, 0, 3)
-        k, v = (heads.permute(2, 0, 1, 3).expand(-1, q.shape[1], -1, -1) for heads in (k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=self.mask is None)
-        out.view(grouped).copy_(attended.permute(2, 0, 1, 3))
 
 
 def gather_requests(context: ForwardContext, requests: Sequence[int], window: int | None, q: Tensor) -> AttentionGroup:
@@ -156,7 +137,6 @@ def gather_requests(context: ForwardContext, requests: Sequence[int], window: in
         attends &= key > query - window
     no_mask = bool(attends.all()) if num_queries == 1 else num_keys == num_queries and not window
     return GatheredGroup(
-        is_decode=num_queries == 1,
         rows=as_slice(rows) or torch.tensor(rows, device=q.device),
         blocks=as_slice(blocks) or torch.tensor(blocks, device=q.device),
         num_requests=len(requests),

@@ -20,8 +20,28 @@ PADDING = 64
 """The vocabulary is padded to a multiple of it, as in vLLM, so that every rank has as many rows."""
 
 
+def padded_rows(vocab_size: int) -> int:
+    """Number of rows of each rank."""
+    padded = -(-vocab_size // PADDING) * PADDING
+    return get_tp_group().divide(padded, f"rows of a vocabulary of {vocab_size}, padded to a multiple of {PADDING},")
+
+
+def vocab_shard(table: VocabParallelEmbedding | ParallelLMHead, parameter: str = "weight") -> Mapping[ShardId, Shard]:
+    """This rank's rows of the checkpoint, which are the first rows of its parameter."""
+    rows, hidden_size = table.weight.shape
+    first, last = (min(rank * rows, table.vocab_size) for rank in (table.tp.rank, table.tp.rank + 1))
+    return {None: Shard((table.vocab_size, hidden_size), 0, (first, last), (0, last - first))}
+
+
+def clear_padding(table: VocabParallelEmbedding | ParallelLMHead) -> None:
+    """Sets the padding rows to zero, which no checkpoint has."""
+    table.weight.data[vocab_shard(table)[None].target[1] :].zero_()
+
+
 class VocabParallelEmbedding(nn.Module):
     """Looks up a row of ``weight`` (V padded / ranks, H) per token; raises ParallelError if the ranks do not divide the rows."""
+
+    shards = vocab_shard
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -39,10 +59,6 @@ class VocabParallelEmbedding(nn.Module):
         elsewhere = (own < 0) | (own >= len(self.weight))
         return self.tp.all_reduce(F.embedding(own.masked_fill(elsewhere, 0), self.weight).masked_fill_(elsewhere[:, None], 0))
 
-    def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """This rank's rows."""
-        return vocab_shard(self)
-
 
 class ParallelLMHead(LinearBase):
     """Computes logits from hidden states, for the rows in ``logits_indices`` only, so that a prefill does not compute the whole
@@ -50,6 +66,8 @@ class ParallelLMHead(LinearBase):
 
     ``weight`` has an embedding's shape, so that the two may share it.
     """
+
+    shards = vocab_shard
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__(hidden_size, padded_rows(vocab_size))
@@ -60,25 +78,3 @@ class ParallelLMHead(LinearBase):
         """(T, H) to (R, V)."""
         logits = self.tp.all_gather(super().forward(hidden[get_forward_context().logits_indices]))
         return logits[:, : self.vocab_size]
-
-    def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """This rank's rows."""
-        return vocab_shard(self)
-
-
-def padded_rows(vocab_size: int) -> int:
-    """Number of rows of each rank."""
-    padded = -(-vocab_size // PADDING) * PADDING
-    return get_tp_group().divide(padded, f"rows of a vocabulary of {vocab_size}, padded to a multiple of {PADDING},")
-
-
-def vocab_shard(table: VocabParallelEmbedding | ParallelLMHead) -> Mapping[ShardId, Shard]:
-    """This rank's rows of the checkpoint, which are the first rows of its parameter."""
-    rows, hidden_size = table.weight.shape
-    first, last = (min(rank * rows, table.vocab_size) for rank in (table.tp.rank, table.tp.rank + 1))
-    return {None: Shard((table.vocab_size, hidden_size), 0, (first, last), (0, last - first))}
-
-
-def clear_padding(table: VocabParallelEmbedding | ParallelLMHead) -> None:
-    """Sets the padding rows to zero, which no checkpoint has."""
-    table.weight.data[vocab_shard(table)[None].target[1] :].zero_()

@@ -24,11 +24,8 @@ class LinearBase(nn.Module):
     """x @ weight.T (+ bias), for this rank's part of the outputs or the inputs.
 
     Attributes:
-        tp: the ranks that share the layer.
-        input_size: in, of this rank.
-        output_size: out, of this rank.
-        weight: (out, in) of this rank.
-        bias: (out,) of this rank, or None.
+        weight: (output_size, input_size), of this rank.
+        bias: (output_size,), of this rank, or None.
         kernel: computes the product with a quantized or packed weight, and ``weight`` is empty then; None is plain torch.
         lora: lora id -> that adapter's weights, whose product is added.
     """
@@ -138,6 +135,5 @@ class RowParallelLinear(LinearBase):
         """This rank's columns of "weight", or all of "bias"."""
         if parameter == "bias":
             return super().shards(parameter)
-        in_size = self.input_size
-        first = self.tp.rank * in_size
+        in_size, first = self.input_size, self.tp.rank * self.input_size
         return {None: Shard((self.output_size, in_size * self.tp.size), 1, (first, first + in_size), (0, in_size))}

@@ -25,24 +25,16 @@ from mini_vllm.forward_context import get_forward_context
 
 @dataclass(frozen=True)
 class LoRALayerWeights:
-    """One adapter's weights for one layer, on this rank; r is the sum over its projections.
-
-    Attributes:
-        lora_a: (r, in).
-        lora_b: (out, r), multiplied by the scaling.
-    """
+    """One adapter's A (r, in) and scaled B (out, r) for one layer, on this rank; r is the sum over its projections."""
 
     lora_a: Tensor
     lora_b: Tensor
 
 
 def add_lora(out: Tensor, x: Tensor, adapters: Mapping[int, LoRALayerWeights]) -> None:
-    """Adds the product of each request's adapter to its rows of ``out``, in place.
+    """Adds the product of x (T, in) and each request's adapter to its rows of ``out`` (T, out), in place.
 
-    Args:
-        out: (T, out), the layer's product.
-        x: (T, in), its input.
-        adapters: lora id -> weights; an adapter that is missing adds nothing to this layer.
+    ``adapters`` maps lora ids to weights; an adapter that is missing adds nothing to this layer.
 
     Raises:
         ValueError: x does not have one row for each token of the step, so that a row's request is unknown.

@@ -68,30 +68,21 @@ class QuantizedWeight:
 
     def dequantized(self) -> Tensor:
         """float32 (out, in)."""
-        groups = self.q.view(len(self.q), len(self.scale), -1) * self.scale.float().t().unsqueeze(2)
-        return (groups + self.zero.float().t().unsqueeze(2) if len(self.zero) else groups).flatten(1)
+        groups = self.q.t().view(len(self.scale), -1, len(self.q)) * self.scale.float().unsqueeze(1)
+        return (groups.add_(self.zero.float().unsqueeze(1)) if len(self.zero) else groups).flatten(0, 1).t()
 
 
 class QuantizedProduct:
-    """A linear layer's product with a weight that is dequantized in each call; computed in float32.
-
-    Args:
-        weight: (out, in).
-        bias: (out,) or None.
-    """
+    """A linear layer's product with a weight that is dequantized in each call; computed in float32."""
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
+        self.nbytes = weight.q.nbytes + weight.scale.nbytes + weight.zero.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out), in x's dtype."""
         bias = None if self.bias is None else self.bias.float()
         return F.linear(x.float(), self.weight.dequantized(), bias).to(x.dtype)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of weight, scales and zeros."""
-        return self.weight.q.nbytes + self.weight.scale.nbytes + self.weight.zero.nbytes
 
 
 def process_weights_after_loading(model: object, quantization: QuantizationConfig) -> None:
@@ -99,17 +90,19 @@ def process_weights_after_loading(model: object, quantization: QuantizationConfi
 
     A weight that an embedding shares stays for the embedding. Each rank of tensor parallelism quantizes its part.
 
-    Args:
-        model: any object; one that is no torch module has no layers.
-        quantization: the method and the group size.
-
     Raises:
         ValueError: a layer's inputs are not a multiple of the group size; no layer has been changed then.
     """
     layers = {name: layer for name, layer in linear_layers(model).items() if layer.kernel is None}
-    if quantization.method == "int4":
-        for name, layer in layers.items():
-            _check_groups(name, layer, quantization.group_size)
+    for name, layer in layers.items():
+        inputs, size = layer.weight.shape[1], quantization.group_size
+        if quantization.method == "int4" and inputs % size and not isinstance(layer, ParallelLMHead):
+            ranks = f" on each of {layer.tp.size} ranks" if layer.tp.size > 1 else ""
+            divisor = max(each for each in range(1, min(size, inputs) + 1) if inputs % each == 0)
+            raise ValueError(
+                f"{name} has {inputs} inputs{ranks}, which int4 cannot divide into groups of {size}; "
+                f'pass quantization={{"quant_method": "int4", "group_size": {divisor}}}'
+            )
     for layer in layers.values():
         layer.kernel = QuantizedProduct(_quantized(layer, quantization), layer.bias_to_add)
         free_weight(layer)
@@ -122,29 +115,20 @@ def free_weight(layer: LinearBase) -> None:
 
 def weight_bytes(model: object) -> int:
     """Bytes of a model's parameters, buffers and kernels' weights on this rank; a shared weight counts once."""
-    if not issubclass(type(model), nn.Module):
-        return 0
-    module = cast("nn.Module", model)
+    module = as_module(model)
     kernels = sum(getattr(layer.kernel, "nbytes", 0) for layer in linear_layers(model).values())
     return kernels + sum(part.nbytes for parts in (module.parameters(), module.buffers()) for part in parts)
 
 
 def linear_layers(model: object) -> dict[str, LinearBase]:
     """A model's linear layers by name, the LM head among them."""
+    return {name: module for name, module in as_module(model).named_modules() if isinstance(module, LinearBase)}
+
+
+def as_module(model: object) -> nn.Module:
+    """The model, or an empty module for one that is no torch module and so has no layers."""
     # type(), since isinstance() would read an attribute of a model that promises no more than forward.
-    modules = cast("nn.Module", model).named_modules() if issubclass(type(model), nn.Module) else ()
-    return {name: module for name, module in modules if isinstance(module, LinearBase)}
-
-
-def _check_groups(name: str, layer: LinearBase, group_size: int) -> None:
-    inputs = layer.weight.shape[1]
-    if inputs % group_size and not isinstance(layer, ParallelLMHead):
-        ranks = f" on each of {layer.tp.size} ranks" if layer.tp.size > 1 else ""
-        divisor = max(size for size in range(1, min(group_size, inputs) + 1) if inputs % size == 0)
-        raise ValueError(
-            f"{name} has {inputs} inputs{ranks}, which int4 cannot divide into groups of {group_size}; "
-            f'pass quantization={{"quant_method": "int4", "group_size": {divisor}}}'
-        )
+    return cast("nn.Module", model) if issubclass(type(model), nn.Module) else nn.Module()
 
 
 def _quantized(layer: LinearBase, quantization: QuantizationConfig) -> QuantizedWeight:

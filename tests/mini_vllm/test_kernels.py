@@ -18,7 +18,7 @@ from twenty_prompts import twenty_prompts
 from mini_vllm import LLM, SamplingParams
 from mini_vllm.kernels.elementwise import write_kv
 from mini_vllm.kernels.install import install_kernels
-from mini_vllm.kernels.paged_decode import paged_decode
+from mini_vllm.kernels.paged_decode import PagedDecodes
 from mini_vllm.layers.norm import RMSNorm
 
 TinyModel = Callable[..., tuple[Path, PreTrainedModel]]
@@ -90,7 +90,7 @@ def test_decodes_in_place_read_only_their_own_tokens(lengths: list[int], window:
     write_kv(new_k, new_v, keys, values, slots[0] * size + slots[1])
     assert torch.equal(keys[slots], new_k)
     assert torch.equal(values[slots], new_v)
-    paged_decode(q, keys, values, tables, torch.tensor(lengths), window, out)
+    PagedDecodes(slice(None), tables, torch.tensor(lengths), window).attend(q, keys, values, out)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
