@@ -120,7 +120,7 @@ def loaded(folder: Path, good: Path, tp_size: int) -> Outcome:
         raise AssertionError(f"the ranks do not see the same: {each}")
     strict, unreadable = each[0]
     difference = None if strict or unreadable else compare(folder, good)
-    greedy = difference and (sum(place is not None for place in difference.parted), len(difference.parted))
+    greedy = difference and (sum(place is not None for place in difference.first_differing), len(difference.first_differing))
     return Outcome(
         refusal,
         findings,

