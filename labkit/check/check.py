@@ -13,11 +13,12 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from labkit.check.report import Report, TestResult
 from labkit.check.results import Results
 from labkit.system.errors import UserError
+from labkit.system.fork_server import ForkServer
 from labkit.system.labs import ROOT, Lab
 
 GRACE = 2.0
@@ -34,16 +35,8 @@ PRELOAD = (
 """Modules that the labs' tests import late, for a fork server to import before it forks."""
 
 
-class Child(Protocol):
-    """The process that runs pytest and leads a process group; the part of subprocess.Popen that is used."""
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit status, or minus the signal that ended it; raises subprocess.TimeoutExpired or TimeoutError."""
-
+Child = subprocess.Popen[bytes] | ForkServer
+"""The process that runs pytest and leads a process group."""
 
 Start = Callable[[list[str], dict[str, str], IO[bytes], IO[bytes]], Child]
 """Starts pytest with arguments and an environment; the first file gets its output, the second one keeps its descriptor."""
@@ -66,14 +59,8 @@ def start_pytest(arguments: list[str], environment: dict[str, str], output: IO[b
 def check(lab: Lab, choice: str) -> Report:
     """Grades one implementation in a process that trusts it, as plain pytest does.
 
-    A starter.py that has not been changed is not run: each of its tests is "not started".
-
-    Args:
-        lab: the lab.
-        choice: ``solution``, ``starter`` or the path of a .py file.
-
-    Raises:
-        UserError: there is no such implementation.
+    ``choice`` is ``solution``, ``starter`` or the path of a .py file; UserError: there is no such file. A starter.py that has not
+    been changed is not run: each of its tests is "not started".
     """
     graded = find_implementation(lab, choice)
     source = graded.read_bytes()
@@ -85,11 +72,7 @@ def check(lab: Lab, choice: str) -> Report:
 
 
 def find_implementation(lab: Lab, choice: str) -> Path:
-    """The file to grade.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """The file to grade; UserError: there is no such file."""
     graded = lab.implementation(choice)
     if not graded.is_file():
         raise UserError(f"{graded} is missing; `git checkout -- {graded.relative_to(ROOT)}` brings it back")
@@ -109,13 +92,6 @@ def run_tests(lab: Lab, graded: Path, options: Sequence[str], environment: dict[
     """Runs the lab's tests on a file in a child process.
 
     A test that takes too long fails by itself. A child that does not end is killed, and everything that it started with it.
-
-    Args:
-        lab: the lab.
-        graded: the file to grade.
-        options: further arguments of pytest.
-        environment: of the child process; LAB_IMPL is added.
-        start: starts the child process.
     """
     session = 2 * lab.time_limit + 20  # torch has to be imported too
     limit = session + 2 * lab.time_limit

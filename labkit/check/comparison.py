@@ -7,16 +7,13 @@ are evaluated once more. Where they are equal the second time, nothing is shown.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType, ModuleType, TracebackType
 from typing import Any
 
-MAX_ELEMENTS = 64
-"""A tensor of up to this many elements is shown in full."""
-
-MAX_CHARACTERS = 600
-"""A longer value is cut."""
+MAX_ELEMENTS = 64  # of a tensor that is shown in full
+MAX_CHARACTERS = 600  # of a value; a longer one is cut
 
 
 def compare_sides(traceback: TracebackType | None, tests: Path) -> list[str]:
@@ -24,8 +21,8 @@ def compare_sides(traceback: TracebackType | None, tests: Path) -> list[str]:
 
     In the labs' tests the actual value is on the left, as in torch.testing.assert_close(actual, expected).
     """
-    in_tests = [(frame, line) for frame, line in _frames(traceback) if frame.f_code.co_filename == str(tests)]
-    sides = _sides(_statement(tests, in_tests[-1][1])) if in_tests else None
+    in_tests = [(frame, line) for frame, line in walk_tb(traceback) if frame.f_code.co_filename == str(tests)]
+    sides = _sides(tests, in_tests[-1][1]) if in_tests else None
     if sides is None:
         return []
     frame = in_tests[-1][0]
@@ -39,7 +36,7 @@ def compare_sides(traceback: TracebackType | None, tests: Path) -> list[str]:
 
 def find_suspect(traceback: TracebackType | None, tests: Path, graded: Path) -> str:
     """The function of the graded file that the failed lines used last: ``"starter.py:35, in BigramModel.forward"``, or empty."""
-    for frame, line in reversed(list(_frames(traceback))):
+    for frame, line in reversed(list(walk_tb(traceback))):
         module = getattr(lab := frame.f_locals.get("lab"), "lab", lab)  # lab 03 wraps it
         in_tests = frame.f_code.co_filename == str(tests)
         if in_tests and isinstance(module, ModuleType) and (found := _last_used(frame, line, tests, module, graded)):
@@ -65,25 +62,14 @@ def _last_used(frame: FrameType, line: int, tests: Path, module: ModuleType, gra
     return last
 
 
-def _frames(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
-    while traceback is not None:
-        yield traceback.tb_frame, traceback.tb_lineno
-        traceback = traceback.tb_next
-
-
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _statement(path: Path, line: int) -> ast.stmt | None:
-    """The innermost statement that contains the line."""
+def _sides(path: Path, line: int) -> tuple[ast.expr, ast.expr] | None:
+    """The two sides of ``assert a == b``, ``assert torch.equal(a, b)`` or ``torch.testing.assert_close(a, b)`` at the line."""
     around = [n for n in ast.walk(_tree(path)) if isinstance(n, ast.stmt) and n.lineno <= line <= (n.end_lineno or n.lineno)]
-    return max(around, key=lambda node: node.lineno, default=None)
-
-
-def _sides(statement: ast.stmt | None) -> tuple[ast.expr, ast.expr] | None:
-    """The two sides of ``assert a == b``, ``assert torch.equal(a, b)`` and ``torch.testing.assert_close(a, b)``."""
-    match statement:
+    match max(around, key=lambda node: node.lineno, default=None):
         case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
             return left, right
         case ast.Assert(test=ast.Call(func=ast.Attribute(attr="equal" | "allclose"), args=[left, right, *_])):
@@ -107,10 +93,10 @@ def _difference(actual: Any, expected: Any) -> list[str]:
 
 
 def _tensor_difference(actual: Any, expected: Any) -> list[str]:
-    import torch
-
     def kind(tensor: Any) -> str:
         return f"shape {tuple(tensor.shape)}, {str(tensor.dtype).removeprefix('torch.')}"
+
+    import torch
 
     lines = [f"expected  {kind(expected)}", f"got       {kind(actual)}"]
     if actual.shape == expected.shape:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -31,7 +33,6 @@ class TestResult:
     """The result of one test function, over all its parametrizations.
 
     Attributes:
-        name: the function's name.
         status: the worst status of its parametrizations.
         message: why it failed or was skipped, a few lines; empty for a pass.
         line: the line of the graded file that the failure came through, if any.
@@ -76,9 +77,6 @@ class Report:
     """The report on one implementation.
 
     Attributes:
-        lab: the lab.
-        graded: the graded file.
-        tasks: a result for each task of the lab.
         broken: why there is no verdict; empty when there is one.
         sha256: of the graded file's bytes, before anything of it ran.
         seconds: how long grading took.
@@ -95,12 +93,10 @@ class Report:
 
     @classmethod
     def of_results(cls, lab: Lab, graded: Path, results: dict[str, TestResult], broken: str = "") -> Report:
-        """Sorts results by task; a test function without a result was not run.
+        """Sorts results, by name of the test function, by task; a test function without a result was not run.
 
-        Args:
-            results: by name of the test function.
-            broken: why there is no verdict. Without it, a failure that all tests share is the reason: a file that cannot be
-                imported fails every test with one message.
+        Without ``broken``, a failure that all tests share is the reason why there is no verdict: a file that cannot be imported
+        fails every test with one message.
         """
         tasks = tuple(
             TaskResult(task, tuple(results.get(name, TestResult(name, "not run")) for name in task.tests)) for task in lab.tasks
@@ -148,19 +144,14 @@ class ReportError(UserError):
 
 
 def read_report(text: bytes) -> dict[str, Any]:
-    """Parses and validates a report from an untrusted source.
-
-    Raises:
-        ReportError: it is too large, not JSON, or does not fit the schema.
-    """
+    """Parses and validates a report from an untrusted source; ReportError: it is too large, not JSON, or has another schema."""
     if len(text) > MAX_BYTES:
         raise ReportError(f"the report has {len(text)} bytes; the limit is {MAX_BYTES}")
     try:
         data: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ReportError(f"the report is not JSON: {error}") from error
-    fault = next(iter(validator().iter_errors(data)), None)
-    if fault is not None:
+    if (fault := next(iter(validator().iter_errors(data)), None)) is not None:
         raise ReportError(f"the report does not fit {SCHEMA.name} at {fault.json_path}: {fault.message[:200]}")
     return data
 
@@ -178,27 +169,21 @@ _FAULT_WORDS = {"failure": "fail", "error": "error", "timeout": "timeout", None:
 
 
 def _task_json(result: TaskResult) -> dict[str, Any]:
-    tests = [_test_json(test) for test in result.tests]
+    tests = [
+        {
+            "name": test.name,
+            "status": _WORDS.get(test.status) or _FAULT_WORDS[test.fault],
+            "message": (test.message or ("did not run" if test.status == "not run" else ""))[:4000],
+            "line": test.line,
+            "seconds": round(test.seconds, 3),
+        }
+        for test in result.tests
+    ]
+    task = result.task
     failed = [test["status"] for test in tests if test["status"] in ("fail", "timeout", "error")]
-    return {
-        "name": result.task.name,
-        "title": result.task.title,
-        "status": _WORDS.get(result.status) or ("fail" if "fail" in failed else failed[0]),
-        "points": result.points,
-        "max_points": result.task.points,
-        "tests": tests,
-    }
-
-
-def _test_json(test: TestResult) -> dict[str, Any]:
-    message = test.message or ("did not run" if test.status == "not run" else "")
-    return {
-        "name": test.name,
-        "status": _FAULT_WORDS[test.fault] if test.status == "failed" else _WORDS[test.status],
-        "message": message[:4000],
-        "line": test.line,
-        "seconds": round(test.seconds, 3),
-    }
+    status = _WORDS.get(result.status) or ("fail" if "fail" in failed else failed[0])
+    own = {"name": task.name, "title": task.title, "status": status, "points": result.points, "max_points": task.points}
+    return own | {"tests": tests}
 
 
 @cache
@@ -219,8 +204,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())[:200]
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*: *(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1][:200]
+    return platform.machine()

@@ -21,20 +21,13 @@ import pytest
 
 from labkit.check.comparison import compare_sides, find_suspect
 
-MAX_MESSAGE = 600
-"""Characters of a message."""
-
-MAX_PRINTED = 2000
-"""Bytes of the test's own output that are reported, the last ones."""
-
+MAX_MESSAGE = 600  # characters
+MAX_PRINTED = 2000  # bytes of the test's own output that are reported, the last ones
 MAX_TIMEOUTS = 2
 """The session ends after this many tests that did not end; the tests after them are not run."""
-
 TIMEOUT = r"Timeout \(>([\d.]+)s\)"
-"""pytest-timeout's message."""
-
+"""pytest-timeout's message, which :data:`TIMED_OUT` replaces."""
 TIMED_OUT = "did not end within"
-"""The start of the message that replaces it."""
 
 
 class Reporter:
@@ -42,7 +35,6 @@ class Reporter:
 
     Args:
         fd: the file descriptor to write to.
-        graded: the graded file.
         grace: seconds that a test may take beyond its time limit before its process is ended; None: it is never ended.
         output: the file that the tests print to. With it, a failure carries what the test printed, and what was expected.
         max_timeouts: how many tests may time out before the session ends.
@@ -112,9 +104,8 @@ class Reporter:
         self._write(result=result | {"seconds": self.seconds.pop(item.name)}, details=details)
 
     def _write(self, **event: object) -> None:
-        left = json.dumps(event).encode() + b"\n"
-        while left:
-            left = left[os.write(self.fd, left) :]
+        with os.fdopen(self.fd, "wb", closefd=False) as file:
+            file.write(json.dumps(event).encode() + b"\n")
 
     def _printed(self, output: Path) -> str:
         size = output.stat().st_size

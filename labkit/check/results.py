@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ class FailedTest:
     """A failed test, and what helps to see why.
 
     Attributes:
-        result: its result.
         compared: expected against got, as lines.
         suspect: the function of the graded file to look at when the failure did not come through a line of it; else empty.
         printed: the end of the test's own output.
     """
 
     result: TestResult
-    compared: tuple[str, ...] = ()
+    compared: Sequence[str] = ()
     suspect: str = ""
     printed: str = ""
 
@@ -35,8 +35,6 @@ class Results:
     """The results of one run, which grow as its tests end.
 
     Attributes:
-        lab: the lab.
-        graded: the graded file.
         tests: the result of each test function that has one.
         failed: the first failure of each test function.
         running: the test that runs now; empty between two tests.
@@ -64,29 +62,22 @@ class Results:
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         for line in lines:
             try:
-                event = json.loads(line)
+                self._take(json.loads(line))
             except ValueError:
-                event = None
-            if isinstance(event, dict):
-                self._take(event)
-            else:
                 self._stack.append(line.decode(errors="replace"))
 
     def end(self, status: int, retry: str = "check again") -> None:
-        """Takes into account how the process ended: a test that faulthandler ended has failed, an exit breaks the verdict.
+        """Notes how the process ended. Ended by faulthandler at the time limit: the running test has failed. Exit or crash: no verdict.
 
-        Args:
-            status: the exit status, or minus the signal.
-            retry: what the learner does once the file is fixed.
+        ``status`` is the exit status, or minus the signal; ``retry`` is the next step that the message names.
         """
         if self.finished:
             return
         test = re.sub(r"\[.*", "", self.running)
         if self._stack:
-            lines = re.findall(rf"{re.escape(self.graded.name)}\", line (\d+)", "\n".join(self._stack))
+            line = re.search(rf"{re.escape(self.graded.name)}\", line (\d+)", "\n".join(self._stack))
             message = f"did not end within {self.lab.time_limit} seconds; look for a loop that never ends"
-            line = int(lines[0]) if lines else None
-            self._keep(TestResult(test, "failed", message, line, fault="timeout"), {})
+            self._keep(TestResult(test, "failed", message, int(line[1]) if line else None, fault="timeout"), {})
         else:
             self.broken = describe_exit(self.graded, status, retry)
 
@@ -104,8 +95,7 @@ class Results:
         worse = before.status == "passed" or (before.status == "skipped" and result.status == "failed")
         self.tests[result.name] = replace(result if worse else before, seconds=before.seconds + result.seconds)
         if result.status == "failed" and result.name not in self.failed:
-            compared = tuple(details.get("compared", ()))
-            self.failed[result.name] = FailedTest(result, compared, details.get("suspect", ""), details.get("printed", ""))
+            self.failed[result.name] = FailedTest(result, **details)
 
 
 def describe_exit(graded: Path, status: int, retry: str = "check again") -> str:

@@ -48,7 +48,7 @@ class EditableCheckpoint:
 
     @classmethod
     def read(cls, source: Path) -> EditableCheckpoint:
-        """Reads a directory; raises UserError if config.json or safetensors are missing or broken."""
+        """Reads config.json and all tensors of a directory; raises UserError if a file is missing or broken."""
         from safetensors import safe_open
 
         config, files = read_config(source), {}

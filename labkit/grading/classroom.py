@@ -8,10 +8,11 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,7 +38,6 @@ class Classroom:
     """The results of a class on disk.
 
     Attributes:
-        lab: the lab.
         output: the folder: results/NAME.json, grades.csv, grades.json, and a folder for each format.
         version: identifies what a result depends on besides the submission: the tests, the engine, labkit and the image.
     """
@@ -48,11 +48,7 @@ class Classroom:
 
     @classmethod
     def make(cls, lab: Lab, output: Path, image: str | None) -> Classroom:
-        """Creates the folder for results.
-
-        Raises:
-            UserError: it cannot be created.
-        """
+        """Creates the folder for results; UserError: it cannot be created."""
         try:
             (output / "results").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -64,9 +60,7 @@ class Classroom:
         results = {each.name: found for each in submissions if (found := self._read(each))}
         left = [each for each in submissions if each.name not in results]
         gradable = [each for each in left if not each.fault]
-        for each in left:
-            if each.fault:
-                results[each.name] = self._write(each, None, each.fault)
+        results |= {each.name: self._write(each, None, each.fault) for each in left if each.fault}
         for done, (submission, answer) in enumerate(grader(self.lab, gradable), 1):
             results[submission.name] = self._write(submission, answer.get("report"), answer.get("fault", ""))
             note(f"{done} of {len(gradable)}, {len(submissions) - len(left)} done before")
@@ -82,8 +76,15 @@ class Classroom:
             report = result["report"] or {}
             points = {task["name"]: task["points"] for task in report.get("tasks", ())}
             own = [_cell(result["name"]), self.lab.number, report.get("points", 0), self.lab.points, report.get("passed", False)]
-            own += [points.get(name, 0) for name in tasks]
-            rows.writerow([*own, report.get("seconds", ""), result["sha256"], _cell(result["fault"] or report.get("broken", ""))])
+            rows.writerow(
+                [
+                    *own,
+                    *(points.get(name, 0) for name in tasks),
+                    report.get("seconds", ""),
+                    result["sha256"],
+                    _cell(result["fault"] or report.get("broken", "")),
+                ]
+            )
         atomic_write(self.output / "grades.csv", table.getvalue())
         atomic_write(self.output / "grades.json", json.dumps(results, indent=1) + "\n")
         for name in formats:
@@ -94,13 +95,10 @@ class Classroom:
                     atomic_write(self.output / name / f"{result['name']}.{suffix}", FORMATS[name](result["report"]))
         return [self.output / each for each in ("grades.csv", "grades.json", *formats)]
 
-    def _path(self, submission: Submission) -> Path:
-        return self.output / "results" / f"{submission.name}.json"
-
     def _read(self, submission: Submission) -> dict[str, Any] | None:
         """The result of an earlier run, if it is for the same bytes and version."""
         try:
-            result = json.loads(self._path(submission).read_text(encoding="utf-8"))
+            result = json.loads(Path(self.output, "results", f"{submission.name}.json").read_text(encoding="utf-8"))
             same = (result["sha256"], result["version"]) == (submission.sha256, self.version)
             whole = same and (result["report"] is None or validator().is_valid(result["report"]))
         except (OSError, ValueError, KeyError, TypeError):
@@ -110,7 +108,7 @@ class Classroom:
     def _write(self, submission: Submission, report: dict[str, Any] | None, fault: str) -> dict[str, Any]:
         own = {"name": submission.name, "sha256": submission.sha256, "version": self.version}
         result = own | {"fault": fault, "report": report}
-        atomic_write(self._path(submission), json.dumps(result, indent=1) + "\n")
+        atomic_write(Path(self.output, "results", f"{submission.name}.json"), json.dumps(result, indent=1) + "\n")
         return result
 
 
@@ -124,7 +122,9 @@ def in_threads(image: str | None, jobs: int) -> Grader:
 
     def grade(lab: Lab, submissions: list[Submission]) -> Iterator[Graded]:
         with ExitStack() as stack:
-            stack.enter_context(_divided_processors(jobs))
+            # With a thread per processor in every child process, they would wait for each other.
+            threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+            stack.enter_context(patch.dict(os.environ, threads | dict(os.environ)))
             forks = image is None and len(submissions) > jobs
             start = stack.enter_context(judge_servers()) if forks else start_pytest
             pool = stack.enter_context(ThreadPoolExecutor(jobs))
@@ -136,20 +136,6 @@ def in_threads(image: str | None, jobs: int) -> Grader:
                 pool.shutdown(cancel_futures=True)
 
     return grade
-
-
-@contextmanager
-def _divided_processors(jobs: int) -> Iterator[None]:
-    """Sets OMP_NUM_THREADS, unless it is set: with a thread per processor in every child process, they wait for each other."""
-    name = "OMP_NUM_THREADS"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = str(max(1, (os.cpu_count() or 1) // jobs))
-    try:
-        yield
-    finally:
-        del os.environ[name]
 
 
 def answer(image: str | None, lab_number: str, source: bytes, start: Start = start_pytest) -> dict[str, Any]:

@@ -35,9 +35,6 @@ def on_ray(address: str, image: str | None, version: str, jobs: int | None) -> G
         image: the container image, on every node; None: no container.
         version: :func:`version_of` on this machine; a node with another version returns no report.
         jobs: how many submissions at a time; None: as many as the cluster has processors.
-
-    Raises:
-        UserError: no cluster answers there; raised when grading starts.
     """
 
     def grade(lab: Lab, submissions: list[Submission]) -> Iterator[Graded]:
@@ -89,12 +86,10 @@ def _connected(address: str) -> Iterator[Any]:
 
 def report_text(image: str | None, version: str, lab_number: str, source: bytes) -> str:
     """On a node: :func:`answer` as JSON."""
-    if version_of(find_lab(lab_number), image) != version:
-        node = socket.gethostname()
-        return json.dumps(
-            {"fault": f"the node {node} has other labs than this machine; give it the same work tree, then grade again"}
-        )
-    return json.dumps(answer(image, lab_number, source))
+    if version_of(find_lab(lab_number), image) == version:
+        return json.dumps(answer(image, lab_number, source))
+    fault = f"the node {socket.gethostname()} has other labs than this machine; give it the same work tree, then grade again"
+    return json.dumps({"fault": fault})
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -106,12 +101,7 @@ def _read(text: str) -> dict[str, Any]:
 
 
 def _check_address(address: str) -> None:
-    """Checks that a gRPC server answers at HOST:PORT; where none does, Ray would retry for minutes.
-
-    Raises:
-        OSError: none does.
-        ValueError: it is not an address.
-    """
+    """Checks that a gRPC server answers at HOST:PORT; where none does, Ray would retry for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError("an address is HOST:PORT")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +26,7 @@ START_SECONDS = 90
 
 @dataclass(frozen=True)
 class Container:
-    """A container for one submission.
-
-    Attributes:
-        image: an image with this version of the labs.
-        memory: the memory limit, in Docker's notation.
-        cpus: the number of processors.
-        pids: the number of processes and threads.
-    """
+    """A container for one submission; its image has this version of the labs."""
 
     image: str
     memory: str = "6g"
@@ -63,11 +57,8 @@ class Container:
             timer.start()
             printed = b""
             try:
-                try:
+                with suppress(BrokenPipeError), child.stdin:  # standard error says why
                     child.stdin.write(given)
-                    child.stdin.close()
-                except BrokenPipeError:
-                    pass  # standard error says why
                 printed = child.stdout.read(MAX_BYTES + 1)
             finally:
                 timer.cancel()
@@ -95,23 +86,14 @@ class Container:
 
 
 def docker() -> str:
-    """The path of the docker client.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    found = shutil.which("docker")
-    if found is None:
+    """The path of the docker client; UserError: it is not installed."""
+    if (found := shutil.which("docker")) is None:
         raise UserError("there is no docker here; install it, or grade your own code with --no-sandbox")
     return found
 
 
 def find_image(image: str) -> str:
-    """The id of an image.
-
-    Raises:
-        UserError: no Docker Engine answers, or it has no such image.
-    """
+    """The id of an image; UserError: no Docker Engine answers, or it has no such image."""
     found = subprocess.run([docker(), "image", "inspect", "--format", "{{.Id}}", image], capture_output=True, text=True)
     if found.returncode:
         why = (found.stderr.strip().splitlines() or ["no answer"])[-1]

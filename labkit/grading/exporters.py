@@ -23,8 +23,7 @@ from labkit.system.foreign_text import printable
 def junit(report: dict[str, Any]) -> str:
     """A test suite for the lab, a test case for each test; its class name is the task."""
     cases = [(task, test) for task in report["tasks"] for test in task["tests"]]
-    counts = {name: sum(test["status"] in kinds for _, test in cases) for name, kinds in _JUNIT_COUNTS.items()}
-    numbers = {name: str(count) for name, count in counts.items()}
+    numbers = {name: str(sum(test["status"] in kinds for _, test in cases)) for name, kinds in _JUNIT_COUNTS.items()}
     suites = ET.Element("testsuites")
     name, seconds = f"lab {report['lab']}", f"{report['seconds']:.3f}"
     suite = ET.SubElement(suites, "testsuite", {"name": name, "tests": str(len(cases)), "time": seconds} | numbers)
@@ -84,11 +83,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {"junit": junit, "gradesco
 
 
 def write_reports(report: Report, files: dict[str, Path]) -> None:
-    """Writes the report to a file for each format; "json" is the report itself.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
+    """Writes the report to a file for each format; "json" is the report itself."""
     data = report.to_json()
     for name, path in files.items():
         atomic_write(path, _text(data) if name == "json" else FORMATS[name](data))

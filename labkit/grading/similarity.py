@@ -24,10 +24,8 @@ def write_for_jplag(submissions: list[Submission], lab: Lab, output: Path) -> Pa
     try:
         for name in ("base", "submissions"):
             shutil.rmtree(output / name, ignore_errors=True)
-        for name, source in (
-            ("base", (lab.folder / "starter.py").read_bytes()),
-            *((f"submissions/{each.name}", each.source) for each in submissions if each.source),
-        ):
+        sources = {f"submissions/{each.name}": each.source for each in submissions if each.source}
+        for name, source in (sources | {"base": (lab.folder / "starter.py").read_bytes()}).items():
             (output / name).mkdir(parents=True)
             (output / name / "starter.py").write_bytes(source)
     except OSError as error:

@@ -12,24 +12,16 @@ from pathlib import Path, PurePosixPath
 from labkit.system.errors import UserError
 from labkit.system.labs import Lab
 
-MAX_FILE = 1 << 20
-"""Bytes of a graded file. The solutions have up to 16,000."""
-
-MAX_MEMBERS = 5000
-"""Members of an archive."""
-
-MAX_UNPACKED = 200 << 20
-"""Bytes of all members of an archive together, as its directory says."""
+MAX_FILE = 1 << 20  # bytes of a graded file; the solutions have up to 16,000
+MAX_MEMBERS = 5000  # of an archive
+MAX_UNPACKED = 200 << 20  # bytes of all members of an archive together, as its directory says
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What one learner has handed in.
+    """What one learner has handed in: the graded file's bytes, or why it cannot be graded.
 
-    Attributes:
-        name: of the folder or the archive, without the suffix.
-        source: the bytes of the graded file; empty when there is none.
-        fault: why it cannot be graded; empty when it can.
+    ``name`` is that of the folder or the archive, without the suffix.
     """
 
     name: str
@@ -45,8 +37,7 @@ class Submission:
 def read_submissions(folder: Path, lab: Lab) -> list[Submission]:
     """Reads a submission from each folder, archive and .py file in ``folder``, sorted by name.
 
-    Raises:
-        UserError: there is no such folder, it holds no submission, or two with the same name.
+    UserError: there is no such folder, it holds no submission, or two with the same name.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the one with a folder or a .zip for each learner")
@@ -75,10 +66,9 @@ def _read(entry: Path, lab: Lab) -> Submission:
 def _read_folder(entry: Path, lab: Lab) -> bytes:
     if entry.is_file():
         return _limited(entry.name, entry.stat().st_size, entry.read_bytes)
-    files = {}
-    for path in sorted(entry.rglob("*.py")):
-        if not any(each.is_symlink() for each in (path, *path.parents[: len(path.relative_to(entry).parts)])) and path.is_file():
-            files[path.relative_to(entry).as_posix()] = path
+    root = entry.resolve()
+    found = [path for path in sorted(root.rglob("*.py")) if path.is_file() and path.resolve() == path]
+    files = {path.relative_to(root).as_posix(): path for path in found}
     chosen = files[_chosen(list(files), lab, entry.name)]
     return _limited(chosen.name, chosen.stat().st_size, chosen.read_bytes)
 
@@ -100,8 +90,8 @@ def _read_archive(entry: Path, lab: Lab) -> bytes:
 
 def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
     """Refuses links, encrypted members, and paths or sizes that an honest archive does not have."""
-    if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_UNPACKED:
-        size = sum(member.file_size for member in members)
+    size = sum(member.file_size for member in members)
+    if len(members) > MAX_MEMBERS or size > MAX_UNPACKED:
         raise UserError(
             f"{name} has {len(members)} members of {size} bytes; the limits are {MAX_MEMBERS} and {MAX_UNPACKED}, so hand in "
             "starter.py alone"

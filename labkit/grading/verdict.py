@@ -24,16 +24,7 @@ CHANGED = (
 
 
 def judge(lab: Lab, choice: str, start: Start = start_pytest) -> Report:
-    """Grades one implementation, which may loop, crash, exit or lie.
-
-    Args:
-        lab: the lab.
-        choice: ``solution``, ``starter`` or the path of a .py file.
-        start: starts the judge's process.
-
-    Raises:
-        UserError: there is no such implementation.
-    """
+    """Grades one implementation, which may loop, crash, exit or lie; ``choice`` is as in :func:`labkit.check.check.check`."""
     graded, trusted = find_implementation(lab, choice), sha256_of(trusted_files())
     environment, options = judge_environment(), []
     sandbox.protect_memory()
@@ -72,7 +63,4 @@ def trusted_files() -> list[Path]:
 
 def sha256_of(files: Iterable[Path]) -> str:
     """The digest of the files' bytes, one after the other."""
-    digest = sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -18,23 +18,11 @@ from labkit.system.labs import ROOT
 KERNELS = ROOT / "mini_vllm" / "kernels"
 """The folder of the sources that numba compiles."""
 
-CONFIG = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 1,
-    "vocab_size": 128,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
+CONFIG: dict[str, float] = dict(
+    hidden_size=64, intermediate_size=96, num_hidden_layers=1, vocab_size=128, max_position_embeddings=64
+)
+CONFIG |= dict(rms_norm_eps=1e-5, rope_theta=10000.0, num_attention_heads=6, num_key_value_heads=2, head_dim=8)
 """A Llama with lab 01's shapes, which its kernels are compiled for."""
-
-BLOCK_SIZE = 4
-
-WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 def link_kernels(folder: Path) -> None:
@@ -64,7 +52,7 @@ def compile_kernels() -> None:
     from mini_vllm.layers.quantization import process_weights_after_loading
     from mini_vllm.models.llama import LlamaConfig, LlamaForCausalLM
 
-    for weights in WEIGHTS:
+    for weights in ("float32", "bfloat16", "int8"):
         model = LlamaForCausalLM(LlamaConfig.from_hf(CONFIG))
         for parameter in model.parameters():
             parameter.data.normal_()
@@ -73,7 +61,7 @@ def compile_kernels() -> None:
         if weights == "int8":
             process_weights_after_loading(model, QuantizationConfig("int8"))
         install_kernels(model)
-        engine = LLMEngine(model, EngineConfig(max_model_len=64, block_size=BLOCK_SIZE))
+        engine = LLMEngine(model, EngineConfig(max_model_len=64, block_size=4))
         engine.add_request("one", [1] * 40, SamplingParams(max_tokens=4, ignore_eos=True))
         with torch.inference_mode():
             while engine.has_unfinished_requests():

@@ -11,9 +11,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,32 +23,22 @@ from labkit.system.errors import UserError
 
 
 class Judge:
-    """Starts the learner's process with pytest, so that both import torch at the same time, and ends it with the session.
-
-    Args:
-        graded: the learner's file.
-        folder: the sandbox's folder.
-    """
+    """Starts the learner's process with pytest, so that both import torch at the same time, and ends it with the session."""
 
     def __init__(self, graded: Path, folder: Path) -> None:
         self.graded, self.folder = graded, folder
         calls, theirs = socket.socketpair()
         interrupts, their_interrupts = socket.socketpair()
-        ends = (theirs.fileno(), their_interrupts.fileno())
         link_kernels(folder)
-        self.process = subprocess.Popen(
-            sandboxed(folder, [sys.executable, "-P", "-m", "labkit.isolation.learner_process", str(graded), *map(str, ends)]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=ends,
-        )
-        theirs.close()
-        their_interrupts.close()
+        with theirs, their_interrupts:
+            ends, null = (theirs.fileno(), their_interrupts.fileno()), subprocess.DEVNULL
+            learner = [sys.executable, "-P", "-m", "labkit.isolation.learner_process", str(graded), *map(str, ends)]
+            self.process = subprocess.Popen(sandboxed(folder, learner), stdin=null, stdout=null, stderr=null, pass_fds=ends)
         self.connection = LearnerConnection(graded, calls, interrupts, self.describe_exit)
         self.patches = pytest.MonkeyPatch()
         delegate_engine_functions(self.patches)
-        self.patches.setattr(subprocess, "Popen", partial(_popen_sandboxed, folder))
+        popen = subprocess.Popen  # a process that a test starts may run the learner's file
+        self.patches.setattr(subprocess, "Popen", lambda command, **options: popen(sandboxed(folder, command), **options))
 
     def describe_exit(self) -> str:
         """A sentence about how the learner's process ended."""
@@ -86,13 +74,6 @@ class Judge:
         self.process.wait()
         compile_missing(self.folder)
 
-
-def _popen_sandboxed(folder: Path, command: list[str], **options: Any) -> subprocess.Popen[Any]:
-    """Starts a process of a test in the sandbox, since it may run the learner's file."""
-    return _POPEN(sandboxed(folder, command), **options)
-
-
-_POPEN = subprocess.Popen
 
 JUDGE = pytest.StashKey[Judge]()
 

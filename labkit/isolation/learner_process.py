@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from itertools import count
+from operator import getitem
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,18 +32,20 @@ from labkit.system.labs import load_implementation
 from mini_vllm.forward_context import ForwardContext, KVCache, set_forward_context
 from mini_vllm.loading.checkpoint import Checkpoint
 
-MAX_FRAMES = 8
-"""Lines of the learner's file that an error names, the innermost ones."""
+MAX_FRAMES = 8  # lines of the learner's file that an error names, the innermost ones
 
-OPERATIONS: dict[str, Callable[[Any], Any]] = {"list": list, "len": len, "bool": bool}
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "get": getattr,
+    "set": setattr,
+    "item": getitem,
+    "list": list,
+    "len": len,
+    "bool": bool,
+}
 
 
 class Learner:
-    """The objects that the judge refers to by number.
-
-    Args:
-        path: the learner's file.
-    """
+    """The objects of the learner's file that the judge refers to by number."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,7 +53,7 @@ class Learner:
         self._objects: dict[int, Any] = {}
         self._numbers: dict[int, int] = {}
         self._held: Counter[int] = Counter()
-        self._next = 1
+        self._unused = count(1)
         self._kv_caches: dict[int, KVCache] = {}
         self._factories = dict(registry._factories)
 
@@ -91,15 +95,9 @@ class Learner:
             target: Any = resolve_name(request["name"])
         else:
             target = self._objects[request["object"]] if request["object"] else self.module
-        if operation == "get":
-            return getattr(target, request["name"])
-        if operation == "item":
-            return target[unpacker.unpack(request["args"])[0]]
-        if operation in OPERATIONS:
-            return OPERATIONS[operation](target)
-        if operation == "set":
-            return setattr(target, request["name"], unpacker.unpack(request["args"])[0])
         args, kwargs = unpacker.unpack(request["args"]), unpacker.unpack(request["kwargs"])
+        if operation in OPERATIONS:
+            return OPERATIONS[operation](target, *args)
         return target(*args, **kwargs)
 
     @contextmanager
@@ -129,37 +127,41 @@ class Learner:
         raise ValueError(kind)
 
     def _pack_object(self, thing: Any, pack: Callable[[Any], Any]) -> dict[str, Any]:
-        """An object's number, the names of its classes, and the fields of a dataclass, which is compared by value."""
-        number = self._numbers.get(id(thing))
-        if number is None:
-            number, self._next = self._next, self._next + 1
-            self._objects[number], self._numbers[id(thing)] = thing, number
+        """Keeps an object here; packs its number, the names of its class and bases and, of a dataclass, the names of its fields."""
+        if (number := self._numbers.get(id(thing))) is None:
+            number = self._numbers[id(thing)] = next(self._unused)
+            self._objects[number] = thing
         self._held[number] += 1
         kind = type(thing)
-        names = [f"{each.__module__}:{each.__qualname__}" for each in kind.__mro__[:-1]]
-        return {"object": [number, names, [f.name for f in fields(thing)] if is_dataclass(thing) and kind is not type else None]}
+        return {
+            "object": [
+                number,
+                _names(kind)[:-1],
+                [f.name for f in fields(thing)] if is_dataclass(thing) and kind is not type else None,
+            ]
+        }
 
     def _pack_error(self, error: BaseException, packer: Packer) -> dict[str, Any]:
-        lines = [
-            [frame.lineno, frame.name] for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(self.path)
-        ]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [[frame.lineno, frame.name] for frame in frames if frame.filename == str(self.path)]
         return {
-            "names": [f"{each.__module__}:{each.__qualname__}" for each in type(error).__mro__],
+            "names": _names(type(error)),
             "text": str(error)[:20000],
             "lines": lines[-MAX_FRAMES:],
             "attributes": {name: packer.pack(value) for name, value in vars(error).items() if name == "faults"},
         }
 
 
+def _names(kind: type) -> list[str]:
+    return [f"{each.__module__}:{each.__qualname__}" for each in kind.__mro__]
+
+
 def answer_interrupts(end: socket.socket, path: Path) -> None:
     """For each byte received, sends the line of the file that runs, then interrupts it. Runs in its own thread."""
-    main = threading.main_thread().ident
+    main = threading.main_thread().ident or 0
     while end.recv(1):
-        frame, lines = sys._current_frames().get(main or 0), []
-        while frame is not None:
-            if frame.f_code.co_filename == str(path):
-                lines.append([frame.f_lineno, frame.f_code.co_name])
-            frame = frame.f_back
+        frames = traceback.walk_stack(sys._current_frames()[main])
+        lines = [[line, frame.f_code.co_name] for frame, line in frames if frame.f_code.co_filename == str(path)]
         send(end, {"lines": lines[:MAX_FRAMES][::-1]})
         interrupt_main()
 

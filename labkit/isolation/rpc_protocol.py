@@ -14,6 +14,7 @@ from collections.abc import Callable, ItemsView, Iterable, Sequence
 from copy import copy
 from dataclasses import fields, is_dataclass
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,16 @@ def send(end: socket.socket, message: dict[str, Any], parts: Iterable[bytes | me
 def receive(end: socket.socket) -> tuple[dict[str, Any], bytearray]:
     """Receives one message and the bytes of its tensors.
 
-    Raises:
-        EOFError: the other process has closed the connection.
-        ProtocolError: the message is too large or not JSON.
+    EOFError: the other process has closed the connection. ProtocolError: the message is too large or not a JSON object.
     """
     lengths = _exactly(end, 16)
     text, rest = int.from_bytes(lengths[:8], "little"), int.from_bytes(lengths[8:], "little")
     if text + rest > MAX_MESSAGE:
         raise ProtocolError(f"a message of {text + rest} bytes; the limit is {MAX_MESSAGE}")
     try:
-        message = json.loads(_exactly(end, text))
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError("a message that is not JSON") from error
-    if not isinstance(message, dict):
-        raise ProtocolError("a message that is not a JSON object")
+        message = dict(json.loads(_exactly(end, text)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ProtocolError("a message that is not a JSON object") from error
     return message, _exactly(end, rest)
 
 
@@ -76,7 +73,7 @@ class Packer:
 
     Attributes:
         given: the containers and tensors, in the order in which they were packed, which is the order of unpacking.
-        known: packs an object as its number in the other process's ``given``, by its id.
+        known: id of an object that the other process sent -> its number in that process's ``given``, which is packed for it.
         parts: the bytes of the tensors.
     """
 
@@ -125,7 +122,7 @@ class Packer:
 
 
 class Unpacker:
-    """Unpacks the values of a message, and finds out what a call has changed of them.
+    """Unpacks the values of a message, and finds the tensors and containers that a call has changed since.
 
     Args:
         data: the bytes of the message's tensors.
@@ -143,11 +140,7 @@ class Unpacker:
         self._memory: dict[int, tuple[int, bytearray]] = {}
 
     def unpack(self, packed: Any) -> Any:
-        """The inverse of :meth:`Packer.pack`.
-
-        Raises:
-            ProtocolError: :meth:`Packer.pack` does not produce such a value.
-        """
+        """The inverse of :meth:`Packer.pack`; ProtocolError: it does not produce such a value."""
         if not isinstance(packed, dict):
             return packed
         try:
@@ -162,7 +155,7 @@ class Unpacker:
             raise ProtocolError(f"a value that cannot be unpacked: {error}") from error
 
     def written(self) -> list[tuple[int, bytearray]]:
-        """The numbers of the tensors that were written to since they were received, and the memory that each had then."""
+        """The received tensors whose bytes have changed since: the number in ``given``, and the memory with the new bytes."""
         return [
             (number, memory)
             for number, (start, memory) in self._memory.items()
@@ -183,13 +176,11 @@ class Unpacker:
         count = int(np.prod(shape, dtype=np.int64))
         memory = self.data[start : start + count * dtype.itemsize]
         if min(shape, default=0) < 0 or start < 0 or len(memory) != count * dtype.itemsize:
-            raise ProtocolError(f"a tensor of shape {shape} with {len(memory)} bytes")
+            raise ProtocolError(f"the message has {len(memory)} bytes for a tensor of shape {shape} and dtype {dtype}")
         if count:
             self._memory[len(self.given)] = start, memory
-        tensor: Tensor = self._keep(
-            torch.frombuffer(memory, dtype=dtype).view(shape) if count else torch.empty(shape, dtype=dtype)
-        )
-        return tensor
+        flat = torch.frombuffer(memory, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        return self._keep(flat.view(shape))  # type: ignore[no-any-return]
 
 
 def _structure(value: Any) -> Any:
@@ -227,13 +218,8 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def unpack_dataclass(name: str, values: dict[str, Any]) -> Any:
-    """A dataclass of mini_vllm, from its name and the values of its fields.
-
-    Raises:
-        ProtocolError: mini_vllm has no dataclass of this name.
-    """
-    cls = resolve_name(name)
-    if not (isinstance(cls, type) and is_dataclass(cls)):
+    """A dataclass of mini_vllm, from its name and the values of its fields; ProtocolError: it has none of this name."""
+    if not (isinstance(cls := resolve_name(name), type) and is_dataclass(cls)):
         raise ProtocolError(f"{name!r} is not a dataclass of the engine")
     return cls(**values)
 
@@ -248,9 +234,7 @@ def resolve_name(name: str) -> Any:
     module, _, qualname = name.partition(":")
     if not module.startswith(MODULES) or module not in sys.modules:
         raise ProtocolError(f"{name!r} is not in the engine")
-    found: Any = sys.modules[module]
-    for part in qualname.split("."):
-        found = getattr(found, part)
+    found = attrgetter(qualname)(sys.modules[module])
     if not str(getattr(found, "__module__", "")).startswith(MODULES):
         raise ProtocolError(f"{name!r} is not defined in the engine")
     return found

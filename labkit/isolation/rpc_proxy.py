@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import make_dataclass
 from functools import lru_cache
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
@@ -49,7 +50,6 @@ class LearnerConnection:
     """The judge's connection to the learner's process.
 
     Args:
-        path: the learner's file.
         calls: the socket for requests and their answers.
         interrupts: the socket that interrupts a request that takes too long.
         describe_exit: returns a sentence about how the process ended.
@@ -65,7 +65,7 @@ class LearnerConnection:
         self.released: deque[int] = deque()
         self._released_kv: deque[int] = deque()
         self._kv_numbers: WeakKeyDictionary[KVCache, int] = WeakKeyDictionary()
-        self._kv_next = 0
+        self._kv_unused = count(1)
 
     def wait_ready(self) -> None:
         """Waits until the process has imported torch and the engine; the learner's file is not among its imports."""
@@ -166,9 +166,8 @@ class LearnerConnection:
         if (context := forward_context._current.get()) is not None:
             cache = context.kv_cache
             if cache not in self._kv_numbers:
-                self._kv_next += 1
-                self._kv_numbers[cache] = self._kv_next
-                finalize(cache, self._released_kv.append, self._kv_next)
+                self._kv_numbers[cache] = next(self._kv_unused)
+                finalize(cache, self._released_kv.append, self._kv_numbers[cache])
             state["kv_cache"] = [self._kv_numbers[cache], cache.num_blocks, cache.block_size]
             state["step"] = context.to_json()
         return state
@@ -209,13 +208,13 @@ class Proxy:
             return object.__getattribute__(self, "_rpc_class") or type(self)
         if name.startswith(("_rpc", "__")):
             return object.__getattribute__(self, name)
-        return self._rpc_request("get", name=name)
+        return self._rpc_request("get", name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._rpc_request("set", name=name, args=(value,))
+        self._rpc_request("set", name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        return self._rpc_request("call", args=args, kwargs=kwargs)
+        return self._rpc_request("call", *args, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._rpc_request("list"))
@@ -227,7 +226,7 @@ class Proxy:
         return self._rpc_request("bool") is True
 
     def __getitem__(self, key: Any) -> Any:
-        return self._rpc_request("item", args=(key,))
+        return self._rpc_request("item", key)
 
     def __deepcopy__(self, memo: Any) -> Proxy:
         return self
@@ -235,8 +234,8 @@ class Proxy:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of the graded file>"
 
-    def _rpc_request(self, operation: str, **more: Any) -> Any:
-        return self._rpc.request(operation, object=self._rpc_number, **more)
+    def _rpc_request(self, operation: str, /, *args: Any, **kwargs: Any) -> Any:
+        return self._rpc.request(operation, args, kwargs, object=self._rpc_number)
 
 
 class ModuleProxy(Proxy):
@@ -282,11 +281,9 @@ def _values(proxy: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
 
 def _find_class(name: str) -> type | None:
     """The class of mini_vllm with this name."""
-    try:
-        found = resolve_name(name)
-    except (ProtocolError, AttributeError):
-        return None
-    return found if isinstance(found, type) else None
+    with suppress(ProtocolError, AttributeError):
+        return found if isinstance(found := resolve_name(name), type) else None
+    return None
 
 
 def _find_exception(name: str) -> type[Exception] | None:

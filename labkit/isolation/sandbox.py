@@ -32,12 +32,8 @@ MAX_ADDRESSES = 12 << 30
 MAX_MEMORY = 6 << 30
 """Bytes of memory of all processes together, where control groups can be created (as root)."""
 
-MAX_PROCESSES = 256
-"""Processes and threads. Two ranks on a large machine start about a hundred."""
-
-MAX_FILE = 256 << 20
-"""Bytes of a file."""
-
+MAX_PROCESSES = 256  # and threads; two ranks on a large machine start about a hundred
+MAX_FILE = 256 << 20  # bytes
 FOLDER = "MINI_VLLM_LABS_SANDBOX"
 """The environment variable with the sandbox's folder, in the judge."""
 

@@ -25,8 +25,7 @@ from typing import IO, Any
 
 from labkit.system.labs import ROOT
 
-MAX_REQUEST = 1 << 16
-"""Bytes of a request."""
+MAX_REQUEST = 1 << 16  # bytes
 
 
 class ForkServerError(OSError):
@@ -38,13 +37,10 @@ class ForkServer:
 
     Args:
         module: the module to run; it calls :func:`serve` with the socket whose descriptor is its first argument.
-        arguments: its further arguments.
         environment: of the server; a fork inherits it.
-        output: where the server prints.
 
     Attributes:
         control: the socket to the server; it can be read when a message has come.
-        process: the server's process.
         received: what the messages since the last request say.
     """
 
@@ -77,12 +73,7 @@ class ForkServer:
         return self._wait_for("child", None)
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status of the fork, or minus the signal that ended it.
-
-        Raises:
-            TimeoutError: it has not ended within so many seconds.
-            ForkServerError: the server has ended.
-        """
+        """The exit status of the fork, or minus the signal that ended it; raises what :meth:`receive` does."""
         return self._wait_for("ended", timeout)
 
     def _wait_for(self, key: str, timeout: float | None) -> int:

@@ -101,9 +101,9 @@ class Lab:
             return self.folder / f"{choice}.py"
         path = Path(choice).expanduser().absolute()
         if path.suffix != ".py":
-            raise UserError(f"LAB_IMPL is {choice!r}; it must be 'solution' (the default), 'starter' or the path of a .py file")
+            raise UserError(f"{choice!r} cannot be graded; give 'solution', 'starter' or the path of a .py file")
         if not path.is_file():
-            raise UserError(f"LAB_IMPL names {path}, and there is no such file; give the path of a .py file, or 'starter'")
+            raise UserError(f"there is no file {path}; give the path of a .py file, 'solution' or 'starter'")
         return path
 
 

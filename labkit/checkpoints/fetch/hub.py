@@ -170,7 +170,7 @@ class Hub:
                     )
 
     def _fetch(self, what: str, commit: str, files: Files, made: Path) -> Files:
-        """Downloads files in order, and hashes each while the next is downloaded; returns those with another hash."""
+        """Downloads files in order, and hashes each during the next download; returns those whose hash is not the hub's."""
         checks = {}
         with transferring(what, sum(entry["bytes"] for entry in files.values())) as received, ThreadPoolExecutor(1) as checker:
             for name, entry in files.items():

@@ -75,7 +75,7 @@ def failure(task: Task, shown: FailedTest, run: Run) -> list[RenderableType]:
 
 
 def broken(report: Report) -> list[RenderableType]:
-    """Why there is no verdict."""
+    """The line of the screen that says why there is no verdict."""
     return [Text.assemble(("no verdict: ", STYLES["failing"]), report.broken)]
 
 
