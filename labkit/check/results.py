@@ -67,7 +67,7 @@ class Results:
                 self._stack.append(line.decode(errors="replace"))
 
     def end(self, status: int, retry: str = "check again") -> None:
-        """Notes how the process ended. Ended by faulthandler at the time limit: the running test has failed. Exit or crash: no verdict.
+        """Notes how the process ended: at the time limit the running test has failed; after an exit or crash there is no verdict.
 
         ``status`` is the exit status, or minus the signal; ``retry`` is the next step that the message names.
         """

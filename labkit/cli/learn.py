@@ -94,7 +94,9 @@ def reset(number: LabNumber) -> None:
     kept = restore(lab, datetime.now())
     starter = board.shortest(lab.implementation("starter"))
     if kept:
-        print_lines(f"your version was copied to {board.shortest(kept)}", f"to continue with it: cp {board.shortest(kept)} {starter}")
+        print_lines(
+            f"your version was copied to {board.shortest(kept)}", f"to continue with it: cp {board.shortest(kept)} {starter}"
+        )
     print_lines(f"{starter} is the original again. Next: ./lab start {number}")
 
 

@@ -127,7 +127,7 @@ class Learner:
         raise ValueError(kind)
 
     def _pack_object(self, thing: Any, pack: Callable[[Any], Any]) -> dict[str, Any]:
-        """Keeps an object here; packs its number, the names of its class and bases and, of a dataclass, the names of its fields."""
+        """Keeps an object here; packs its number, the names of its class and bases, and those of a dataclass's fields."""
         if (number := self._numbers.get(id(thing))) is None:
             number = self._numbers[id(thing)] = next(self._unused)
             self._objects[number] = thing

@@ -175,11 +175,11 @@ def test_the_solution_is_shown_after_passing_or_giving_up(
 
 def test_reset_loses_nothing_and_needs_no_git(lab: Callable[..., subprocess.CompletedProcess[str]], starter: Path) -> None:
     given_out = starter.read_bytes()
-    assert "your version is kept" not in lab("reset", "03").stdout, "there was none"
+    assert "your version was copied" not in lab("reset", "03").stdout, "there was none"
     for work in (b"first = 1\n", b"second = \xff\n"):
         starter.write_bytes(work)
         said = lab("reset", "03").stdout
-        kept = starter.parents[2] / re.search(r"^your version is kept: (.*)$", said, re.MULTILINE)[1]  # type: ignore[index]
+        kept = starter.parents[2] / re.search(r"^your version was copied to (.*)$", said, re.MULTILINE)[1]  # type: ignore[index]
         assert kept.read_bytes() == work
         assert re.fullmatch(r"lab-03-\d{4}-\d\d-\d\d-\d{6}-\d{6}\.py", kept.name)
         assert starter.read_bytes() == given_out
