@@ -111,7 +111,6 @@ COVERED: dict[str, tuple[str, str]] = {
     ".venv/bin/python -m labkit.system.environment ray": ("tox.ini", "python -m labkit.system.environment base ray"),
     "docker build -f docker/Dockerfile -t mini-vllm-labs .": ("tests/docker/conftest.py", '"build",'),
     "docker run --rm mini-vllm-labs": ("tests/docker/test_image.py", "docker.run(image).stdout"),
-    "docker run --rm mini-vllm-labs check 01 --solution": ("tests/docker/test_image.py", 'image, "check", lab, "--solution")'),
     'docker run --rm -v "$PWD/labs:/workspace/labs" mini-vllm-labs check 01': (
         "tests/docker/test_image.py",
         'f"{labs}:/workspace/labs", image, "check", "01", check=False)',
