@@ -31,10 +31,10 @@ class PackedKernel:
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, packed: Tensor) -> None:
         self.packed, self.bias, out_size = packed, bias, len(weight.q)
         padding = -out_size % lanes(packed.dtype)
-        self._scale, self._zero = (F.pad(part, (0, padding)).contiguous() for part in (weight.scale, weight.zero))
+        self.scale, self.zero = (F.pad(part, (0, padding)).contiguous() for part in (weight.scale, weight.zero))
         pack(weight.q, packed)
-        self.nbytes = packed.nbytes + self._scale.nbytes + self._zero.nbytes
-        self._weight = PackedWeight.of(packed, self._scale, self._zero, bias, out_size)
+        self.nbytes = packed.nbytes + self.scale.nbytes + self.zero.nbytes
+        self._weight = PackedWeight.of(packed, self.scale, self.zero, bias, out_size)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, in) to (T, out), in x's dtype."""
@@ -44,7 +44,7 @@ class PackedKernel:
             return packed_matmul(x.float(), self._weight).to(x.dtype)
         unpacked = unpack(self.packed)
         if not unpacked.is_floating_point():
-            unpacked = QuantizedWeight(unpacked.t(), self._scale, self._zero).dequantized().t().to(x.dtype)
+            unpacked = QuantizedWeight(unpacked.t(), self.scale, self.zero).dequantized().t().to(x.dtype)
         out = onednn_matmul(x, unpacked[:, : self._weight.out_size])
         return out if self.bias is None else out.add_(self.bias)
 
