@@ -94,7 +94,7 @@ def trace(
 
 
 def _unusual_installation() -> Iterator[str]:
-    """Yields a sentence for each difference from the pinned installation; a load can be traced in spite of them."""
+    """Yields a sentence for each difference from the pinned installation; no such difference prevents a trace."""
     if not any(Path(vllm.__file__).parent.glob("_C*.so")):
         yield f"vLLM {vllm.__version__} is installed without its compiled kernels: it can load a model, but not serve one"
     if torch.__version__.split("+")[0] != PINNED_TORCH:
@@ -123,8 +123,9 @@ def record_load(
         try:
             DefaultModelLoader(LoadConfig()).track_weights_loading(built, loaded)
         except Exception as error:
-            advice = "check that no file of the checkpoint is missing, and that load_weights returns every name that it loads"
-            raise VllmLoadError(f"{refused}: {describe_error(error)}; {advice}") from error
+            raise VllmLoadError(
+                f"{refused}: {describe_error(error)}; check that no file is missing and load_weights returns every loaded name"
+            ) from error
     return recorder
 
 

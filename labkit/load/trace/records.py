@@ -90,7 +90,7 @@ class Trace:
     """Every copy of one load, on one rank or on several, with the shapes of all tensors and parameters.
 
     Attributes:
-        vllm: the version of vLLM that loaded; ``torch`` is the version of torch under it.
+        vllm: the version of vLLM that loaded the model; ``torch`` is the version of torch that vLLM used.
         device: the device of the parameters: ``meta`` (shapes only, no values), ``cpu``, or ``cuda:0 (name of the device)``.
         model: the directory or the known name of the model.
         records: the copies in the order in which they were made, rank after rank.

@@ -21,17 +21,15 @@ from labkit.checkpoints.known_models import Model
 from labkit.load.library_output import describe_error, silence_stderr
 from labkit.system.errors import UserError
 
-MAX_PROMPT = 24
-"""The number of tokens of a prompt."""
+MAX_PROMPT = 24  # the number of tokens of a prompt
 
 
 @dataclass
 class Activations:
-    """The values that one prompt of T tokens produced.
+    """The values that one prompt of T tokens produced; ``logits`` is float32 (T, V).
 
     Attributes:
-        inputs, outputs: module name -> its input and its output, float32 (T, features), in the order in which the modules ran.
-        logits: float32 (T, V).
+        inputs, outputs: module name -> the module's input or output, float32 (T, features), in the order of execution.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -102,8 +100,10 @@ def run_vllm(model: Model, prompts: list[list[int]]) -> list[Activations]:
             llm = vllm.LLM(str(model.directory), trust_remote_code=model.trust_remote_code, **settings)
             return [llm.apply_model(partial(_run_prompt, llm, prompt))[0] for prompt in prompts]
         except Exception as error:
-            said = f"vLLM {vllm.__version__} cannot serve {model.architecture} on this CPU: {describe_error(error)}"
-            raise UserError(f"{said}; correct what the error names, or verify the load alone with --no-logits") from error
+            raise UserError(
+                f"vLLM {vllm.__version__} cannot serve {model.architecture} on this CPU: {describe_error(error)}; "
+                "correct what the error names, or verify the load alone with --no-logits"
+            ) from error
         finally:
             del llm
             gc.collect()

@@ -249,7 +249,7 @@ def _logits(comparison: Comparison, model: str) -> Iterator[str]:
     yield f"  first difference: the {first.what} of {first.module}{part}"
     yield f"  largest difference there: {first.largest:.2g}; the values' standard deviation is {first.spread:.2g}"
     if first.what == "input":
-        yield f"  {first.before or 'no module'} before it agrees: the fault is in what the class computes between the two"
+        yield f"  the module before ({first.before or 'none'}) agrees: the fault is in what the class computes between the two"
     if first.looks_like:
         yield f"  {first.looks_like}"
     elif first.what == "output":

@@ -42,11 +42,11 @@ def verify_model(
     """Loads a model at every TP size through the real vLLM, compares its logits, and reports what is wrong with it.
 
     Args:
-        model: a directory with config.json and safetensors; a known name, or a directory with config.json alone, for shapes of
-            the Llama family.
+        model: a directory with config.json and safetensors files; for shapes alone, of the Llama family, a known name or a
+            directory with only config.json.
         sizes: the TP sizes; by default those of SIZES that fit the model.
-        arch: ``module:Class``, the class to load it with in place of vLLM's own.
-        against: a checkpoint known to be right, for transformers to load; by default the model itself.
+        arch: ``module:Class``, the class to load the model with in place of vLLM's own.
+        against: the directory of a correct checkpoint, for transformers to load; by default the model's directory.
         logits: whether to compare the logits; by default if there are weights and enough memory.
         trust_remote_code: whether code in the checkpoint's folder may be run.
 
@@ -115,7 +115,7 @@ def _verify(found: Model, sizes: Sequence[int], against: Path | None, logits: bo
 
 
 def _load(found: Model, size: int, has_values: bool, progress: Progress) -> LoadResult:
-    """Loads at one TP size. Only one size ``has_values`` to check (the first that fits): at the others shapes are enough."""
+    """Loads at one TP size. ``has_values``: also checks values, if memory suffices; after one such size, shapes are enough."""
     from labkit.load.trace import real_load
 
     try:

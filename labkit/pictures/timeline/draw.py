@@ -175,7 +175,7 @@ def _preemption(parent: ET.Element, cell: Cell, title: str) -> None:
 
 
 def _finish(parent: ET.Element, cell: Cell, reason: str, title: str) -> None:
-    """A vertical line at the end of the column, and the reason's first letter."""
+    """Draws a vertical line at the end of the column, and the first letter of the reason."""
     drawn = group(parent, "finish", title)
     x = cell.x + cell.width + 1
     element(drawn, "path", d=f"M{x:.2f} {cell.top - 2:.2f}V{cell.bottom + 1:.2f}", stroke=INK, stroke_width=2.4)
@@ -183,7 +183,7 @@ def _finish(parent: ET.Element, cell: Cell, reason: str, title: str) -> None:
 
 
 def _span(parent: ET.Element, first: Cell, stop: float, waits: bool, title: str) -> None:
-    """A line from a cell to ``stop``: dashed while the request waits after a preemption, thin and solid in the batch."""
+    """Draws a line from a cell to the x ``stop``: dashed if the request waits after a preemption, thin and solid in the batch."""
     line = f"M{first.centre:.2f} {first.middle:.2f}H{stop:.2f}"
     drawn = group(parent, "waits" if waits else "batch", title)
     if waits:
@@ -208,7 +208,7 @@ def _charts(root: ET.Element, trace: StepTrace, layout: Layout) -> None:
 
 
 def _chart(root: ET.Element, class_: str, layout: Layout, place: int, texts: list[str], top: int, areas: Areas) -> None:
-    """A chart: two lines of text at its left, the scale from 0 to ``top`` at its right, and areas with a value per step."""
+    """Draws a chart: two lines of text at its left, the scale from 0 to ``top`` at its right, and areas with a value per step."""
     drawn, foot = element(root, "g", class_=class_), layout.foot + place * (GAP + STRIP)
     for text, height in zip(texts, (22, 8), strict=True):
         label(drawn, text, GUTTER - 10, foot - height, text_anchor="end")

@@ -42,7 +42,7 @@ class Chunk:
     """The part of one request that ran in a step.
 
     Attributes:
-        kind: ``decode`` if the chunk is one token that the request generated and its last; else ``prefill``.
+        kind: ``decode`` if the chunk is one token, the last one that the request generated; else ``prefill``.
         start: position of the first token.
         cached_tokens: tokens right before ``start`` that the prefix cache had when this step admitted the request.
         blocks_taken: ids of the blocks allocated for this chunk.
