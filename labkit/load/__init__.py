@@ -1,1 +1,1 @@
-"""The real vLLM: its load traced, verified and explained, and plugins that it serves. The only room that imports vllm."""
+"""Traces, verifies and explains loads of the real vLLM, and serves plugins with it. The only package that imports vllm."""

@@ -1,4 +1,4 @@
-"""Silences and shortens what vLLM and the libraries under it print and raise. Imports neither torch nor vLLM."""
+"""Silences the output of vLLM and of the libraries it uses, and shortens their errors. Imports neither torch nor vLLM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOISY_LOGGERS = ("vllm", "transformers", "torch._library.triton", "torch.distrib
 
 
 def require_vllm(command: str) -> None:
-    """Raises UserError, with the ``./lab`` command that installs vLLM, where it is not installed in this environment."""
+    """Raises UserError, naming the ``./lab`` command that installs vLLM, if vLLM is not installed in this environment."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             f"vLLM is not installed in this environment; run ./lab {command}, which installs the pinned version first"
@@ -26,9 +26,9 @@ def require_vllm(command: str) -> None:
 
 @contextmanager
 def silence_logs() -> Iterator[None]:
-    """Silences warnings and, below errors, the noisy loggers; keeps vLLM from reporting its use and from asking the hub.
+    """Silences warnings, and NOISY_LOGGERS below ERROR; stops vLLM's usage statistics and requests to the Hugging Face hub.
 
-    Enter it once for the imports and again for the work: while they are imported, the libraries set up their loggers anew.
+    Enter it once for the imports and again for the work: a library sets the level of its logger when it is imported.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,7 +45,7 @@ def silence_logs() -> Iterator[None]:
 
 @contextmanager
 def silence_stderr() -> Iterator[None]:
-    """Silences every logger below critical, and whatever is written to file descriptor 2, from C++ too."""
+    """Silences every logger below CRITICAL, and everything written to file descriptor 2, also by C++ code."""
     logging.disable(logging.ERROR)
     sys.stderr.flush()
     kept = os.dup(2)
@@ -60,7 +60,7 @@ def silence_stderr() -> Iterator[None]:
 
 
 def describe_error(error: BaseException) -> str:
-    """Formats an exception as ``Type: message`` on one line, without vLLM's list of all parameters and pydantic's frame."""
+    """Formats an exception as ``Type: message`` on one line; leaves out vLLM's list of all parameters and pydantic's context."""
     faults = getattr(error, "errors", None)  # pydantic's ValidationError
     message = "; ".join(fault["msg"] for fault in faults()) if callable(faults) else str(error)
     message = " ".join(message.split(" The available parameters")[0].split()).rstrip(".")

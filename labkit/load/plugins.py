@@ -1,6 +1,6 @@
-"""Out-of-tree plugins for vLLM: lays one out as an installation would, and finds out why vLLM cannot serve it.
+"""Out-of-tree plugins for vLLM: writes the files of an installed plugin, and finds the reason why vLLM cannot serve it.
 
-Imports vLLM only to examine a plugin.
+Only ``missing_methods`` and ``examine`` import torch or vLLM.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ MODEL_METHODS: dict[str, tuple[str, ...]] = {
 
 
 class PluginError(UserError):
-    """A plugin cannot be found, loaded or served. Caught apart, to prefer it to vLLM's own error."""
+    """A plugin cannot be found, loaded or served. Shown in place of vLLM's own error, which does not name the plugin's fault."""
 
 
 def write_plugin(source: Path, name: str, entry_points: Mapping[str, Mapping[str, str]], folder: Path) -> Path:
-    """Writes into ``folder`` what the installation of a package of one module writes into site-packages; returns ``folder``.
+    """Writes into ``folder`` the files that pip installs for a package with one module; returns ``folder``.
 
-    Raises PluginError where the entry points do not have this form, or none is in GROUP.
+    Raises PluginError if the entry points do not have the form below, or none is in GROUP.
 
     Args:
-        name: the name of the module and of the package.
+        name: the name of the package and of the module, a copy of the file ``source``.
         entry_points: group -> name -> "module:function", as under [project.entry-points] in pyproject.toml.
-        folder: created if it does not exist; importlib.metadata finds the package if it is on ``sys.path``.
+        folder: created if it does not exist; importlib.metadata finds the package if ``folder`` is on ``sys.path``.
     """
     lines = []
     for group, points in entry_points.items():
@@ -83,7 +83,7 @@ def missing_methods(model: type) -> list[str]:
 
 @contextmanager
 def _blamed(fault: str, advice: str) -> Iterator[None]:
-    """Turns any exception into a PluginError."""
+    """Turns any exception in the block into a PluginError: ``fault``, the exception, and ``advice``."""
     try:
         yield
     except Exception as error:
@@ -91,9 +91,9 @@ def _blamed(fault: str, advice: str) -> Iterator[None]:
 
 
 def examine(folder: Path, architecture: str) -> None:
-    """Finds out why vLLM cannot serve ``architecture`` from the package in ``folder``, if the plugin is the reason.
+    """Raises PluginError, naming the fault, if a fault of the plugin in ``folder`` stops vLLM from serving ``architecture``.
 
-    Runs the plugin in this process, which should end afterwards. Raises PluginError, which names the fault of the plugin.
+    Runs the plugin's code in this process, which should end afterwards.
     """
     from vllm import ModelRegistry
 

@@ -1,7 +1,7 @@
-"""Modules that the fork server of vllm_server.py imports before it forks: the real vLLM, and nothing of a plugin.
+"""Modules that the fork server of vllm_server.py imports before it forks: the real vLLM, but no plugin.
 
-vLLM starts its worker processes by multiprocessing's ``spawn``: a new Python each, which imports vLLM again. Here they are forks
-of the same server. It has loaded no plugin, so each worker still has to find the plugin by itself.
+vLLM starts each worker process by multiprocessing's ``spawn``: as a new Python, which imports vLLM again. Here each worker is a
+fork of the same server. The server has loaded no plugin, so each worker still has to find the plugin by itself.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ class ForkProcess(ForkServerProcess):
         self.environment = dict(os.environ)
 
     def run(self) -> None:
-        """Runs in the fork."""
+        """In the fork: sets the environment and the output of the parent process, and runs the target."""
         os.environ.update(self.environment)
         parent = multiprocessing.parent_process()
         assert parent is not None
@@ -47,12 +47,12 @@ class ForkContext(ForkServerContext):
 
 
 def get_context(method: str | None = None) -> BaseContext:
-    """multiprocessing.get_context, with the fork server in the place of ``spawn``."""
+    """multiprocessing.get_context, but for ``spawn`` it returns the context of the fork server."""
     return ForkContext() if method == "spawn" else original_get_context(method)
 
 
 multiprocessing.get_context = get_context  # type: ignore[assignment,unused-ignore]
-# A fork knows the address of its own server; the standard library would start another one.
+# A fork has the address of the server it was forked from; the standard library would start another server.
 multiprocessing.forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
-# vLLM inspects a class in a subprocess, so that CUDA is not initialized here. There is no CUDA here.
+# vLLM inspects a class in a subprocess, so that CUDA is not initialized in the parent. There is no CUDA here.
 registry._run_in_subprocess = lambda inspect: inspect()

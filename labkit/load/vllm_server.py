@@ -35,14 +35,14 @@ def warm_up() -> None:
 def serve(
     model: Path, prompts: Sequence[Tokens], max_tokens: int, plugin: Path, workers: bool = False, **options: Any
 ) -> list[Tokens]:
-    """Generates greedily with ``LLM(model)`` of the real vLLM, all prompts in one batch, on the CPU and in float32.
+    """Generates greedily with vLLM's ``LLM(model)``, on the CPU in float32; returns the new token ids of each prompt.
 
-    Raises PluginError, with the reason as far as it is known, where vLLM does not start or does not answer.
+    Raises PluginError, with the reason if one is found, if vLLM does not start or does not answer.
 
     Args:
         model: a directory with config.json and safetensors.
-        plugin: the folder that ``write_plugin`` has filled; it is on ``sys.path`` of every process of this call.
-        workers: whether engine and model run in processes of their own, as by default; else all in one process.
+        plugin: the folder that ``write_plugin`` returned; every process of this call has the folder on ``sys.path``.
+        workers: whether engine and model run in separate processes, as is vLLM's default; else all in one process.
         options: further arguments of ``LLM``.
     """
     warm_up()
@@ -65,7 +65,7 @@ def serve(
 
 
 def _run(job: dict[str, Any], workers: bool, sender: Connection) -> None:
-    """In the fork: generates, and sends the tokens, or a sentence why there are none."""
+    """In the fork: generates, and sends the tokens, or a sentence that says why there are no tokens."""
     with tempfile.TemporaryFile("a+", errors="replace") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
@@ -88,7 +88,7 @@ def _generate(model: str, prompts: list[Tokens], max_tokens: int, plugin: str, o
 
 
 def _why(error: BaseException, log: IO[str], model: str, plugin: str, **_: Any) -> str:
-    """The reason: a fault of the plugin, if there is one; else vLLM's first error, which its workers only print."""
+    """The reason for ``error``: a fault of the plugin; else the first error in the log, where vLLM's workers print theirs."""
     if isinstance(error, NotImplementedError):
         return describe_error(error)
     try:

@@ -1,1 +1,1 @@
-"""Drawings as SVG and HTML."""
+"""SVG drawings: the elements of all pictures, and the timeline of a step trace."""

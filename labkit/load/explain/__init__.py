@@ -1,7 +1,7 @@
 """Explains a load error of vLLM, and finds the mapping rows that fix it: ``./lab explain``.
 
-load_errors.py    finds a known error (load_errors.toml) in a log, and explains it
-single_loads.py   loads the checkpoint's tensors one by one into the real class on meta: unmatched names, unfilled parameters
+load_errors.py    finds an error that load_errors.toml lists in a log, and explains it
+single_loads.py   loads the tensors one by one into vLLM's class on the meta device; lists unmatched names, unfilled parameters
 mapper_rows.py    proposes WeightsMapper rows that lead from unmatched names to unfilled parameters
 fix.py            tries the rows on meta, and reports whether the load is whole with them
 """

@@ -1,4 +1,4 @@
-"""Searches for mapping rows that make a checkpoint load whole: proposes rows, and tries them on meta through the real load."""
+"""Searches for mapping rows with which a checkpoint loads whole: proposes rows, and tries them in vLLM's load on meta."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHER_MODALITIES = ("vision", "visual", "image", "audio", "whisper", "speech", "
 
 @dataclass(frozen=True)
 class Attempt:
-    """A load with additional mapping rows: the faults that remain, and the number of parameters if vLLM did not refuse it."""
+    """A load with additional mapping rows: its faults (or vLLM's refusal) as text, and its number of parameters, 0 if refused."""
 
     rows: MapperRows
     remaining: tuple[str, ...]
@@ -35,9 +35,9 @@ class FixSearch:
     """The result of a search for a fix.
 
     Attributes:
-        tensors: the result of each tensor's load.
+        tensors: the results of loading each tensor by itself.
         unchanged: the load without additional rows.
-        attempts: the rows that were tried, in turn, until the load was whole.
+        attempts: the loads with proposed rows, in the order in which they were tried; none is tried after a whole one.
     """
 
     model: Model
@@ -47,14 +47,14 @@ class FixSearch:
 
     @property
     def fix(self) -> Attempt | None:
-        """The attempt that made the load whole; ``unchanged`` where it needs no rows, None where none did."""
+        """The first attempt whose load is whole: ``unchanged`` if no rows are needed, None if there is no such attempt."""
         return next((attempt for attempt in (self.unchanged, *self.attempts) if not attempt.remaining), None)
 
 
 def find_fix(model: Model, progress: Callable[[str], None] = lambda text: None) -> FixSearch:
     """Loads a checkpoint on meta at TP 1, and tries mapping rows until the load is whole or no proposal is left.
 
-    Raises UserError where the class cannot be built.
+    Raises UserError if vLLM's class for the model cannot be built.
     """
     progress("importing vLLM")
     with silence_logs():
@@ -71,7 +71,7 @@ def find_fix(model: Model, progress: Callable[[str], None] = lambda text: None) 
 
 
 def _try(model: Model, rows: MapperRows) -> Attempt:
-    """The real load at TP 1 on meta, with the rows applied before the class's own, as its hf_to_vllm_mapper would."""
+    """Loads at TP 1 on meta through vLLM's class; ``rows`` rename the tensors before the class's hf_to_vllm_mapper does."""
     from vllm.model_executor.models.utils import WeightsMapper
 
     from labkit.load.trace import real_load
@@ -87,7 +87,7 @@ def _try(model: Model, rows: MapperRows) -> Attempt:
 
 
 def fix_lines(search: FixSearch) -> Iterator[str]:
-    """The text of the result, line by line."""
+    """The lines that ``./lab explain`` prints for a search."""
     tensors, model = search.tensors, search.model
     yield f"{model.name}: {model.architecture}, {len(model.shapes)} checkpoint tensors"
     if not search.unchanged.remaining:
@@ -129,7 +129,7 @@ def _names(kind: str, names: Iterable[str]) -> Iterator[str]:
 
 
 def _nearest_names(tensors: SingleLoads, best: Attempt | None) -> Iterator[str]:
-    """For the first unmatched names the name they were matched with; without one, the nearest parameter."""
+    """For each of the first unmatched names, a line with the name that ``best`` matched it with, else the nearest parameter."""
     matched = best.rows.matched if best else {}
     for name, shape in list(tensors.unmatched.items())[:MAX_NAMES]:
         if name in matched:

@@ -23,7 +23,7 @@ LOGGER_PREFIX = re.compile(
 
 @dataclass(frozen=True)
 class KnownError:
-    """An error in a log: its kind, its line without the logger's prefix, and sentences that explain it."""
+    """A known error in a log: its kind, its line of the log without the logger's prefix, and sentences that explain the error."""
 
     kind: str
     line: str
@@ -31,12 +31,12 @@ class KnownError:
 
 
 def find_error(log: str) -> KnownError:
-    """Finds the last known error in a log, because the engine's own report after it says less; raises UserError for none."""
+    """Returns the known error that comes last in a log; raises UserError if the log has none."""
     text = LOGGER_PREFIX.sub("", COLOUR.sub("", log[-MAX_CHARACTERS:]))
     matches = [(error, found) for error in ERRORS for found in re.finditer(error["pattern"], text, re.MULTILINE)]
     if not matches:
         raise UserError(
-            f"no known load error of vLLM is in these {len(log):,} characters; known are: "
+            f"no known load error of vLLM is in these {len(log):,} characters; the known kinds are: "
             f"{', '.join(error['kind'] for error in ERRORS)}; give the whole log, with the traceback"
         )
     error, found = max(matches, key=lambda match: match[1].start())
@@ -50,11 +50,11 @@ def find_error(log: str) -> KnownError:
 
 
 def read_log(file: Path | None) -> str:
-    """Reads a log from a file or from standard input; raises UserError where it cannot be read or is empty."""
+    """Returns the text of a log file, or of standard input for None; raises UserError if it cannot be read or is empty."""
     try:
         text = (file.read_bytes() if file else sys.stdin.buffer.read()).decode("utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; give a log of vLLM's, or pipe one in") from error
+        raise UserError(f"cannot read {file}: {error.strerror}; give the file of a vLLM log, or pipe a log in") from error
     if not text.strip():
         raise UserError(f"{file or 'standard input'} is empty; paste vLLM's traceback, its last lines are enough")
     return text

@@ -3,7 +3,8 @@
     layers.0.attention.wk.weight              head "layers"        number 0   tail "attention.wk.weight"
     model.layers.0.self_attn.k_proj.weight    head "model.layers"  number 0   tail "self_attn.k_proj.weight"
 
-Heads are matched with heads, and tails with tails of the same shape; the difference between two matches becomes a row.
+The second name is a filler: a checkpoint name that would fill an unfilled parameter. Heads are matched with heads of fillers,
+and tails with tails of the same shape; the parts in which two matched names differ become a row.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ CONVENTIONS = {
 """Names of other conventions (Meta's and Mistral's consolidated files, GPT-2's) -> the names in Hugging Face's files."""
 
 MIN_SIMILARITY = 0.55
-"""Two tails below this similarity, from 0 to 1, are not matched."""
+"""Two tails are not matched if their similarity, from 0 to 1, is lower."""
 
 Renames = dict[str, str | None]
-"""Old part of a name -> new part; None leaves the tensor out."""
+"""Part of a checkpoint name -> the part that replaces it, or None: the tensor is not loaded."""
 
 
 @dataclass(frozen=True)
 class MapperRows:
-    """Rows of a WeightsMapper by the argument that takes them, and the names that were matched: checkpoint name -> filler."""
+    """Rows for three arguments of WeightsMapper, and the names that were matched for them: checkpoint name -> filler."""
 
     substr: Renames = field(default_factory=dict)
     prefix: Renames = field(default_factory=dict)
@@ -55,7 +56,7 @@ class MapperRows:
         return any(None in renames.values() for renames in self.arguments().values())
 
     def arguments(self) -> dict[str, Renames]:
-        """The keyword arguments of WeightsMapper."""
+        """The keyword arguments for WeightsMapper that have rows."""
         named = {"orig_to_new_substr": self.substr, "orig_to_new_prefix": self.prefix, "orig_to_new_suffix": self.suffix}
         return {name: renames for name, renames in named.items() if renames}
 
@@ -72,18 +73,18 @@ class MapperRows:
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """Splits a name at its first number into head, number and tail; a name without a number is all tail."""
+    """Splits a name at the first number in it into (head, number, tail); a name without a number is all tail."""
     found = re.match(r"(.*?)\.(\d+)\.(.*)$", name)
     return (found[1], found[2], found[3]) if found else ("", "", name)
 
 
 def propose_rows(unmatched: Mapping[str, Shape], fillers: Mapping[str, Shape], loaded: Sequence[str]) -> list[MapperRows]:
-    """Proposes rows to try, the likeliest first.
+    """Returns up to three sets of rows to try, the likeliest first: rows that rename and leave out, only rename, only leave out.
 
     Args:
         unmatched: checkpoint tensors that the class has no parameter for.
-        fillers: checkpoint names that would fill unfilled parameters, with the largest shape that fits.
-        loaded: checkpoint tensors that load already; no row may rename them.
+        fillers: checkpoint names that would fill unfilled parameters -> the largest shape that fits there.
+        loaded: checkpoint tensors that load without a row; no row may apply to one of them.
     """
     renamed = _renaming_rows(unmatched, fillers)
     dropped = _dropping_rows([name for name in unmatched if name not in renamed.matched], [*loaded, *renamed.matched])
@@ -103,16 +104,16 @@ def _renaming_rows(unmatched: Mapping[str, Shape], fillers: Mapping[str, Shape])
             end = "." if f".{old}." in name else ""
             substr[f".{old}{end}"] = f".{new}{end}"
         heads[(head, other_head) if number else (name, other)] += 1
-    # Longer rows first: a shorter one would rename their names before them.
+    # Longer rows first: a shorter row before a longer one would rename the names that the longer one is for.
     substr = dict(sorted(substr.items(), key=lambda row: -len(row[0])))
     pairs = (_different_parts(*pair, ends=(-1,), least=0) for pair, _ in heads.most_common() if pair[0] != pair[1])
     return MapperRows(substr, {f"{old}.": new and f"{new}." for old, new in pairs}, matched=matched)
 
 
 def _match_names(unmatched: Mapping[str, Shape], fillers: Mapping[str, Shape]) -> dict[str, str]:
-    """For each unmatched name the most similar filler of the same number whose tail is matched with its tail.
+    """Unmatched name -> the most similar filler that has the same number and the tail matched with the name's tail.
 
-    The most similar tails are matched first, each once; only tails of the same last part (``weight``) and of a shape that fits.
+    The most similar tails are matched first, each once, if both end with the same part (``weight``) and the shape fits.
     """
     mine, theirs = (
         {tail: (bool(number), shape) for name, shape in names.items() for _, number, tail in [_split(name)]}
@@ -151,7 +152,7 @@ def _similarity(one: str, two: str) -> float:
 
 
 def _different_parts(one: str, two: str, ends: Sequence[int], least: int) -> tuple[str, str]:
-    """Two names without the parts that are the same at these ends; keeps one part of ``one`` and ``least`` of ``two``."""
+    """Two names without their equal parts at ``ends`` (0 or -1); leaves at least 1 part of ``one``, ``least`` of ``two``."""
     mine, theirs = one.split("."), two.split(".")
     for end in ends:
         while len(mine) > 1 and len(theirs) > least and mine[end] == theirs[end]:
@@ -160,7 +161,7 @@ def _different_parts(one: str, two: str, ends: Sequence[int], least: int) -> tup
 
 
 def _dropping_rows(names: Iterable[str], kept: Sequence[str]) -> MapperRows:
-    """The shortest rows that leave these names out and apply to no kept name."""
+    """Rows that leave ``names`` out and apply to no name in ``kept``; a row that covers several names is preferred."""
     rows = MapperRows()
     for name in names:
         if rows.apply_to(name):

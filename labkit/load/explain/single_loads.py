@@ -21,7 +21,7 @@ from labkit.load.trace.real_model import as_rank, build, group_of_one, parameter
 from labkit.load.trace.recorder import CopyRecorder
 
 MAX_TENSORS = 2000
-"""Of a checkpoint with more tensors, only the layers 0, 1 and the last are loaded; the others have the same names."""
+"""Of a checkpoint with more tensors, only layers 0, 1 and the last are loaded; the other layers have the same tensor names."""
 
 UNMATCHED = "no module or parameter|nested weight|has no parameter"
 """vLLM's messages for a name that the class has no parameter for."""
@@ -29,15 +29,15 @@ UNMATCHED = "no module or parameter|nested weight|has no parameter"
 
 @dataclass
 class SingleLoads:
-    """The result of each tensor's load.
+    """The results of loading each tensor of a checkpoint by itself.
 
     Attributes:
         loaded: tensors that were copied.
         ignored: tensors that the class ignored without a message.
         unmatched: tensors that the class has no parameter for.
-        wrong_shape: tensors that do not fit their parameter, each with vLLM's message.
-        unfilled: parameters of which a part was neither copied to nor filled with a number.
-        fillers: checkpoint names that would fill them, with the shape of the parameter.
+        wrong_shape: tensors that do not fit their parameter -> vLLM's message.
+        unfilled: parameters of which a part was neither copied to nor filled with a number; ``parameters`` has all.
+        fillers: checkpoint names that would fill the unfilled parameters -> the shape of the parameter.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class SingleLoads:
 
 
 def load_each_tensor(model: Model) -> SingleLoads:
-    """Builds the class at TP 1, and loads every tensor by itself."""
+    """Builds vLLM's class at TP 1 on the meta device, and loads each tensor (see MAX_TENSORS) by itself."""
     meta, dtype, result = torch.device("meta"), parameter_dtype(model), SingleLoads()
     with group_of_one(), as_rank(0, 1):
         built, _ = build(model, dtype, meta)
@@ -74,7 +74,7 @@ def load_each_tensor(model: Model) -> SingleLoads:
     for name, box in [*((copy.parameter, copy.destination) for copy in recorder.copies), *recorder.fills]:
         boxes[name].append(box)
     result.unfilled = {name: shape for name, shape in result.parameters.items() if without(whole(shape), boxes[name])}
-    for parameter, shape in result.unfilled.items():  # names that the class's rows fuse come before the parameter's own
+    for parameter, shape in result.unfilled.items():  # first the names of the tensors that the class fuses
         fused = [parameter.replace(row.to, row.from_) for row in stacked_rows(built) if row.to in parameter]
         known = {*result.loaded, *result.wrong_shape}
         result.fillers |= {name: shape for name in [*fused, parameter] if name not in known}
@@ -82,7 +82,7 @@ def load_each_tensor(model: Model) -> SingleLoads:
 
 
 def _sample(model: Model) -> dict[str, Shape]:
-    """The tensors to load."""
+    """The tensors to load, name -> shape: all, or of more than MAX_TENSORS those of some layers."""
     numbers = {name: int(found[1]) for name in model.shapes if (found := re.search(r"\.(\d+)\.", name))}
     chosen = {0, 1, max(numbers.values(), default=0)} if len(model.shapes) > MAX_TENSORS else {0, *numbers.values()}
     return {name: shape for name, shape in model.shapes.items() if numbers.get(name, 0) in chosen}

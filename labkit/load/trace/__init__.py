@@ -32,7 +32,7 @@ EXAMPLE_TENSORS = tuple(
     f"model.layers.0.{name}.weight"
     for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj")
 )
-"""Five tensors that show every case: three fused into one parameter, the first of two fused, and one cut along columns."""
+"""Five tensors that show every case: three that are fused, the first of two that are fused, and one cut along columns."""
 
 
 def trace_load(
@@ -42,16 +42,16 @@ def trace_load(
     device: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Trace:
-    """Loads a model through the ``load_weights`` of the real vLLM's class for it, and returns every copy that was made.
+    """Loads a model through ``load_weights`` of vLLM's class for the model, and returns a record of every copy.
 
     With safetensors beside config.json the tensors and the parameters are real, and every record is checked by value: the
-    parameter's part equals the tensor's part to the bit. With config.json alone, both are shapes on torch's meta device. That
-    works for the Llama family, whose tensors follow from the config; other architectures need their files.
+    parameter's part equals the tensor's part to the bit. With config.json alone, tensors and parameters are shapes on the meta
+    device. This works for the Llama family, whose tensors follow from the config; other architectures need safetensors files.
 
     Args:
-        model: a directory with config.json, or a known name (``smollm2``, ``llama-3-8b``); a known name takes precedence.
+        model: a directory with config.json, or a known name (``smollm2``); a name takes precedence over a directory called so.
         ranks: the ranks to load, one after the other in this process.
-        device: ``cuda``, ``cpu``, or ``meta`` for shapes alone; by default CUDA, else the CPU, and meta where there are no files.
+        device: ``cuda``, ``cpu``, or ``meta`` for shapes alone; by default CUDA, else the CPU; meta without safetensors files.
         progress: called with a few words before each step that takes time.
 
     Raises:

@@ -3,7 +3,7 @@
     base (4, 6), strides (6, 1)              a view with offset 8, strides (6, 1) and shape (2, 3)
     offset 8 = row 1 * 6 + column 2          covers rows 1:3, columns 2:5
 
-A reshaped or transposed view covers a box too, if its elements are those of one. torch is imported for its types alone.
+A reshaped or transposed view covers a box too, if the view has exactly the box's elements. torch is imported for types alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Box = tuple[Span, ...]  # a rectangular part of a tensor, one span per dimension
 
 
 def whole(shape: Shape) -> Box:
-    """The box of all of a tensor of this shape."""
+    """The box that covers a whole tensor of this shape."""
     return tuple((0, size) for size in shape)
 
 
@@ -32,24 +32,24 @@ def cut_axes(box: Box, shape: Shape) -> set[int]:
 
 
 def axis_name(axis: int) -> str:
-    """``rows``, ``columns``, then ``axis 2`` and so on."""
+    """The name of an axis: ``rows`` for 0, ``columns`` for 1, then ``axis 2`` and so on."""
     return ("rows", "columns")[axis] if axis < 2 else f"axis {axis}"
 
 
 def describe_box(box: Box, shape: Shape) -> str:
-    """Formats a box of a tensor of this shape: ``rows 512:1024``, or ``columns 0:7168`` where only the columns are cut."""
+    """Formats a box by the cut axes: ``rows 512:1024``; by all rows if no axis is cut; ``the value`` for a scalar."""
     axes = sorted(cut_axes(box, shape)) or range(min(1, len(shape)))
     return ", ".join(f"{axis_name(axis)} {box[axis][0]}:{box[axis][1]}" for axis in axes) or "the value"
 
 
 def common(one: Box, other: Box) -> Box | None:
-    """The intersection of two boxes; None where it is empty."""
+    """The intersection of two boxes; None if it is empty."""
     both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
     return both if all(start < stop for start, stop in both) else None
 
 
 def covered(boxes: Iterable[Box]) -> tuple[list[Box], list[Box]]:
-    """What the boxes cover at least once, and what they cover more than once; each as boxes that do not overlap."""
+    """The parts that the boxes cover at least once, and the parts that they cover more than once, as boxes without overlap."""
     once: list[Box] = []
     twice: list[Box] = []
     for box in boxes:
@@ -60,7 +60,7 @@ def covered(boxes: Iterable[Box]) -> tuple[list[Box], list[Box]]:
 
 
 def without(box: Box, others: Iterable[Box]) -> list[Box]:
-    """A box minus other boxes, as boxes that do not overlap; neighbours are merged."""
+    """A box minus other boxes, as boxes that do not overlap; adjacent boxes are merged."""
     left = [box] if all(start < stop for start, stop in box) else []
     for other in others:
         left = [piece for each in left for piece in _minus(each, other)]
@@ -68,7 +68,7 @@ def without(box: Box, others: Iterable[Box]) -> list[Box]:
 
 
 def _minus(box: Box, other: Box) -> list[Box]:
-    """Cuts off, axis by axis, what is before and behind the other box, and goes on with what is between."""
+    """A box minus ``other``: along each axis, cuts off the pieces before and behind ``other``, and goes on with the middle."""
     both = common(box, other)
     if both is None:
         return [box]
@@ -82,7 +82,7 @@ def _minus(box: Box, other: Box) -> list[Box]:
 
 
 def _merged(boxes: Iterable[Box]) -> list[Box]:
-    """The same part in fewer boxes: two that are equal in all axes but one, and adjacent along that one, become one."""
+    """Covers the same part with fewer boxes: boxes that are adjacent along one axis and equal along the others become one."""
     merged = list(boxes)
     for axis in range(len(merged[0]) if merged else 0):
         spans_beside: dict[Box, list[Span]] = defaultdict(list)
@@ -97,11 +97,11 @@ def _merged(boxes: Iterable[Box]) -> list[Box]:
 
 
 def box_of(view: Tensor, base: Tensor) -> Box | None:
-    """The box of ``base`` that a view of it covers; None where the view covers no box.
+    """The box that ``view`` covers in ``base``; None if the view's elements are not exactly those of a box.
 
     Args:
         view: shares its storage with ``base``; it may be narrowed, transposed, reshaped, or several of these.
-        base: dense: its elements fill a stretch of its storage without a gap, in any order of axes.
+        base: a dense tensor: its elements have no gaps between them in the storage; the axes may be in any order.
     """
     if not view.numel():
         return ((0, 0),) * base.dim()
@@ -112,12 +112,12 @@ def box_of(view: Tensor, base: Tensor) -> Box | None:
     for axis in sorted((axis for axis, size in enumerate(base.shape) if size > 1), key=base.stride, reverse=True):
         (start, first), (end, last) = divmod(first, base.stride(axis)), divmod(last, base.stride(axis))
         box[axis] = (start, end + 1)
-    # The box from the view's first to its last element is the view if the elements between them are the same.
+    # The view covers the box from its first to its last element if view and box have the same runs, so the same elements.
     return tuple(box) if _runs(base, [stop - start for start, stop in box]) == _runs(view, view.shape) else None
 
 
 def _runs(tensor: Tensor, shape: Iterable[int]) -> list[tuple[int, int]]:
-    """A part's axes as (stride, length), from the slowest to the fastest; axes that continue each other are merged."""
+    """(stride, length) of each axis of a part of ``tensor``, the largest stride first; contiguous axes are merged."""
     runs: list[tuple[int, int]] = []
     for stride, size in sorted(zip(tensor.stride(), shape, strict=True), reverse=True):
         if size > 1 and runs and runs[-1][0] == stride * size:
@@ -128,7 +128,7 @@ def _runs(tensor: Tensor, shape: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def box_pairs(one: Tensor, one_base: Tensor, two: Tensor, two_base: Tensor) -> Iterator[tuple[Tensor, Box, Tensor, Box]]:
-    """Cuts two views of one shape into pieces that cover a box in both bases; yields each pair of pieces with their boxes."""
+    """Cuts two views of one shape into pieces that cover a box in both bases; yields (piece, box, other piece, its box)."""
     one_box, two_box = box_of(one, one_base), box_of(two, two_base)
     if one_box is not None and two_box is not None:
         yield one, one_box, two, two_box
@@ -137,13 +137,13 @@ def box_pairs(one: Tensor, one_base: Tensor, two: Tensor, two_base: Tensor) -> I
 
 
 def split(one: Tensor, two: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two views of one shape, cut into slices along the outermost axis that has more than one."""
+    """Cuts two views of one shape into pairs of slices, one for each index of the first axis that is longer than 1."""
     axis = next(axis for axis, size in enumerate(one.shape) if size > 1)
     return zip(one.unbind(axis), two.unbind(axis), strict=True)
 
 
 def reshaped(view: Tensor, box: Box) -> Tensor | None:
-    """The view with one axis for each axis of a box, without a copy; None where its strides do not allow that."""
+    """The view in the shape of a box, without a copy; None if the view's strides do not allow that shape."""
     try:
         return view.view([stop - start for start, stop in box])
     except RuntimeError:
@@ -151,5 +151,5 @@ def reshaped(view: Tensor, box: Box) -> Tensor | None:
 
 
 def inside(tensor: Tensor, box: Box, within: Box) -> Tensor:
-    """The view of ``tensor`` for ``box``, where the whole of ``tensor`` is the box ``within``."""
+    """The part of ``tensor`` that is at ``box``, if all of ``tensor`` is at the box ``within``."""
     return tensor[tuple(slice(start - origin, stop - origin) for (start, stop), (origin, _) in zip(box, within, strict=True))]

@@ -20,10 +20,10 @@ class Finding:
     """One fault of a load.
 
     Attributes:
-        fault: ``missing``: a part of a parameter was never written. ``twice``: it was written more than once.
+        fault: ``missing``: a part of a parameter was never written. ``twice``: a part was written more than once.
             ``cut off``: a part of a checkpoint tensor was read by no rank. ``rounded``: a conversion changed values.
-        name: the parameter; for ``cut off`` and ``rounded`` the checkpoint tensor. ``shape`` is its shape.
-        tp_rank: the rank on which it happened; None where all ranks together are concerned.
+        name: the parameter; for ``cut off`` and ``rounded`` the checkpoint tensor. ``shape`` is the shape of this tensor.
+        tp_rank: the rank that holds the parameter; None for ``cut off`` and ``rounded``.
     """
 
     fault: Literal["missing", "twice", "cut off", "rounded"]
@@ -44,7 +44,7 @@ class Finding:
 
 
 def find_faults(trace: Trace) -> list[Finding]:
-    """Every fault of a load, rank by rank; ``cut off`` only where the trace has all ranks of the group."""
+    """All faults of a load: of parameters, rank by rank; ``cut off``, if the trace has all ranks of the group; ``rounded``."""
     ranks = sorted({record.tp_rank for record in trace.records}) or [0]
     written: dict[tuple[int, str], list[Box]] = defaultdict(list)
     read: dict[str, list[Box]] = defaultdict(list)

@@ -1,6 +1,6 @@
-"""Runs the real vLLM's load of a checkpoint, rank after rank in this one process, and records its copies.
+"""Runs the real vLLM's load of a checkpoint, rank after rank in this one process, and records every copy.
 
-Imports vLLM, which takes about ten seconds; ``trace_load`` imports this module only when it traces.
+Imports vLLM, which takes about ten seconds; ``trace_load`` imports this module only when it is called.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from labkit.system.labs import ROOT
 
 PINNED_TORCH = re.findall(r"^torch=+([\d.]+)", (ROOT / "requirements" / "torch-cpu.in").read_text(), re.MULTILINE)[0]
 
-Tensors = Iterable[tuple[str, Tensor]]  # a checkpoint in the form that load_weights takes
+Tensors = Iterable[tuple[str, Tensor]]  # (name, tensor) pairs, the argument of load_weights
 
 
 def trace(
@@ -43,7 +43,7 @@ def trace(
     progress: Callable[[str], None],
     rename: Callable[[Tensors], Tensors] = lambda tensors: tensors,
 ) -> Trace:
-    """``labkit.load.trace.trace_load`` for a resolved model; ``rename`` changes the names that the class sees."""
+    """Does ``labkit.load.trace.trace_load`` for a resolved model; ``rename`` renames the tensors that load_weights gets."""
     target, label = choose_device(model, device)
     dtype = parameter_dtype(model)
     records: list[Record] = []
@@ -94,7 +94,7 @@ def trace(
 
 
 def _unusual_installation() -> Iterator[str]:
-    """Differences from the pinned installation; a load can be traced without it."""
+    """Yields a sentence for each difference from the pinned installation; no such difference prevents a trace."""
     if not any(Path(vllm.__file__).parent.glob("_C*.so")):
         yield f"vLLM {vllm.__version__} is installed without its compiled kernels: it can load a model, but not serve one"
     if torch.__version__.split("+")[0] != PINNED_TORCH:
@@ -109,7 +109,7 @@ def record_load(
     rank: str,
     rename: Callable[[Tensors], Tensors] = lambda tensors: tensors,
 ) -> CopyRecorder:
-    """Runs the real ``load_weights``, then vLLM's check for uninitialized parameters; raises VllmLoadError naming ``rank``."""
+    """Runs ``load_weights`` and vLLM's check for uninitialized parameters; if one fails, raises VllmLoadError naming ``rank``."""
     recorder = CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True))
     refused = f"vLLM {vllm.__version__} refused the load as {rank}"
     try:
@@ -123,12 +123,14 @@ def record_load(
         try:
             DefaultModelLoader(LoadConfig()).track_weights_loading(built, loaded)
         except Exception as error:
-            raise VllmLoadError(f"{refused}: {describe_error(error)}; is a file of the checkpoint missing?") from error
+            raise VllmLoadError(
+                f"{refused}: {describe_error(error)}; check that no file is missing and load_weights returns every loaded name"
+            ) from error
     return recorder
 
 
 def _tensors(model: Model, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors one after the other; on meta where the parameters are on meta."""
+    """Yields the checkpoint's (name, tensor) pairs; on meta if ``device`` is meta or the model has only shapes."""
     if not model.files:
         yield from ((name, torch.empty(shape, dtype=dtype, device="meta")) for name, shape in model.shapes.items())
     for file in model.files:
@@ -141,7 +143,7 @@ def _tensors(model: Model, dtype: torch.dtype, device: torch.device) -> Iterator
 
 
 def _last_tensor(recorder: CopyRecorder, built: nn.Module) -> str:
-    """The tensor that the loader read last before it failed, and the parameter that it belongs to."""
+    """Words for the tensor that the loader read last before it failed and, if one has that name, for the parameter."""
     if not recorder.tensors:
         return "no tensor had been read"
     name, tensor = list(recorder.tensors.items())[-1]
@@ -152,7 +154,7 @@ def _last_tensor(recorder: CopyRecorder, built: nn.Module) -> str:
 
 
 def _repacked(built: nn.Module, config: ModelConfig, device: torch.device) -> dict[str, str]:
-    """Runs vLLM's step between loading and serving; describes each parameter that it changes."""
+    """Runs vLLM's process_weights_after_loading; returns the name of each parameter that it changes -> ``before -> after``."""
 
     def described() -> dict[str, tuple[str, Tensor]]:
         kinds = ((name, made, str(made.dtype).removeprefix("torch.")) for name, made in built.named_parameters())
@@ -177,7 +179,7 @@ def stacked_rows(built: nn.Module) -> tuple[MappingRow, ...]:
 
 
 def _row_of(copy: Copy, stacked: tuple[MappingRow, ...]) -> MappingRow | None:
-    """The mapper's row for a tensor; without one, the part in which the two names differ; None where they are equal."""
+    """The mapper's row for a copied tensor, else a row of the parts in which both names differ; None if the names are equal."""
     if copy.tensor == copy.parameter:
         return None
     for row in stacked:

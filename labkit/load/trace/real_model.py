@@ -1,4 +1,4 @@
-"""Builds the real vLLM class of a model in this one process as rank r of n, in the way the engine does before it loads."""
+"""Builds vLLM's real class for a model in this one process as rank r of n, as the engine does before it loads weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NEEDS_GPU = re.compile(r"\b(cuda|gpu|nvidia|rocm|hip|triton)\b", re.IGNORECASE)
 
 
 def choose_device(model: Model, device: str | None) -> tuple[torch.device, str]:
-    """The device for the parameters, and its name in the trace."""
+    """The device for the parameters, and the device's name in a trace; raises UserError if the device cannot be used."""
     if device == "meta" or not model.files:
         if device not in (None, "meta"):
             raise UserError(f"{model.name} has no weights to put on {device}; give a directory that has safetensors files")
@@ -68,7 +68,7 @@ def choose_device(model: Model, device: str | None) -> tuple[torch.device, str]:
 
 
 def parameter_dtype(model: Model) -> torch.dtype:
-    """The element type of the parameters: of those that vLLM computes in, the one with the most bytes in the checkpoint."""
+    """The element type to build parameters with: BF16, F16 or F32, whichever has most bytes in the checkpoint; BF16 if none."""
     sizes = {"BF16": 0, "F16": 0, "F32": 0}
     for name, tensor in model.stored.items():
         if tensor.dtype not in DTYPES:
@@ -83,15 +83,15 @@ def group_of_one() -> Iterator[None]:
     """Initializes vLLM's process groups with this process as their only member, and destroys them at the end.
 
     Does nothing inside another ``group_of_one``; use one around several loads, because destroying the groups takes a tenth of a
-    second. Raises UserError where vLLM's build does not fit the machine.
+    second. Raises UserError if this is vLLM's build for CUDA and the machine has no GPU.
     """
     if torch.distributed.is_initialized():
         yield
         return
     if not current_platform.device_type:
         raise UserError(
-            f"this is the CUDA build of vLLM {vllm.__version__}, which builds no model where it finds no GPU, and it finds none "
-            "here; ./lab doctor says what is missing, and the CPU build (in a work tree of its own, or the cpu image) needs none"
+            f"this is the CUDA build of vLLM {vllm.__version__}, which builds models only on a GPU, and it finds no GPU here; "
+            "run ./lab doctor, which says what is missing, or use the CPU build (in a separate work tree, or the cpu image)"
         )
     with tempfile.TemporaryDirectory() as folder, set_current_vllm_config(VllmConfig()), ExitStack() as cleanup:
         cleanup.callback(destroy_distributed_environment)
@@ -104,15 +104,16 @@ def group_of_one() -> Iterator[None]:
 def as_rank(rank: int, size: int) -> AbstractContextManager[Any]:
     """Sets the rank and the size of the tensor-parallel group that layers read, and restores them at the end.
 
-    Most layers read them once, when they are built; Mamba's read them again while they load. Neither step communicates.
+    Most layers read rank and size once, when they are built; Mamba layers read them again while they load. Neither building nor
+    loading communicates.
     """
     return mock.patch.multiple(get_tp_group(), rank_in_group=rank, world_size=size)
 
 
 def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, ModelConfig]:
-    """Builds the real class with uninitialized parameters on ``device``; returns it with the config it was built from.
+    """Builds vLLM's class with uninitialized parameters on ``device``; returns the model and the config it was built from.
 
-    Raises UserError, with vLLM's message, where it does not know the architecture, cannot import the class or refuses the config.
+    Raises UserError, with vLLM's message, if vLLM has no such architecture, cannot import the class or refuses the config.
     """
     found = _class_for(model)
     try:
@@ -130,7 +131,7 @@ def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Mo
             elsewhere = [each for each in built.parameters() if device.type == "meta" != each.device.type]
             for parameter in elsewhere:  # vLLM's Transformers backend ignores the device
                 moved = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-                vars(moved).update(vars(parameter))  # the weight_loader, and what it needs
+                vars(moved).update(vars(parameter))  # such as its weight_loader
                 torch.utils.swap_tensors(parameter, moved)  # type: ignore[no-untyped-call]
             return built, config
     except Exception as error:
@@ -141,9 +142,9 @@ def build(model: Model, dtype: torch.dtype, device: torch.device) -> tuple[nn.Mo
 
 
 def _class_for(model: Model) -> type[nn.Module] | None:
-    """The class that will load the model; None where vLLM wraps the class of transformers.
+    """The class that will load the model; None if vLLM wraps the class of transformers.
 
-    Registers the class itself in place of its import path: with a path, vLLM inspects the class in a second process, which
+    Registers the class object in place of its import path: for a path, vLLM inspects the class in a second process, which
     imports everything again.
     """
     architecture = model.architecture
@@ -169,7 +170,7 @@ def _class_for(model: Model) -> type[nn.Module] | None:
 
 
 def class_name(model: Model) -> str:
-    """The full name of the class that loads the model."""
+    """The full name of the class that loads the model, or ``vLLM's Transformers backend``."""
     registered = ModelRegistry.models.get(model.architecture)
     if registered is None:
         return "vLLM's Transformers backend"
@@ -211,7 +212,7 @@ def _unknown_architecture(model: Model) -> str:
 
 
 def load_plugins() -> list[str]:
-    """Runs the installed plugins of vLLM, as its engine does; returns a sentence for each that fails."""
+    """Runs the installed vLLM plugins, as vLLM's engine does; returns a sentence for each plugin that fails."""
     failed = []
     for plugin in entry_points(group=DEFAULT_PLUGINS_GROUP):
         try:

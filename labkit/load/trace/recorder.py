@@ -3,8 +3,8 @@
 No internals of vLLM are used: every loader ends in ``parameter[...].copy_(tensor[...])``. A view shares its tensor's storage, so
 the storage identifies the tensor and the parameter; storage offset and strides identify the part (boxes.py).
 
-Some loaders make new tensors on the way: Falcon's and Bloom's sort interleaved heads, GPT-2's transposes matrices. The recorder
-keeps the pieces that each such tensor was made of, and records a copy from it as copies from those pieces.
+Some loaders make new tensors first: Falcon's and Bloom's sort interleaved heads, GPT-2's transposes matrices. The recorder stores
+the pieces that each new tensor was made of, and records a copy from the new tensor as copies from those pieces.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MAX_COPIES = 200_000  # a load in more pieces is not traced: its loader copies s
 class Copy:
     """One ``copy_`` from a part of a checkpoint tensor (``source``) into a part of a parameter (``destination``).
 
-    ``shard`` is vLLM's ``shard_id`` on the tensor; ``changed`` says that the loader computed with the values before it copied;
-    ``views`` are the two parts, element by element in the same order.
+    ``shard`` is the attribute ``shard_id`` that vLLM's WeightsMapper set on the tensor, or None. ``changed``: the loader computed
+    with the values before it copied them. ``views``: tensor views of destination and source, elements in the same order.
     """
 
     tensor: str
@@ -44,9 +44,9 @@ class Copy:
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of a storage's elements: ``base`` is the checkpoint tensor ``name``, or was made of ``pieces``.
+    """The source of a storage's elements: ``base`` is the checkpoint tensor ``name``, or a tensor made of ``pieces``.
 
-    Each piece has its box in ``base``; ``changed`` says that values were changed when it was made.
+    A piece is a box in ``base`` and the tensor that the box was made from; ``changed`` says that values were changed then.
     """
 
     base: Tensor
@@ -66,7 +66,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
     Args:
         parameters: name -> parameter, contiguous.
         other_tensors: returns the model's other tensors by name: its buffers, and parameters that the loader creates when it
-            finds their checkpoint tensor. A tensor of these that is written is treated as a parameter from then on.
+            finds their checkpoint tensor. Once such a tensor is written, the recorder treats it as a parameter.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], other_tensors: Callable[[], Mapping[str, Tensor]] = dict) -> None:
@@ -74,13 +74,13 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
         self.copies: list[Copy] = []
         self.fills: list[tuple[str, Box]] = []
         self.parameters = dict(parameters)
-        self.tensors: dict[str, Tensor] = {}  # kept alive: a freed storage would be reused, and taken for another tensor's
+        self.tensors: dict[str, Tensor] = {}  # keeps each storage from being freed and reused for another tensor
         self._other_tensors = other_tensors
         self._owners = {tensor.untyped_storage(): name for name, tensor in self.parameters.items()}
         self._origins: dict[torch.UntypedStorage, Origin] = {}
 
     def watch(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Yields the checkpoint's tensors unchanged to the loader, and registers their storages."""
+        """Yields the checkpoint's (name, tensor) pairs for the loader, and registers the storage of each tensor."""
         for name, tensor in tensors:
             own = tensor.clone() if tensor.untyped_storage() in self._origins else tensor
             self.tensors[name] = own
@@ -101,7 +101,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
         return made
 
     def _derive(self, func: Any, made: Tensor, *args: Any) -> None:
-        """Keeps the origin of a new tensor that was made of checkpoint tensors, one element from one element."""
+        """Registers the origin of ``made`` if each element of ``made`` comes from one element of a checkpoint tensor."""
         if func in (CAT, STACK):
             axis = (args[1] if len(args) > 1 else 0) % made.dim()
             parts = [part.unsqueeze(axis) if func is STACK else part for part in args[0]]
@@ -133,7 +133,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
             raise UserError(f"{parameter} is loaded in more than {MAX_COPIES:,} pieces; such a load is not traced")
 
     def _new_owner(self, written: Tensor) -> str | None:
-        """Registers one of the model's other tensors that is written, and returns its name; None for a foreign tensor."""
+        """Registers ``written`` as a parameter if it is one of the model's other tensors; returns its name, else None."""
         for name, tensor in self._other_tensors().items():
             if tensor.untyped_storage() == written.untyped_storage():
                 self.parameters[name] = tensor
@@ -142,7 +142,7 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
         return None
 
     def _traced(self, parameter: str, written: Tensor, read: Tensor, origin: Origin, changed: bool) -> Iterator[Copy]:
-        """Resolves one ``copy_`` into copies of boxes from checkpoint tensors."""
+        """Yields one ``copy_`` as copies of boxes of checkpoint tensors into boxes of the parameter."""
         changed = changed or origin.changed
         for one, one_box, two, two_box in box_pairs(written, self.parameters[parameter], read, origin.base):
             if origin.name is not None:
@@ -159,9 +159,10 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
                     yield from self._traced(parameter, inside(mine, box, two_box), inside(piece, box, place), source, changed)
 
     def check_values(self) -> list[str]:
-        """Checks to the bit that each parameter now holds the values of its records; skips parts that were written again.
+        """Checks bit by bit that the destination of each copy has the source's values; skips overwritten and ``changed`` copies.
 
-        Returns the tensors that the conversion to the parameter's element type changed; raises UserError at the first difference.
+        Returns the names of tensors whose values the conversion to the parameter's element type changed. Raises UserError at the
+        first difference.
         """
         rounded = []
         later: dict[str, list[Box]] = defaultdict(list)
@@ -188,5 +189,5 @@ def _in_order(view: Tensor, base: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The tensor as bytes, so that NaN equals itself."""
+    """The tensor's bytes, flat, because NaN values are not equal to each other and their bytes are."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8)

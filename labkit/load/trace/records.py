@@ -4,7 +4,7 @@
                            |  mapping row: .k_proj -> .qkv_proj, shard "k"
     fused parameter     qkv_proj.weight (3072, 4096)   destination [2048, 2560)   where it is written     (TP 2, rank 1)
 
-The file form is JSON with one record on a line, so that two traces can be compared with diff.
+A trace is written to a file as JSON with one record on a line, so that two traces can be compared with diff.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from labkit.system.errors import UserError
 
 
 class VllmLoadError(UserError):
-    """vLLM's loader refused the checkpoint. Caught apart, because for ``./lab verify`` it is a finding about the checkpoint."""
+    """vLLM's loader refused the checkpoint. A class of its own, because ``./lab verify`` reports this as a finding."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Record:
     Attributes:
         dtype: the checkpoint tensor's element type in safetensors' names, ``BF16``; None when there are only shapes.
         file: the file that holds the tensor, and ``bytes`` the range of its data there; None when there are only shapes.
-        mapping: the mapping row that renamed the tensor; None when it keeps its name.
+        mapping: the mapping row that renamed the tensor; None when tensor and parameter have the same name.
         parameter_shape: the parameter's shape on this rank; ``parameter_dtype`` is its type in torch's names, ``bfloat16``.
         destination: the part of the parameter that was written.
         source: the part of the checkpoint tensor that was read.
@@ -70,7 +70,7 @@ class Record:
     tp_size: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The record as JSON values: shapes and spans are lists, ``from_`` is ``from``."""
+        """The record as JSON values: shapes and spans are lists, and the key of ``from_`` is ``from``."""
         values = {each.name: _as_lists(getattr(self, each.name)) for each in fields(self)}
         row = self.mapping
         return values | {"mapping": row and {"from": row.from_, "to": row.to, "shard": row.shard}}
@@ -90,9 +90,9 @@ class Trace:
     """Every copy of one load, on one rank or on several, with the shapes of all tensors and parameters.
 
     Attributes:
-        vllm: the version of vLLM that loaded; ``torch`` is the version of torch under it.
-        device: what held the parameters: ``meta`` (shapes only, no values), ``cpu``, or ``cuda:0 (name of the device)``.
-        model: the directory or the known name that was traced.
+        vllm: the version of vLLM that loaded the model; ``torch`` is the version of torch that vLLM used.
+        device: the device of the parameters: ``meta`` (shapes only, no values), ``cpu``, or ``cuda:0 (name of the device)``.
+        model: the directory or the known name of the model.
         records: the copies in the order in which they were made, rank after rank.
         checkpoint_shapes: every tensor of the checkpoint, read or not.
         parameter_shapes: every parameter of the model on one rank, written or not; the same on every rank.
@@ -117,7 +117,7 @@ class Trace:
     head_size: int | None = None
 
     def of_rank(self, tp_rank: int) -> Trace:
-        """The records and fills of one rank."""
+        """The trace with only the records and fills of one rank."""
         records = tuple(record for record in self.records if record.tp_rank == tp_rank)
         return replace(self, records=records, fills=tuple(fill for fill in self.fills if fill.tp_rank == tp_rank))
 
@@ -135,7 +135,7 @@ class Trace:
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """Reads the text that ``to_json`` made; raises UserError, naming what is missing, where it is not a trace."""
+        """Parses the text that ``to_json`` returned; raises UserError, naming a missing field, if the text is not a trace."""
         try:
             return cast(Trace, _read(cls, json.loads(text)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -143,12 +143,12 @@ class Trace:
             raise UserError(f"this is not a trace: {cause}; record it again with ./lab trace MODEL --json FILE") from error
 
     def write(self, path: Path) -> None:
-        """Writes the file form atomically; raises UserError where the file cannot be written."""
+        """Writes ``to_json()`` to a file atomically; raises UserError if the file cannot be written."""
         atomic_write(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """Reads a trace from a file; raises UserError, naming the file, where it cannot be read or holds no trace."""
+        """Reads a trace from a file; raises UserError, naming the file, if it cannot be read or is not a trace."""
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -159,10 +159,10 @@ class Trace:
 
 
 def select(trace: Trace, tensors: Sequence[str]) -> Trace:
-    """Keeps the records of these checkpoint tensors, in this order, rank after rank, and the parameters they were copied into.
+    """The trace with only the records of ``tensors``, rank after rank in that order, and the parameters they were copied into.
 
     Raises:
-        UserError: the checkpoint has no tensor of that name; names the nearest ones.
+        UserError: the checkpoint has no tensor of a given name; the message has the nearest names.
     """
     for name in tensors:
         if name not in trace.checkpoint_shapes:
@@ -175,7 +175,7 @@ def select(trace: Trace, tensors: Sequence[str]) -> Trace:
 
 
 def select_parameters_of(trace: Trace, tensors: Sequence[str]) -> Trace:
-    """Keeps all records of the parameters that these checkpoint tensors were copied into; raises what ``select`` raises."""
+    """The trace with all records of the parameters that ``tensors`` were copied into; raises UserError as ``select`` does."""
     parameters = select(trace, tensors).parameter_shapes
     records = [record for record in trace.records if record.parameter in parameters]
     return _restricted(trace, records, [*tensors, *(record.tensor for record in records)])
@@ -201,7 +201,7 @@ def _shape_lines(shapes: Mapping[str, Shape]) -> str:
 
 
 def _read(kind: Callable[..., Any], data: Mapping[str, Any]) -> Any:
-    """Makes a dataclass of the JSON object that holds its fields; lists become tuples, objects what _READERS makes of them."""
+    """Makes the dataclass ``kind`` from a JSON object with the same fields; _READERS or _as_tuples converts each value."""
     return kind(**{each.name: _READERS.get(each.name, _as_tuples)(data[each.name]) for each in fields(kind)})  # type: ignore[arg-type]
 
 

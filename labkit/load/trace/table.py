@@ -41,7 +41,7 @@ def print_trace(trace: Trace, console: Console | None = None) -> None:
 
 
 def print_coverage(trace: Trace, console: Console) -> bool:
-    """Prints that the load, traced on all ranks, was whole, or every fault of it; returns whether it was whole."""
+    """Prints the faults of a load traced on all ranks, or that it has none and is whole; returns whether it is whole."""
     findings = find_faults(trace)
     console.print()
     for finding in findings:
@@ -57,7 +57,7 @@ def print_coverage(trace: Trace, console: Console) -> bool:
 
 
 def describe_device(device: str) -> str:
-    """What held the parameters, and so whether values were checked."""
+    """Words for the device that held the parameters, and for whether values were checked."""
     return "shapes only, on torch's meta device" if device == "meta" else f"on {device}, every record checked by value"
 
 

@@ -33,7 +33,7 @@ PROMPTS = 2
 ROUNDING = 1e-3
 """The largest difference that is rounding, as a share of the standard deviation of transformers' values.
 
-The two libraries add in different orders in every layer, so it is more than two runs of one engine differ by
+The two libraries add in different orders in every layer, so this share is larger than the one for two runs of one engine
 (labkit/checkpoints/logits.py). docs/verified-architectures.md records the largest share of a correct architecture.
 """
 
@@ -48,7 +48,7 @@ class SharedOutput:
     their_columns: Span
 
     def of(self, mine: Activations, theirs: Activations) -> tuple[Tensor, Tensor]:
-        """The values of both, each (T, columns)."""
+        """The values of vLLM's and of transformers' columns, each (T, columns)."""
         return mine.outputs[self.mine][:, slice(*self.columns)], theirs.outputs[self.theirs][:, slice(*self.their_columns)]
 
 
@@ -62,14 +62,14 @@ class Reference:
 
 
 def run_reference(model: Model, against: Path | None, progress: Callable[[str], None]) -> Reference:
-    """Runs transformers on the model or on the checkpoint ``against``.
+    """Runs transformers on random prompts, with the model's checkpoint or with the checkpoint ``against``.
 
     Call it before vLLM builds a model: vLLM's wrapper of transformers' classes changes what transformers builds afterwards.
-    Raises UserError with the reason where transformers cannot run it.
+    Raises UserError with the reason if transformers cannot run the checkpoint.
     """
     vocabulary = model.config.get("vocab_size") or (model.config.get("text_config") or {}).get("vocab_size")
     if not isinstance(vocabulary, int) or vocabulary < 1:
-        raise UserError("config.json has no vocab_size, so no prompts can be made")
+        raise UserError("config.json has no vocab_size, so no prompts of random token ids can be made; add vocab_size")
     prompts = torch.randint(0, vocabulary, (PROMPTS, MAX_PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
     progress(f"running transformers {transformers.__version__}")
     activations = run_transformers(against or model.directory, prompts, model.trust_remote_code)
@@ -77,9 +77,9 @@ def run_reference(model: Model, against: Path | None, progress: Callable[[str], 
 
 
 def compare(model: Model, trace: Trace | None, reference: Reference, progress: Callable[[str], None]) -> Comparison:
-    """Runs vLLM on the reference's prompts, and compares.
+    """Runs vLLM on the reference's prompts, and compares the logits and, if they differ, the modules' inputs and outputs.
 
-    ``trace`` is the load at TP 1. Raises UserError with the reason where there is none, or vLLM cannot serve the model.
+    ``trace`` is the load at TP 1. Raises UserError if ``trace`` is None, or if vLLM cannot serve the model.
     """
     if trace is None:
         raise UserError("there is no load at TP 1")
@@ -93,7 +93,7 @@ def compare(model: Model, trace: Trace | None, reference: Reference, progress: C
     if not largest <= ROUNDING * spread:
         first = next(filter(None, (_first_difference(shared, *pair) for pair in zip(mine, theirs, strict=True))), None)
         if first and first.what == "input":
-            # The values before it agree and what follows does not: a row may fill another shard than its own.
+            # The output of the module before agrees and this input does not: a mapping row may fill the wrong shard.
             rows = {str(r.mapping): None for r in trace.records if r.parameter == f"{first.before}.weight" and r.mapping}
             if len(rows) > 1:
                 first = replace(first, looks_like=f"the rows that filled {first.before}: {', '.join(rows)}")
@@ -114,14 +114,14 @@ def _shared_outputs(trace: Trace, mine: Activations, theirs: Activations) -> lis
 
 
 def _their_module(tensor: str, theirs: Activations) -> str | None:
-    """The module of transformers' that has this tensor. The name in the checkpoint may lack a prefix such as ``model.``."""
+    """transformers' module that has this tensor, whose name may lack a prefix such as ``model.``; None if not exactly one."""
     module = tensor.rpartition(".")[0]
     ends = [module] if module in theirs.outputs else [name for name in theirs.outputs if name.endswith(f".{module}")]
     return ends[0] if len(ends) == 1 else None
 
 
 def _columns(record: Record, width: int, their_width: int) -> tuple[Span, Span] | None:
-    """The columns of both outputs that a record's weights compute; None where its axes are not those of the outputs.
+    """The columns of vLLM's and of transformers' output that a record's weights compute; None if weight and outputs do not fit.
 
     A norm and an embedding (its rows are the vocabulary) have as many output columns as weight columns. A linear layer has as
     many as weight rows, or as tensor columns where the checkpoint has the matrix transposed.
@@ -174,7 +174,7 @@ def _agree(one: Tensor, two: Tensor) -> bool:
 
 
 def _recognized(shared: SharedOutput, outputs: list[SharedOutput], mine: Activations, theirs: Activations) -> str | None:
-    """A description of wrong values: those of another part of the same module, the right ones in another order, or zeros."""
+    """Words for a wrong output: the values of another part of the module, the right values in another order, zeros; or None."""
     values, expected = shared.of(mine, theirs)
     for other in (each for each in outputs if each.mine == shared.mine and each.theirs != shared.theirs):
         part = other.of(mine, theirs)[1]

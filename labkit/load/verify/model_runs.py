@@ -1,4 +1,4 @@
-"""Runs vLLM's model and transformers' model on prompts on the CPU in float32, and captures what goes through their modules."""
+"""Runs vLLM's and transformers' models on prompts on the CPU in float32, and captures the inputs and outputs of modules."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ from labkit.checkpoints.known_models import Model
 from labkit.load.library_output import describe_error, silence_stderr
 from labkit.system.errors import UserError
 
-MAX_PROMPT = 24
-"""The number of tokens of a prompt."""
+MAX_PROMPT = 24  # the number of tokens of a prompt
 
 
 @dataclass
 class Activations:
-    """The values that one prompt of T tokens produced.
+    """The values that one prompt of T tokens produced; ``logits`` is float32 (T, V).
 
     Attributes:
-        inputs, outputs: module name -> its input and its output, float32 (T, features), in the order in which the modules ran.
-        logits: float32 (T, V).
+        inputs, outputs: module name -> the module's input or output, float32 (T, features), in the order of execution.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -41,7 +39,7 @@ class Activations:
 
 @contextmanager
 def _captured(model: nn.Module) -> Iterator[Activations]:
-    """Captures the activations of every module that has parameters of its own."""
+    """Yields Activations; adds the input and the output of every module with own parameters or a quantization method."""
     activations, hooks = Activations(), []
 
     def before(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
@@ -73,7 +71,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def run_transformers(directory: Path, prompts: list[list[int]], trusted: bool) -> list[Activations]:
-    """Runs transformers' model of a checkpoint on each prompt; raises UserError with its message where that fails."""
+    """Runs transformers' model of a checkpoint on each prompt; raises UserError with transformers' message if that fails."""
     captured = []
     try:
         with silence_stderr():
@@ -86,12 +84,12 @@ def run_transformers(directory: Path, prompts: list[list[int]], trusted: bool) -
                         activations.logits = model(torch.tensor([prompt]), use_cache=False).logits[0].float()
                     captured.append(activations)
     except Exception as error:
-        raise UserError(f"transformers {transformers.__version__} cannot run it: {describe_error(error)}") from error
+        raise UserError(f"transformers {transformers.__version__} cannot run {directory}: {describe_error(error)}") from error
     return captured
 
 
 def run_vllm(model: Model, prompts: list[list[int]]) -> list[Activations]:
-    """Runs vLLM's engine on each prompt; raises UserError with its message where that fails."""
+    """Runs vLLM's engine on each prompt; raises UserError with vLLM's message if that fails."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model runs in this process, where it can be captured
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     settings: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True, "disable_log_stats": True}
@@ -102,7 +100,10 @@ def run_vllm(model: Model, prompts: list[list[int]]) -> list[Activations]:
             llm = vllm.LLM(str(model.directory), trust_remote_code=model.trust_remote_code, **settings)
             return [llm.apply_model(partial(_run_prompt, llm, prompt))[0] for prompt in prompts]
         except Exception as error:
-            raise UserError(f"vLLM {vllm.__version__} cannot serve it on this CPU: {describe_error(error)}") from error
+            raise UserError(
+                f"vLLM {vllm.__version__} cannot serve {model.architecture} on this CPU: {describe_error(error)}; "
+                "correct what the error names, or verify the load alone with --no-logits"
+            ) from error
         finally:
             del llm
             gc.collect()
@@ -110,7 +111,7 @@ def run_vllm(model: Model, prompts: list[list[int]]) -> list[Activations]:
 
 
 def _run_prompt(llm: Any, prompt: list[int], model: nn.Module) -> Activations:
-    """Generates one token, and computes the logits of every token of the prompt from the last hidden states."""
+    """Generates one token with ``llm``, whose model is ``model``; returns the activations and logits of the prompt's tokens."""
     hidden: list[Tensor] = []
     forward = model.forward
 

@@ -17,7 +17,7 @@ from labkit.system.atomic_write import atomic_write
 from labkit.system.errors import UserError
 
 VERIFIED, FINDINGS, NOT_VERIFIED = 0, 1, 2
-"""Exit status: everything requested was verified without findings; there are findings; it could not be verified."""
+"""Exit statuses: everything requested was verified without findings; there are findings; something could not be verified."""
 
 MAX_KINDS = 12
 """The number of kinds of finding that are printed for a TP size; the JSON has every finding."""
@@ -28,10 +28,10 @@ class LoadResult:
     """The load at one TP size, on all its ranks.
 
     Attributes:
-        trace: the copies; None where vLLM refused the load, or it was not tried.
-        skipped: checkpoint tensors that no rank read for a known reason; each with the reason.
-        refused: the message of vLLM's loader where it refused the load.
-        not_tried: the reason why there is no load.
+        trace: the traced load; None if vLLM refused the load, or the load was not tried.
+        skipped: checkpoint tensors that no rank read for a reason that is no fault -> the reason.
+        refused: the message of vLLM's loader if vLLM refused the load.
+        not_tried: the reason why the load was not tried.
         fits: whether the model can be split over so many ranks; a size that does not fit need not be tried.
     """
 
@@ -59,11 +59,11 @@ class FirstDifference:
 
     Attributes:
         module: the module of vLLM's model, ``model.layers.1.self_attn.qkv_proj``.
-        part: the module of transformers' model, which is a part of it, ``model.layers.1.self_attn.k_proj``.
-        what: ``output``, or ``input``: then the fault is between ``before`` and this module.
-        before: the module before it, whose values agree; None where it is the first.
-        spread: the standard deviation of transformers' values there.
-        looks_like: a description of the values; None where nothing was recognized.
+        part: the module of transformers' model that computes a part of ``module``, ``model.layers.1.self_attn.k_proj``.
+        what: the values that differ: ``output``, or ``input``: then the fault is between ``before`` and ``module``.
+        before: the module of vLLM's model that ran before ``module``, with equal values; None if ``module`` is the first.
+        spread: the standard deviation of transformers' values there; ``largest`` is the largest difference.
+        looks_like: a description of the wrong values; None if they look like nothing known.
     """
 
     module: str
@@ -81,11 +81,11 @@ class Comparison:
 
     Attributes:
         reference: the checkpoint that transformers loaded: the same one, or the one given by ``--against``.
-        largest: the largest difference of a log-probability; NaN if one is.
+        largest: the largest difference of a log-probability; NaN if a log-probability is NaN.
         spread: the standard deviation of transformers' log-probabilities.
         allowed: the largest difference that rounding explains.
         compared: the number of module outputs that were compared one by one.
-        first: the first difference; None where the two agree, or no module could be named.
+        first: the first difference; None if the logits agree, or if no compared module differs.
     """
 
     reference: str
@@ -98,20 +98,20 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether the two compute the same, except for rounding."""
+        """Whether vLLM and transformers compute the same logits, except for rounding."""
         return self.largest <= self.allowed
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result for one checkpoint.
+    """The result of verifying one checkpoint.
 
     Attributes:
         model: the directory or known name that the user gave.
-        built: the class that loaded it.
-        not_compared: the reason why the logits were not compared with transformers'.
-        asked: whether the user asked for the comparison; then the checkpoint is not verified without it.
-        notes: what else could not be done in this installation, a sentence for each.
+        built: the full name of the class that loaded the checkpoint.
+        not_compared: the reason why the logits were not compared with transformers'; None if they were.
+        asked: whether the user requested the comparison; then ``status`` is NOT_VERIFIED if it was not done.
+        notes: a sentence for each other step that could not be done in this installation.
     """
 
     model: str
@@ -159,9 +159,9 @@ class Report:
 
 
 def write_report(report: Report, json_file: Path | None, page: Path | None) -> Iterator[Path]:
-    """Writes the report as JSON, and the page of the first load with a finding, else of the largest; yields the paths.
+    """Writes the report as JSON, and an HTML page of the first load with a finding, else of the last load; yields the paths.
 
-    Raises UserError where a file cannot be written, or there is no load to draw.
+    Raises UserError if a file cannot be written, or if there is no load to draw.
     """
     if json_file:
         atomic_write(json_file, report.to_json())
@@ -169,13 +169,13 @@ def write_report(report: Report, json_file: Path | None, page: Path | None) -> I
     if page:
         drawn = [(load.trace, load.findings) for load in report.loads if load.trace]
         if not drawn:
-            raise UserError(f"there is no load to draw on {page}; the lines above say why", NOT_VERIFIED)
+            raise UserError(f"there is no load to draw in {page}; the lines above say why", NOT_VERIFIED)
         atomic_write(page, draw_html(*next((load for load in drawn if load[1]), drawn[-1])))
         yield page
 
 
 def report_lines(report: Report) -> Iterator[str]:
-    """The report, line by line."""
+    """The lines that ``./lab verify`` prints."""
     yield f"{report.model}: {report.architecture}, loaded by {report.built}"
     yield f"vLLM {report.vllm}, torch {report.torch}"
     yield ""
@@ -226,7 +226,7 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _finding_text(finding: Finding) -> str:
-    """The finding in the words of docs/verify.md, where ``cut off`` is ``truncated`` or, for a whole tensor, ``never used``."""
+    """A finding in the words of docs/verify.md: ``doubled`` for ``twice``, ``truncated`` or ``never used`` for ``cut off``."""
     if finding.fault == "cut off" and finding.part == whole(finding.shape):
         return f"never used: {finding.name} ({'x'.join(map(str, finding.shape))}): vLLM ignored it without a message"
     kind = {"cut off": "truncated", "twice": "doubled"}.get(finding.fault, finding.fault)
@@ -249,8 +249,8 @@ def _logits(comparison: Comparison, model: str) -> Iterator[str]:
     yield f"  first difference: the {first.what} of {first.module}{part}"
     yield f"  largest difference there: {first.largest:.2g}; the values' standard deviation is {first.spread:.2g}"
     if first.what == "input":
-        yield f"  {first.before or 'no module'} before it agrees: the fault is in what the class computes between the two"
+        yield f"  the module before ({first.before or 'none'}) agrees: the fault is in what the class computes between the two"
     if first.looks_like:
         yield f"  {first.looks_like}"
     elif first.what == "output":
-        yield "  its input agrees: its weights are wrong, or what the module computes with them"
+        yield "  the module's input agrees: its weights are wrong, or the class computes something else with them"

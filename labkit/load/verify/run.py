@@ -17,7 +17,7 @@ from labkit.system.errors import UserError
 
 SIZES = (1, 2, 4, 8)
 MEMORY_SHARE = 0.6
-"""The share of the available memory that two copies of the model in float32 may take."""
+"""The largest share of the available memory that the copies of the model in float32 may occupy."""
 
 Progress = Callable[[str], None]
 
@@ -26,7 +26,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     """Parses TP sizes such as ``1,2,4,8``; raises UserError where the text is not a list of whole numbers from 1 up."""
     sizes = [size.strip() for size in text.split(",")]
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise UserError(f"--tp {text} is no list of TP sizes; say it as 1,2,4,8", NOT_VERIFIED)
+        raise UserError(f"--tp {text} is no list of TP sizes; write it as 1,2,4,8", NOT_VERIFIED)
     return tuple(dict.fromkeys(map(int, sizes)))
 
 
@@ -42,16 +42,16 @@ def verify_model(
     """Loads a model at every TP size through the real vLLM, compares its logits, and reports what is wrong with it.
 
     Args:
-        model: a directory with config.json and safetensors; a known name, or a directory with config.json alone, for shapes of
-            the Llama family.
+        model: a directory with config.json and safetensors files; for shapes alone, of the Llama family, a known name or a
+            directory with only config.json.
         sizes: the TP sizes; by default those of SIZES that fit the model.
-        arch: ``module:Class``, the class to load it with in place of vLLM's own.
-        against: a checkpoint known to be right, for transformers to load; by default the model itself.
-        logits: whether to compare the logits; by default where there are weights and enough memory.
+        arch: ``module:Class``, the class to load the model with in place of vLLM's own.
+        against: the directory of a correct checkpoint, for transformers to load; by default the model's directory.
+        logits: whether to compare the logits; by default if there are weights and enough memory.
         trust_remote_code: whether code in the checkpoint's folder may be run.
 
     Raises:
-        UserError: with status NOT_VERIFIED: the model cannot be read or split so, or vLLM is not installed or not usable.
+        UserError: with status NOT_VERIFIED: the model cannot be read or split over ``sizes``, or vLLM is not installed or usable.
     """
     try:
         found = replace(resolve(model), arch=arch, trust_remote_code=trust_remote_code)
@@ -115,14 +115,14 @@ def _verify(found: Model, sizes: Sequence[int], against: Path | None, logits: bo
 
 
 def _load(found: Model, size: int, has_values: bool, progress: Progress) -> LoadResult:
-    """Loads at one TP size. Values are checked at the first size alone, because the parts that are copied follow from shapes."""
+    """Loads at one TP size. ``has_values``: also checks values, if memory suffices; after one such size, shapes are enough."""
     from labkit.load.trace import real_load
 
     try:
         check_ranks(found.config, size, range(size))
     except UserError as error:
         return LoadResult(size, not_tried=str(error).partition(";")[0], fits=False)
-    # Bloom's class, for one, computes with numbers while it is built, and meta has none.
+    # Some classes, such as Bloom's, cannot be built on meta, which has no values: they compute with values while they are built.
     devices = ["meta", "cpu"] if found.files and _fits(found, copies=1) else ["meta"]
     for device in devices[-1:] if has_values else devices:
         try:

@@ -31,7 +31,7 @@ def draw(trace: StepTrace, name: str, columns: range | None = None) -> str:
 
     Args:
         name: the name of the trace in the title, such as its file name.
-        columns: the columns to draw, at least one; default all.
+        columns: the indexes of the steps to draw, at least one; all by default.
     """
     columns = columns or range(len(trace.steps))
     rows = request_rows(trace)
@@ -77,7 +77,7 @@ def _legend(parent: ET.Element) -> None:
 
 
 def _axis(root: ET.Element, trace: StepTrace, layout: Layout) -> None:
-    """Step numbers, as many as there is room for, and a faint line down from each."""
+    """Draws step numbers, as many as there is room for, and a faint line down from each number."""
     drawn = element(root, "g", class_="axis")
     label(drawn, "step", GUTTER - 24, HEAD - 8, text_anchor="end")
     round_numbers = (factor * 10**power for power in count() for factor in (1, 2, 5))
@@ -121,7 +121,7 @@ def _row(root: ET.Element, trace: StepTrace, row: Row, place: int, layout: Layou
 
 
 def _all_decodes(drawn: ET.Element, trace: StepTrace, events: list[tuple[int, Event]], place: int, layout: Layout) -> None:
-    """The decodes of a request in an overview: one dotted line for each run of consecutive columns."""
+    """Draws the decodes of a request in an overview: one dotted line for each run of consecutive columns."""
     decodes = [(column, event) for column, event in events if isinstance(event, Chunk) and event.kind == "decode"]
     # In a run of consecutive columns, column minus list index is constant.
     for _, run in groupby(enumerate(decodes), key=lambda indexed: indexed[1][0] - indexed[0]):
@@ -136,7 +136,7 @@ def _all_decodes(drawn: ET.Element, trace: StepTrace, events: list[tuple[int, Ev
 
 
 def _prefill(parent: ET.Element, cell: Cell, num_tokens: int, title: str) -> None:
-    """A bar with its number of tokens: horizontal if that fits, else vertical, else only in the tooltip."""
+    """Draws a bar and the chunk's number of tokens: horizontal if it fits, else vertical, else only in the tooltip."""
     drawn = group(parent, "prefill", title)
     width, height = max(cell.width - 1, 2), cell.bottom - cell.top
     x = cell.centre - width / 2
@@ -156,7 +156,7 @@ def _decode(parent: ET.Element, cell: Cell, title: str) -> None:
 
 
 def _hit(parent: ET.Element, cell: Cell, cached_tokens: int, title: str) -> None:
-    """A hatched cap on the bar, and the number of cached tokens to the left of it."""
+    """Draws a hatched cap on the bar, and the number of cached tokens to the left of the cap."""
     drawn = group(parent, "hit", title)
     width, height = max(cell.width - 1, 6), 0.22 * cell.height
     x, y = cell.centre - width / 2, cell.top - height - 1
@@ -175,7 +175,7 @@ def _preemption(parent: ET.Element, cell: Cell, title: str) -> None:
 
 
 def _finish(parent: ET.Element, cell: Cell, reason: str, title: str) -> None:
-    """A vertical line at the end of the column, and the reason's first letter."""
+    """Draws a vertical line at the end of the column, and the first letter of the reason."""
     drawn = group(parent, "finish", title)
     x = cell.x + cell.width + 1
     element(drawn, "path", d=f"M{x:.2f} {cell.top - 2:.2f}V{cell.bottom + 1:.2f}", stroke=INK, stroke_width=2.4)
@@ -183,7 +183,7 @@ def _finish(parent: ET.Element, cell: Cell, reason: str, title: str) -> None:
 
 
 def _span(parent: ET.Element, first: Cell, stop: float, waits: bool, title: str) -> None:
-    """A line from a cell to ``stop``: dashed while the request waits after a preemption, thin and solid in the batch."""
+    """Draws a line from a cell to the x ``stop``: dashed if the request waits after a preemption, thin and solid in the batch."""
     line = f"M{first.centre:.2f} {first.middle:.2f}H{stop:.2f}"
     drawn = group(parent, "waits" if waits else "batch", title)
     if waits:
@@ -193,7 +193,7 @@ def _span(parent: ET.Element, first: Cell, stop: float, waits: bool, title: str)
 
 
 def _charts(root: ET.Element, trace: StepTrace, layout: Layout) -> None:
-    """Tokens of each step, decodes below prefills, and free blocks; in detail each step has a tooltip with its numbers."""
+    """Draws the tokens of each step, decodes below prefills, and the free blocks; if detailed, each step has a tooltip."""
     steps = [trace.steps[column] for column in layout.columns]
     decodes = [step.num_tokens("decode") for step in steps]
     tokens = [step.num_tokens("prefill") + step.num_tokens("decode") for step in steps]
@@ -208,7 +208,7 @@ def _charts(root: ET.Element, trace: StepTrace, layout: Layout) -> None:
 
 
 def _chart(root: ET.Element, class_: str, layout: Layout, place: int, texts: list[str], top: int, areas: Areas) -> None:
-    """A chart: two lines of text at its left, the scale from 0 to ``top`` at its right, and areas with a value per step."""
+    """Draws a chart: two lines of text at its left, the scale from 0 to ``top`` at its right, and areas with a value per step."""
     drawn, foot = element(root, "g", class_=class_), layout.foot + place * (GAP + STRIP)
     for text, height in zip(texts, (22, 8), strict=True):
         label(drawn, text, GUTTER - 10, foot - height, text_anchor="end")

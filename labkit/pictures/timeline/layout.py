@@ -1,6 +1,6 @@
 """Coordinates of the timeline picture, in pixels.
 
-Up to MAX_DETAILED_STEPS columns and MAX_DETAILED_ROWS rows, every event has its own place, its numbers and its tooltip. A longer
+Up to MAX_DETAILED_STEPS columns and MAX_DETAILED_ROWS rows, each event is drawn separately, with numbers and a tooltip. A longer
 run is drawn as an overview of fixed width, in which consecutive decodes are one dotted line.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 MAX_DETAILED_STEPS, MAX_DETAILED_ROWS = 300, 100
 GUTTER, MARGIN, HEAD = 160, 44, 132
-"""Left of the columns, right of them, and above the rows."""
+"""The width left of the columns, the width right of the columns, and the height above the rows."""
 STRIP, GAP = 46, 22
 """The height of a chart under the columns, and the space above it."""
 
@@ -18,7 +18,7 @@ class Cell:
 
     Attributes:
         numbers: whether there is room for numbers.
-        top: the upper edge of a bar; the quarter of the cell above it is for a cache hit.
+        top: the upper edge of a bar; the space of the cell above the bar is for the cap of a cache hit.
         middle: the y of dots, crosses and lines.
     """
 
@@ -33,8 +33,8 @@ class Layout:
     """The sizes of a picture, and the places of its cells.
 
     Args:
-        columns: the drawn part of the trace.
-        num_rows: number of drawn requests.
+        columns: the indexes of the drawn steps.
+        num_rows: the number of drawn requests.
 
     Attributes:
         detailed: whether every event is drawn separately.
@@ -55,6 +55,6 @@ class Layout:
         self.width, self.height = max(1120, self.right + MARGIN), self.charts_foot + 16  # title and legend need 1120
 
     def cell(self, column: int, row: int = 0) -> Cell:
-        """The place of a request in a step."""
+        """The cell of the drawn request number ``row``, from 0, in the step with index ``column``."""
         x = GUTTER + (column - self.columns.start) * self.column_width
         return Cell(x, HEAD + row * self.row_height, self.column_width, self.row_height, self.detailed)

@@ -5,8 +5,8 @@
     line 3     {"step": 1, "chunks": [{"request": "a", "kind": "decode", "start": 48, "num_tokens": 1, ...}], ...}
 
 One JSON object on a line, UTF-8. The dataclasses below define the fields and their types, and every line is checked against
-them; unknown fields are ignored, and a later version of the format is refused. A test holds them to the fields that the engine
-writes: importing them from mini_vllm would take a second, for torch.
+them; unknown fields are ignored, and another version of the format is refused. A test compares the dataclasses with the fields
+that the engine writes; importing classes from mini_vllm would import torch, which takes a second.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from labkit.system.errors import UserError
 FORMAT = "mini_vllm step trace"
 VERSION = 1
 
-SOURCE = "give a file that mini_vllm's step tracer wrote, as LLM(MODEL, step_trace=FILE) has it do"
-"""The fix for a file that is no step trace, as part of a sentence."""
+SOURCE = "give a file that mini_vllm's step tracer wrote; LLM(MODEL, step_trace=FILE) writes one"
+"""The end of the error messages about a file that is no step trace: the next step."""
 
 Kind = Literal["prefill", "decode"]
 Reason = Literal["stop", "length", "abort", "error"]
@@ -42,7 +42,7 @@ class Chunk:
     """The part of one request that ran in a step.
 
     Attributes:
-        kind: ``prefill`` until the request has caught up with its known tokens, then ``decode``.
+        kind: ``decode`` if the chunk is one token, the last one that the request generated; else ``prefill``.
         start: position of the first token.
         cached_tokens: tokens right before ``start`` that the prefix cache had when this step admitted the request.
         blocks_taken: ids of the blocks allocated for this chunk.
@@ -77,13 +77,13 @@ class Finish:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the model, with the requests that it preempted and finished.
+    """One call of the model, with the requests that were preempted before it and finished after it.
 
     Attributes:
-        step: its number; increases from line to line.
-        num_waiting: requests in the queue after it.
-        num_free_blocks: free blocks after it.
-        evicted: blocks evicted from the prefix cache.
+        step: the number of the step; increases from line to line.
+        num_waiting: number of requests in the queue after the step.
+        num_free_blocks: number of free blocks after the step.
+        evicted: number of blocks evicted from the prefix cache in this step.
     """
 
     step: int
@@ -96,7 +96,7 @@ class Step:
     evicted: int
 
     def num_tokens(self, kind: Kind) -> int:
-        """The number of tokens of one kind."""
+        """The number of tokens in the chunks of one kind."""
         return sum(chunk.num_tokens for chunk in self.chunks if chunk.kind == kind)
 
 
@@ -116,7 +116,7 @@ class StepTrace(Header):
     """A recorded run.
 
     Attributes:
-        steps: at least one, in order.
+        steps: at least one step, by increasing number.
         cut_line: number of the last line if the run was killed while it wrote that line, which is then left out; else None.
     """
 
@@ -145,7 +145,7 @@ def read(path: Path) -> StepTrace:
     """Reads a step trace.
 
     Raises:
-        UserError: the file cannot be read, is no step trace, or has a wrong line; names the file, the line and the field.
+        UserError: the file cannot be read, is no step trace, or has a wrong line; the message names file, line and field.
     """
     try:
         *lines, rest = path.read_bytes().split(b"\n")
@@ -163,7 +163,7 @@ def read(path: Path) -> StepTrace:
         raise UserError(f'{path} is no step trace: its first line is not {{"format": "{FORMAT}", ...}}; {SOURCE}')
     if (version := _field(header, "version", int, where)) != VERSION:
         raise UserError(
-            f"{path} is written in version {version} of the format, and this reads version {VERSION}; "
+            f"{path} is written in version {version} of the format, and this ./lab reads version {VERSION}; "
             "draw it with the ./lab of the checkout that recorded it"
         )
     sizes = _parse(Header, header, where)
@@ -190,7 +190,7 @@ def _json(line: bytes) -> object:
 
 
 def _parse(kind: Callable[..., T], data: object, where: str) -> T:
-    """An object of this dataclass from a JSON object."""
+    """Makes the dataclass ``kind`` from a JSON object; raises UserError, which begins with ``where``, for a wrong field."""
     if not isinstance(data, dict):
         raise UserError(f"{where} is {_quoted(data)} and should be an object; record the run again")
     return kind(**{name: _field(data, name, hint, where) for name, hint in _hints(kind).items()})
@@ -224,7 +224,7 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     Kind: (lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
     Reason: (lambda value: value in REASONS, f"one of {', '.join(REASONS)}"),
 }
-"""Types of fields -> a check of the JSON value, and what it accepts."""
+"""Type of a field -> a check of the JSON value, and words for the values that the check accepts."""
 
 
 def _quoted(value: object) -> str:

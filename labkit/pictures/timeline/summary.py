@@ -32,9 +32,9 @@ class Row:
     """The events of one request.
 
     Attributes:
-        request: its id, as recorded: any text.
+        request: the request's id, as recorded: any text.
         end: the last column of the trace.
-        events: each with its column, in order.
+        events: (column, event) pairs in the order of columns.
     """
 
     request: str
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
-        """Tokens computed in prefill (again after a preemption), found in the prefix cache, and generated; and preemptions."""
+        """Numbers of tokens computed in prefill (again after a preemption), cached tokens, generated tokens, and preemptions."""
         chunks = [event for _, event in self.events if isinstance(event, Chunk)]
         prefill = sum(chunk.num_tokens for chunk in chunks if chunk.kind == "prefill")
         cached, generated = sum(chunk.cached_tokens for chunk in chunks), sum(chunk.samples for chunk in chunks)
@@ -51,22 +51,22 @@ class Row:
 
     @property
     def finish(self) -> Finish | None:
-        """Its last event, if that is its finish; else None."""
+        """The request's last event if it is a Finish; else None."""
         last = self.events[-1][1]
         return last if isinstance(last, Finish) else None
 
     @property
     def first(self) -> int:
-        """The column of its first event."""
+        """The column of the request's first event."""
         return self.events[0][0]
 
     @property
     def last(self) -> int:
-        """The column in which it finished, or the end if it did not."""
+        """The column in which the request finished; ``end`` if it did not finish."""
         return self.events[-1][0] if self.finish else self.end
 
     def spans(self) -> Iterator[tuple[int, int, bool]]:
-        """The first and last columns of the spans in which it was in the batch, or waited after a preemption (True)."""
+        """Yields (first column, last column, waits) of each span: the request is in the batch, or waits after a preemption."""
         since, waits = self.first, False
         for column, event in self.events:
             if isinstance(event, Preemption) or (isinstance(event, Chunk) and waits):
@@ -76,9 +76,9 @@ class Row:
 
 
 def request_rows(trace: StepTrace) -> list[Row]:
-    """A row for each request, in the order of their first events.
+    """A row for each request, in the order of the requests' first events.
 
-    An id that comes again after its request has finished is a new request, with a new row.
+    An id that occurs again after the request with this id has finished is a new request, with a new row.
     """
     found: list[Row] = []
     unfinished: dict[str, Row] = {}
@@ -95,7 +95,7 @@ def request_rows(trace: StepTrace) -> list[Row]:
 
 
 def of_requests(trace: StepTrace, found: Sequence[Row]) -> str:
-    """The counts of the run in one line."""
+    """The numbers of requests, steps, preemptions and cache hits of the run, in one line."""
     hits = sum(chunk.cached_tokens > 0 for step in trace.steps for chunk in step.chunks)
     cached, preemptions = sum(row.counts[1] for row in found), sum(row.counts[3] for row in found)
     return (
@@ -105,7 +105,7 @@ def of_requests(trace: StepTrace, found: Sequence[Row]) -> str:
 
 
 def of_run(trace: StepTrace) -> str:
-    """The engine's sizes, and the duration."""
+    """The engine's sizes, and the duration of the run."""
     seconds = sum(step.seconds for step in trace.steps)
     return (
         f"{trace.num_blocks} blocks of {trace.block_size} tokens; at most {trace.max_num_batched_tokens} tokens and "
@@ -114,7 +114,7 @@ def of_run(trace: StepTrace) -> str:
 
 
 def of_selection(trace: StepTrace, columns: range, detailed: bool) -> str:
-    """Which part of the run is drawn, and in which form, if it is not all of it in detail."""
+    """Sentences for what the picture leaves out or shortens; the empty text if it draws the whole run in detail."""
     notes = []
     if len(columns) < len(trace.steps):
         notes.append(f"Steps {trace.steps[columns.start].step} to {trace.steps[columns.stop - 1].step} are drawn.")
@@ -126,7 +126,7 @@ def of_selection(trace: StepTrace, columns: range, detailed: bool) -> str:
 
 
 def of_row(row: Row, trace: StepTrace) -> str:
-    """The totals of a request."""
+    """The totals of a request, in one line."""
     prefill, cached, generated, preemptions = row.counts
     ended = f"finished: {row.finish.reason}" if row.finish else "not finished when the trace ends"
     return (
@@ -136,7 +136,7 @@ def of_row(row: Row, trace: StepTrace) -> str:
 
 
 def of_event(event: Event, step: Step) -> str:
-    """An event with its positions and blocks."""
+    """An event with the positions of its tokens and the ids of its blocks, in one line."""
     if isinstance(event, Preemption):
         text = f"preempted; {_blocks(event.blocks_freed, 'freed')}; it waits until its next chunk"
     elif isinstance(event, Finish):
@@ -149,7 +149,7 @@ def of_event(event: Event, step: Step) -> str:
 
 
 def of_decodes(chunks: Sequence[Chunk], first: Step, last: Step) -> str:
-    """Consecutive decodes of a request."""
+    """Consecutive decodes of a request, in one line."""
     tokens = sum(chunk.num_tokens for chunk in chunks)
     return (
         f"steps {first.step} to {last.step}, request {printable(chunks[0].request)}: {_count(len(chunks), 'decode')} of "

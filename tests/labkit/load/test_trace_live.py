@@ -47,7 +47,7 @@ def test_the_cuda_build_without_a_gpu_is_a_sentence() -> None:
     code = f"{platform}\nimport sys; sys.argv[1:] = ['trace', 'llama-3-8b']\nfrom labkit.cli.main import main; main()"
     ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert "lab: this is the CUDA build of vLLM 0.32.0, which builds no model where it finds no GPU" in ran.stdout
+    assert "lab: this is the CUDA build of vLLM 0.32.0, which builds models only on a GPU, and it finds no GPU here" in ran.stdout
     assert "a bug of this project" not in ran.stdout
 
 
@@ -225,7 +225,7 @@ def test_where_vllm_says_nothing_the_tensor_and_both_shapes_are_named(
 def test_a_missing_norm_is_refused_as_the_engine_refuses_it(tmp_path: Path) -> None:
     said = refusal(tmp_path, lambda shapes: shapes.pop("model.norm.weight"))
     assert "ValueError: Following weights were not initialized from checkpoint: {'model.norm.weight'}" in said
-    assert said.endswith("is a file of the checkpoint missing?")
+    assert said.endswith("check that no file is missing and load_weights returns every loaded name")
 
 
 def test_a_config_that_vllm_refuses(tmp_path: Path) -> None:

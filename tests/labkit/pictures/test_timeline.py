@@ -442,7 +442,7 @@ WRONG = [
     (["[1]"], 'is no step trace: its first line is not {"format": "mini_vllm step trace", ...}; give a file that mini_vllm\'s'),
     (["\x00\x01"], "is no step trace: its first line is not"),
     ([HEADER | {"format": "other"}, STEPS[0]], "is no step trace: its first line is not"),
-    ([HEADER | {"version": 2}, STEPS[0]], "is written in version 2 of the format, and this reads version 1; draw it with"),
+    ([HEADER | {"version": 2}, STEPS[0]], "is written in version 2 of the format, and this ./lab reads version 1; draw it with"),
     ([HEADER], "has a header and no complete step; run at least one request, and let the step end"),
     ([HEADER, STEPS[0], "{oops", STEPS[1]], ", line 3 is not JSON (Expecting property name enclosed in double quotes"),
     ([HEADER, "", STEPS[0]], ", line 2 is not JSON (Expecting value: line 1 column 1 (char 0)); record the run again"),
@@ -491,7 +491,7 @@ def test_a_file_without_a_whole_line_is_a_sentence(tmp_path: Path, lab: Lab) -> 
 
 def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path, lab: Lab) -> None:
     path = tmp_path / "none.jsonl"
-    where = "give a file that mini_vllm's step tracer wrote, as LLM(MODEL, step_trace=FILE) has it do"
+    where = "give a file that mini_vllm's step tracer wrote; LLM(MODEL, step_trace=FILE) writes one"
     sentence = f"lab: cannot read {path}: No such file or directory; {where}\n"
     assert lab(path) == (1, sentence)
     assert lab(tmp_path)[1].startswith(f"lab: cannot read {tmp_path}: Is a directory; give a file")

@@ -7,8 +7,8 @@ A slice's label is the part of the checkpoint tensor that was read; its place in
 written, to scale.
 
 layout.py computes bars and slices from a trace, captions.py their text; svg_picture.py draws them. For the HTML page,
-``page_data`` computes all that is shown, and page.js only lays it out, in page.html, with page.css. All text reaches the page as
-JSON and is set as text, never as markup: the names come from unknown files.
+``page_data`` computes all numbers and texts, and page.js only draws them, in page.html, with page.css. All text reaches the page
+as JSON and is set as text, never as markup, because the names of tensors come from unknown files.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def draw_html(trace: Trace, findings: Sequence[Finding]) -> str:
 
 
 def page_data(trace: Trace, findings: Sequence[Finding]) -> dict[str, Any]:
-    """All that page.js shows: every record once, and the place of each slice in rows or columns.
+    """The data that page.js draws, as JSON values: every record once, and the place of each slice in rows or columns.
 
-    A slice refers to records, findings and texts by number. The layers of a model share their texts, so each is stored once.
+    A slice refers to records, findings and texts by index. Many slices have the same texts, so each text is stored once.
     """
     texts: dict[str, int] = {}
     records = {id(record): number for number, record in enumerate(trace.records)}

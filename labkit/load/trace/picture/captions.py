@@ -1,4 +1,4 @@
-"""Captions of the HTML page and the SVG picture: labels of slices, and sentences that derive their numbers from the trace's."""
+"""Captions of the HTML page and the SVG picture: labels of slices, and sentences that derive slices from shapes and ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEGEND = "a slice's label is what was read; its place in the bar is where it was
 
 
 def trace_caption(trace: Trace) -> str:
-    """The versions, the ranks and the device, without a full stop."""
+    """A sentence without a full stop: the versions of vLLM and torch, the TP size, the ranks and the device."""
     sizes = {record.tp_size for record in trace.records}
     ranks = sorted({record.tp_rank for record in trace.records})
     consecutive = len(ranks) > 2 and len(ranks) == ranks[-1] - ranks[0] + 1
@@ -25,7 +25,7 @@ def trace_caption(trace: Trace) -> str:
 
 
 def figure_caption(figure: Figure) -> str:
-    """The unit of a figure's bars and, where every rank has the same few slices, the sum of their lengths."""
+    """The length and the unit of a figure's bars and, if every rank has the same few slices, the sum of the slices' lengths."""
     text = f"bars show {figure.length} {figure.unit}"
     if len(figure.axes) == 2:
         text += f", and down them {figure.shape[figure.axes[1]]} {axis_name(figure.axes[1])}"
@@ -41,7 +41,8 @@ def figure_caption(figure: Figure) -> str:
 def slice_labels(figure: Figure, piece: Slice) -> tuple[str, ...]:
     """Labels for a slice, from the longest to the shortest; the first that fits is drawn.
 
-    For a copy, the part of the checkpoint tensor in Python's notation: ``k_proj[512:1024], shard k``. For the rest, its place.
+    A copy's longest label has the tensor's part in Python's notation and the shard: ``k_proj[512:1024], shard k``. The longest
+    label of any other slice has its kind and its rows or columns: ``missing, 512:1024``.
     """
     name = ", ".join([piece.label, *dict.fromkeys(fault.fault for fault in piece.faults if fault.fault != piece.label)])
     shortest = "!" if piece.faults else piece.label.split("_")[0]
@@ -54,7 +55,7 @@ def slice_labels(figure: Figure, piece: Slice) -> tuple[str, ...]:
 
 
 def slice_place(figure: Figure, bar: Bar, piece: Slice) -> str:
-    """A slice's part of the parameter and of the checkpoint tensor, in one sentence."""
+    """A sentence with the slice's part of the figure's tensor and, for a copy, the part of the checkpoint tensor."""
     rank = "" if bar.tp_rank is None else f" on rank {bar.tp_rank}"
     place = f"{piece.label}{rank}: {describe_box(piece.part, figure.shape)} of {figure.name}"
     record = piece.record
@@ -62,7 +63,7 @@ def slice_place(figure: Figure, bar: Bar, piece: Slice) -> str:
 
 
 def slice_sentences(figure: Figure, bar: Bar, piece: Slice) -> tuple[str, ...]:
-    """Sentences on a slice: its faults, what was read, and where it was written."""
+    """Sentences on a slice: its faults and, for a copy, which part was read and where that part was written."""
     faults = [f"{text[0].upper()}{text[1:]}." for text in map(str, piece.faults)]
     record = piece.record
     if record:
@@ -73,14 +74,14 @@ def slice_sentences(figure: Figure, bar: Bar, piece: Slice) -> tuple[str, ...]:
 
 
 def _subscript(record: Record) -> str:
-    """``[512:1024]`` or ``[:, 0:7168]``; nothing where the whole tensor was read."""
+    """The part that was read, as ``[512:1024]`` or ``[:, 0:7168]``; the empty text if the whole tensor was read."""
     cut = cut_axes(record.source, record.shape)
     spans = [f"{start}:{stop}" if axis in cut else ":" for axis, (start, stop) in enumerate(record.source)]
     return f"[{', '.join(spans[: max(cut) + 1])}]" if cut else ""
 
 
 def _heads(record: Record, head_size: int | None) -> Iterator[str]:
-    """The number of heads in the rows of q, k or v."""
+    """A sentence with the number of heads, if the tensor is q, k or v and its parameter is floating point; else nothing."""
     row, rows = record.mapping, record.shape[0] if record.shape else 0
     plain = "float" in record.parameter_dtype  # in a packed type several numbers share a row
     if row and row.shard in ("q", "k", "v") and plain and head_size and rows and rows % head_size == 0:
@@ -88,7 +89,7 @@ def _heads(record: Record, head_size: int | None) -> Iterator[str]:
 
 
 def _source(record: Record) -> Iterator[str]:
-    """Derives the source from the tensor's shape, the number of ranks, and the rank."""
+    """Sentences that derive the part that was read from the tensor's shape, the number of ranks, and the rank."""
     cut = cut_axes(record.source, record.shape)
     if len(cut) != 1:
         yield "The whole tensor was read." if not cut else "A part of the tensor was read, cut along more than one axis."
@@ -114,7 +115,7 @@ def _source(record: Record) -> Iterator[str]:
 
 
 def _destination(figure: Figure, bar: Bar, piece: Slice) -> Iterator[str]:
-    """Derives the destination from the slices before it."""
+    """A sentence that derives where the slice starts in the bar from the lengths of the slices before it."""
     start = figure.along(piece)[0]
     written = f"It is written from {figure.unit.removesuffix('s')} {start}"
     before = "above" if figure.unit == "rows" else "before"
@@ -135,7 +136,7 @@ def _destination(figure: Figure, bar: Bar, piece: Slice) -> Iterator[str]:
 
 
 def _sum(figure: Figure, bar: Bar) -> str | None:
-    """The length of a fused bar as a sum, where its slices fill it end to end."""
+    """The bar's length as a sum of the lengths of its slices, if 2 to MAX_TERMS slices fill the bar end to end; else None."""
     spans = [figure.along(piece) for piece in bar.slices]
     ends = [0, *(stop for _, stop in spans)]
     if not 1 < len(spans) <= MAX_TERMS or [start for start, _ in spans] != ends[:-1] or ends[-1] != figure.length:

@@ -1,7 +1,7 @@
 """Lays out a trace in rows and columns, not yet in pixels: sections of a model, figures of tensors, bars of ranks, slices.
 
-A bar shows the axis of its tensor that is cut, to scale. Where two axes are cut, as experts and rows are, the second runs down
-the bar. Slices that overlap get separate lanes, one below the other.
+A bar shows, to scale, the axis along which its tensor is cut. If two axes are cut (experts and rows), the second axis runs down
+the bar. Slices that overlap are drawn in separate lanes, one below the other.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Slice:
     """A part of a tensor that is drawn as one rectangle.
 
     Attributes:
-        kind: ``copy``: a record. ``padding``: filled by the load without a tensor. ``read``: a part of a checkpoint tensor that
-            some rank read. ``missing``, ``twice`` and ``cut off``: a fault, as in `Finding`.
-        label: the short name of its checkpoint tensor (``q_proj``), or the kind.
-        faults: its faults; for a copy, those of its checkpoint tensor.
-        lane: the lane of the bar that it is drawn in, from 0.
+        kind: ``copy``: a part that was copied (``record``). ``padding``: a part filled without a tensor. ``read``: a part of a
+            checkpoint tensor that some rank read. ``missing``, ``twice`` and ``cut off``: a part with a fault, as in `Finding`.
+        label: for a copy, the short name of the checkpoint tensor (``q_proj``); else the kind.
+        faults: the faults of this part; for a copy, the ``cut off`` and ``rounded`` faults of the copied tensor.
+        lane: the number of the lane of the bar in which the slice is drawn, from 0 at the top.
     """
 
     kind: Kind
@@ -45,7 +45,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Bar:
-    """A tensor on one rank (None for a checkpoint tensor, which all ranks read); the slices are sorted by lane and place."""
+    """A parameter on one rank, or a checkpoint tensor (``tp_rank`` is None); the slices are sorted by lane and place."""
 
     tp_rank: int | None
     slices: tuple[Slice, ...]
@@ -68,9 +68,9 @@ class Figure:
     Attributes:
         what: a parameter, or a checkpoint tensor of which a part was read by no rank.
         shape: the tensor's shape on one rank.
-        axes: the axis that runs along the bars and, where two are cut, the one that runs down; none for a scalar.
-        repacked: how vLLM changes a parameter after the load, or None.
-        head_size: D, where vLLM's attention has one.
+        axes: the axis that runs along the bars and, if two axes are cut, the axis that runs down; empty for a scalar.
+        repacked: a description of how vLLM changes the parameter after the load; None if it does not.
+        head_size: D, the rows of one head; None if vLLM's attention layers have none, or several.
     """
 
     what: What
@@ -83,7 +83,7 @@ class Figure:
 
     @property
     def length(self) -> int:
-        """The length of a bar in rows or columns; 1 for a scalar, and for a tensor that has none."""
+        """The length of a bar in rows or columns; 1 for a scalar or an empty tensor."""
         return (self.shape[self.axes[0]] if self.axes else 1) or 1
 
     @property
@@ -92,11 +92,11 @@ class Figure:
         return axis_name(self.axes[0] if self.axes else 0)
 
     def along(self, piece: Slice) -> Span:
-        """The slice's place along the bar, in rows or columns."""
+        """The slice's start and stop along the bar, in rows or columns."""
         return piece.part[self.axes[0]] if self.axes else (0, 1)
 
     def down(self, piece: Slice) -> tuple[float, float]:
-        """The slice's place in its lane, from 0 at the top to 1."""
+        """The slice's top and bottom in its lane, as shares of the lane's height from 0 at the top to 1."""
         if len(self.axes) < 2:
             return 0.0, 1.0
         start, stop = piece.part[self.axes[1]]
@@ -104,14 +104,14 @@ class Figure:
 
     @property
     def tones(self) -> Mapping[str, int]:
-        """A number for the tone and pattern of each copy's label, the same on every rank."""
+        """Label of a copy -> the number of its colour and pattern, from 0; a label has the same number on every rank."""
         labels = dict.fromkeys(piece.label for bar in self.bars for piece in bar.slices if piece.kind == "copy")
         return {label: number for number, label in enumerate(labels)}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the model that is shown at a time: a layer, the embeddings, or the norm and the head."""
+    """The figures of one part of the model: a layer, the embeddings, or the norm and the head. The page shows one section."""
 
     title: str
     figures: tuple[Figure, ...]
@@ -167,7 +167,7 @@ def _figures(trace: Trace, findings: Sequence[Finding]) -> list[Figure]:
 
 
 def _axes(shape: Shape, pieces: Sequence[Slice]) -> tuple[int, ...]:
-    """The axes, two at most, along which the slices are cut; where none is cut, the axis along which the ranks read."""
+    """At most two axes: those along which slices are cut; if none is, those along which sources are cut; else axis 0."""
     cut = {axis for piece in pieces for axis in cut_axes(piece.part, shape)}
     records = [piece.record for piece in pieces if piece.record and len(piece.record.shape) == len(shape)]
     read = {axis for record in records for axis in cut_axes(record.source, record.shape)}
@@ -175,7 +175,7 @@ def _axes(shape: Shape, pieces: Sequence[Slice]) -> tuple[int, ...]:
 
 
 def _in_lanes(pieces: Iterable[Slice], axes: tuple[int, ...]) -> tuple[Slice, ...]:
-    """Puts each slice in the first lane where it overlaps no other; ``twice`` comes last, below the slices that overlap."""
+    """Puts each slice in the first lane where it overlaps no slice placed before; slices of kind ``twice`` are placed last."""
     lanes: dict[int, list[Box]] = defaultdict(list)
     placed = []
     for piece in sorted(pieces, key=lambda piece: piece.kind == "twice"):
