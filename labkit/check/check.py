@@ -1,4 +1,4 @@
-"""Grades one implementation of a lab: plain pytest in a child process, with time limits, and the report that it sends back."""
+"""Grades one implementation of a lab: runs pytest in a child process with time limits, and reads the results."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from labkit.system.fork_server import ForkServer
 from labkit.system.labs import ROOT, Lab
 
 GRACE = 2.0
-"""Seconds that a test has to end by itself once its time is up; then its process is ended."""
+"""Seconds after its time limit in which a test can still end by itself; then its process is killed."""
 
 MAX_OUTPUT = 8 << 20
-"""Bytes that a run may print before they are deleted, so that an endless print does not fill the disk."""
+"""Bytes that a run may print before its output is deleted, so that an endless print does not fill the disk."""
 
 PRELOAD = (
     "mini_vllm.kernels.install",
     "mini_vllm.models.llama",
     "torch.distributed.tensor",  # torch.testing.assert_close imports it, and with it sympy
 )
-"""Modules that the labs' tests import late, for a fork server to import before it forks."""
+"""Modules that a fork server imports before it forks, because the labs' tests would import them in every run."""
 
 
 Child = subprocess.Popen[bytes] | ForkServer
 """The process that runs pytest and leads a process group."""
 
 Start = Callable[[list[str], dict[str, str], IO[bytes], IO[bytes]], Child]
-"""Starts pytest with arguments and an environment; the first file gets its output, the second one keeps its descriptor."""
+"""Starts pytest with arguments and an environment; the first file gets the output, the second is inherited for the results."""
 
 
 def start_pytest(arguments: list[str], environment: dict[str, str], output: IO[bytes], report: IO[bytes]) -> Child:
-    """Starts pytest as a new process in its own session, so that every process it starts can be ended with it."""
+    """Starts pytest as a new process in its own session, so that every process it starts can be killed with it."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "pytest", *arguments],
         cwd=ROOT,
@@ -57,7 +57,7 @@ def start_pytest(arguments: list[str], environment: dict[str, str], output: IO[b
 
 
 def check(lab: Lab, choice: str) -> Report:
-    """Grades one implementation in a process that trusts it, as plain pytest does.
+    """Grades one implementation without a sandbox, as plain pytest would run it.
 
     ``choice`` is ``solution``, ``starter`` or the path of a .py file; UserError: there is no such file. A starter.py that has not
     been changed is not run: each of its tests is "not started".
@@ -72,7 +72,7 @@ def check(lab: Lab, choice: str) -> Report:
 
 
 def find_implementation(lab: Lab, choice: str) -> Path:
-    """The file to grade; UserError: there is no such file."""
+    """Returns the path of the file to grade; UserError: the file does not exist."""
     graded = lab.implementation(choice)
     if not graded.is_file():
         raise UserError(f"{graded} is missing; `git checkout -- {graded.relative_to(ROOT)}` brings it back")
@@ -80,7 +80,7 @@ def find_implementation(lab: Lab, choice: str) -> Path:
 
 
 def clean_environment(*removed: str) -> dict[str, str]:
-    """The environment without what changes how tests run, and without the variables named.
+    """Returns the environment variables of this process without those that change how tests run, and without ``removed``.
 
     With PYTHONDONTWRITEBYTECODE pytest would compile every plugin in every run.
     """
@@ -89,9 +89,9 @@ def clean_environment(*removed: str) -> dict[str, str]:
 
 
 def run_tests(lab: Lab, graded: Path, options: Sequence[str], environment: dict[str, str], start: Start = start_pytest) -> Report:
-    """Runs the lab's tests on a file in a child process.
+    """Runs the lab's tests on a file in a child process, and returns the report.
 
-    A test that takes too long fails by itself. A child that does not end is killed, and everything that it started with it.
+    A test that exceeds the lab's time limit fails. A child that does not end is killed, with every process that it started.
     """
     session = 2 * lab.time_limit + 20  # torch has to be imported too
     limit = session + 2 * lab.time_limit
@@ -112,7 +112,7 @@ def run_tests(lab: Lab, graded: Path, options: Sequence[str], environment: dict[
             "look for a loop that never ends, then check again"
         )
     elif status in (2, 3, 4) and printed:  # pytest was interrupted, had an internal error, or was called wrongly
-        results.broken = f"the tests could not be run: {printed.splitlines()[-1]}"
+        results.broken = f"the tests could not be run: {printed.splitlines()[-1]}; correct this, then check again"
     else:
         results.finished = results.finished and status in (0, 1)  # with another status pytest did not end by itself
         results.end(status)
@@ -127,7 +127,7 @@ def _nameless_file() -> IO[bytes]:
 
 
 def _run(child: Child, seconds: float, output: IO[bytes]) -> int | None:
-    """Waits for the child process; returns its exit status, or None when it was killed after so many seconds."""
+    """Waits for the child process; returns its exit status, or None if it was killed after ``seconds``."""
     status: int | None = None
     deadline = time.monotonic() + seconds
     try:
@@ -137,7 +137,7 @@ def _run(child: Child, seconds: float, output: IO[bytes]) -> int | None:
             if os.fstat(output.fileno()).st_blocks * 512 > MAX_OUTPUT:
                 output.truncate(0)
     finally:
-        with suppress(ProcessLookupError):  # nothing of the group is left
+        with suppress(ProcessLookupError):  # no process of the group is left
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     return status

@@ -1,7 +1,7 @@
 """Shows a failed assertion of a lab's test: expected against got, and the function of the graded file to look at.
 
-It runs where the test ran and the tensors still are: the failed line of the test file is parsed, and both sides of its comparison
-are evaluated once more. Where they are equal the second time, nothing is shown.
+It runs in the process of the test, where the tensors still exist: the failed line of the test file is parsed, and both sides of
+the comparison are evaluated once more. If both sides are equal the second time, nothing is shown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_CHARACTERS = 600  # of a value; a longer one is cut
 
 
 def compare_sides(traceback: TracebackType | None, tests: Path) -> list[str]:
-    """Lines with the expected and the actual value of the assertion that failed; empty where it does not compare two values.
+    """Returns lines with both values of the assertion that failed; empty if the assertion does not compare two values.
 
     In the labs' tests the actual value is on the left, as in torch.testing.assert_close(actual, expected).
     """
@@ -35,9 +35,9 @@ def compare_sides(traceback: TracebackType | None, tests: Path) -> list[str]:
 
 
 def find_suspect(traceback: TracebackType | None, tests: Path, graded: Path) -> str:
-    """The function of the graded file that the failed lines used last: ``"starter.py:35, in BigramModel.forward"``, or empty."""
+    """Returns the function of the graded file that the test used last, as ``"starter.py:35, in BigramModel.forward"``, or ""."""
     for frame, line in reversed(list(walk_tb(traceback))):
-        module = getattr(lab := frame.f_locals.get("lab"), "lab", lab)  # lab 03 wraps it
+        module = getattr(lab := frame.f_locals.get("lab"), "lab", lab)  # lab 03's tests wrap the module
         in_tests = frame.f_code.co_filename == str(tests)
         if in_tests and isinstance(module, ModuleType) and (found := _last_used(frame, line, tests, module, graded)):
             return found
@@ -45,7 +45,7 @@ def find_suspect(traceback: TracebackType | None, tests: Path, graded: Path) -> 
 
 
 def _last_used(frame: FrameType, line: int, tests: Path, module: ModuleType, graded: Path) -> str:
-    """The last function of the graded file that the test, or one of its helpers, names up to this line."""
+    """Returns the last function of the graded file that the frame's function names up to ``line``, as find_suspect does."""
     used = [n for n in ast.walk(_tree(tests)) if isinstance(n, ast.Attribute) and frame.f_code.co_firstlineno <= n.lineno <= line]
     owner: Any = None
     last = ""
@@ -67,7 +67,7 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _sides(path: Path, line: int) -> tuple[ast.expr, ast.expr] | None:
-    """The two sides of ``assert a == b``, ``assert torch.equal(a, b)`` or ``torch.testing.assert_close(a, b)`` at the line."""
+    """Returns a and b of ``assert a == b``, ``assert torch.equal(a, b)`` or ``torch.testing.assert_close(a, b)`` at ``line``."""
     around = [n for n in ast.walk(_tree(path)) if isinstance(n, ast.stmt) and n.lineno <= line <= (n.end_lineno or n.lineno)]
     match max(around, key=lambda node: node.lineno, default=None):
         case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):

@@ -1,4 +1,4 @@
-"""The report on one implementation of a lab: its dataclasses, and its JSON, which report.schema.json defines with a version."""
+"""Dataclasses of the report on one implementation of a lab. report.schema.json defines the JSON, with a version number."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCHEMA = Path(__file__).with_name("report.schema.json")
 VERSION = 1
 
 MAX_BYTES = 1 << 20
-"""The largest report that is read. A report of a lab has about 10,000 bytes."""
+"""The most bytes of a report that :func:`read_report` accepts. A report of a lab has about 10,000."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class TestResult:
     Attributes:
         status: the worst status of its parametrizations.
         message: why it failed or was skipped, a few lines; empty for a pass.
-        line: the line of the graded file that the failure came through, if any.
-        against: what a prediction of lab 02 was compared with, if the test says so.
-        seconds: the time of all parametrizations together.
+        line: the number of the last line of the graded file in the failure's traceback; None if there is none.
+        against: the trace that a test of lab 02 compared a prediction with, captured or live; empty for other tests.
+        seconds: the sum over all parametrizations.
         fault: the kind of a failure: an assertion, an error around the test, or a timeout.
     """
 
@@ -54,7 +54,7 @@ class TestResult:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task and the results of its tests. It passes when at least one test passes and no test fails or is not run."""
+    """A task and the results of its tests. The task passes if at least one test passed and every other passed or was skipped."""
 
     task: Task
     tests: tuple[TestResult, ...]
@@ -68,7 +68,7 @@ class TaskResult:
 
     @property
     def points(self) -> int:
-        """All points of the task, or none."""
+        """The task's points if it passed, else 0."""
         return self.task.points if self.status == "passed" else 0
 
 
@@ -78,7 +78,7 @@ class Report:
 
     Attributes:
         broken: why there is no verdict; empty when there is one.
-        sha256: of the graded file's bytes, before anything of it ran.
+        sha256: the graded file's SHA-256 in hexadecimal, computed before the file ran.
         seconds: how long grading took.
         sandbox: the layers of the sandbox that the file ran in; empty without a sandbox.
     """
@@ -93,10 +93,10 @@ class Report:
 
     @classmethod
     def of_results(cls, lab: Lab, graded: Path, results: dict[str, TestResult], broken: str = "") -> Report:
-        """Sorts results, by name of the test function, by task; a test function without a result was not run.
+        """Groups results by task. ``results``: test function -> result; a test function without a result was not run.
 
-        Without ``broken``, a failure that all tests share is the reason why there is no verdict: a file that cannot be imported
-        fails every test with one message.
+        If ``broken`` is empty and all tests failed with the same message, this message becomes ``broken``, as for a file that
+        cannot be imported.
         """
         tasks = tuple(
             TaskResult(task, tuple(results.get(name, TestResult(name, "not run")) for name in task.tests)) for task in lab.tasks
@@ -140,11 +140,11 @@ class Report:
 
 
 class ReportError(UserError):
-    """A text that is not a report; the message says where it is wrong."""
+    """The text is not a valid report; the message says what is wrong, and where."""
 
 
 def read_report(text: bytes) -> dict[str, Any]:
-    """Parses and validates a report from an untrusted source; ReportError: it is too large, not JSON, or has another schema."""
+    """Parses and validates a report from an untrusted source; ReportError: it is too large, not JSON, or violates the schema."""
     if len(text) > MAX_BYTES:
         raise ReportError(f"the report has {len(text)} bytes; the limit is {MAX_BYTES}")
     try:
@@ -158,7 +158,7 @@ def read_report(text: bytes) -> dict[str, Any]:
 
 @cache
 def validator() -> Draft202012Validator:
-    """The validator of report.schema.json."""
+    """Returns the validator of reports against report.schema.json."""
     from jsonschema import Draft202012Validator  # 0.1 s, which a verdict on the screen does not need
 
     return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))

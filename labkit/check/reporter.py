@@ -2,8 +2,8 @@
 
     pytest -p labkit.check.reporter --report-fd 5    {"running": "test_a"}  {"result": {"name": "test_a", ...}} {"finished": true}
 
-results.py reads the lines. A test that pytest-timeout cannot interrupt, because it hangs in C or catches every exception, leaves
-the stack that faulthandler writes in the place of JSON.
+results.py reads the lines. For a test that pytest-timeout cannot interrupt, because it hangs in C or catches every
+exception, faulthandler writes the stack in place of a line of JSON, and ends the process.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from labkit.check.comparison import compare_sides, find_suspect
 MAX_MESSAGE = 600  # characters
 MAX_PRINTED = 2000  # bytes of the test's own output that are reported, the last ones
 MAX_TIMEOUTS = 2
-"""The session ends after this many tests that did not end; the tests after them are not run."""
+"""The session ends after this many tests have timed out; the tests after them are not run."""
 TIMEOUT = r"Timeout \(>([\d.]+)s\)"
-"""pytest-timeout's message, which :data:`TIMED_OUT` replaces."""
+"""The pattern of pytest-timeout's message, which :func:`clean_message` replaces by :data:`TIMED_OUT` and a hint."""
 TIMED_OUT = "did not end within"
 
 
 class Reporter:
-    """Writes the events of one run.
+    """Writes the events of one pytest run, each as a line of JSON.
 
     Args:
         fd: the file descriptor to write to.
-        grace: seconds that a test may take beyond its time limit before its process is ended; None: it is never ended.
-        output: the file that the tests print to. With it, a failure carries what the test printed, and what was expected.
+        grace: seconds that a test may take beyond its time limit before its process is killed; None: never.
+        output: the file that the tests print to. If given, a failure's event also has the test's output and the compared values.
         max_timeouts: how many tests may time out before the session ends.
     """
 
@@ -49,7 +49,7 @@ class Reporter:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Reports that the test runs, and guards it by faulthandler's thread."""
+        """Reports that the test runs; faulthandler ends the process ``grace`` seconds after the test's time limit."""
         self.printed_before = self.output.stat().st_size if self.output else 0
         self._write(running=item.name)
         if self.grace is not None:
@@ -65,7 +65,7 @@ class Reporter:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Reports a result: of the call, or of a setup or teardown that did not pass."""
+        """Reports the result of the test's call, or of a setup or teardown that failed or was skipped."""
         report = yield
         self.seconds[item.name] += report.duration
         if report.failed or report.skipped or report.when == "call":
@@ -73,7 +73,7 @@ class Reporter:
         return report
 
     def pytest_sessionfinish(self) -> None:
-        """Reports that the session has ended by itself."""
+        """Reports that pytest has reached the end of its session."""
         self._write(finished=True)
 
     def _report(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
@@ -109,14 +109,14 @@ class Reporter:
 
     def _printed(self, output: Path) -> str:
         size = output.stat().st_size
-        start = self.printed_before if self.printed_before <= size else 0  # it was truncated because it was too long
+        start = self.printed_before if self.printed_before <= size else 0  # the file was truncated because it was too long
         with output.open("rb") as file:
             file.seek(max(start, size - MAX_PRINTED))
             return file.read().decode(errors="replace")
 
 
 def clean_message(message: str, traceback: str = "") -> str:
-    """The first lines of a failure's message, without the prefixes that pytest, the judge and hypothesis add."""
+    """Returns MAX_MESSAGE characters of a failure's message, without the text that pytest, the judge and hypothesis add."""
     if "FlakyFailure" in message and (timeout := re.search(TIMEOUT, traceback)):
         message = timeout[0]  # hypothesis ran the case that timed out once more, and it was in time
     message = re.sub(r"^(Failed|AssertionError|failed on setup with \"(Failed: )?)(: )?", "", message).strip().rstrip('"')
@@ -130,19 +130,19 @@ def clean_message(message: str, traceback: str = "") -> str:
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """Prints why the tests cannot be imported, as the last line of this process."""
+    """Prints to stderr why the tests cannot be imported; the last line becomes the reason why there is no verdict."""
     if report.failed:
         print(report.longreprtext, file=sys.stderr)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of a run that another process reads."""
+    """Adds the options for a run whose results another process reads."""
     group = parser.getgroup("labs")
     group.addoption("--report-fd", type=int, help="the file descriptor to report to")
     group.addoption("--report-grace", type=float, help="seconds beyond its time limit after which a test's process is ended")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the reporter where a file descriptor is given."""
+    """Registers the reporter if --report-fd is given."""
     if (fd := config.getoption("--report-fd")) is not None:
         config.pluginmanager.register(Reporter(fd, Path(os.environ["LAB_IMPL"]), config.getoption("--report-grace")))

@@ -1,4 +1,4 @@
-"""Reads the lines of reporter.py while a run writes them, and turns them into a report."""
+"""Parses the lines that reporter.py writes, while the run continues, and makes a report of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from labkit.system.labs import Lab
 
 @dataclass(frozen=True)
 class FailedTest:
-    """A failed test, and what helps to see why.
+    """A failed test, and details that help to find the cause.
 
     Attributes:
-        compared: expected against got, as lines.
-        suspect: the function of the graded file to look at when the failure did not come through a line of it; else empty.
+        compared: lines with the expected and the actual value.
+        suspect: the function of the graded file to look at if ``result.line`` is None; empty if none was found.
         printed: the end of the test's own output.
     """
 
@@ -32,14 +32,14 @@ class FailedTest:
 
 @dataclass
 class Results:
-    """The results of one run, which grow as its tests end.
+    """The results of one run; each test that ends adds one.
 
     Attributes:
-        tests: the result of each test function that has one.
-        failed: the first failure of each test function.
-        running: the test that runs now; empty between two tests.
-        finished: whether pytest has reached its end.
-        broken: why there is no verdict; empty where there is one.
+        tests: test function -> its worst result so far.
+        failed: test function -> its first failure.
+        running: the name of the last test that started; empty before the first and after the last.
+        finished: whether pytest has reached the end of its session.
+        broken: why there is no verdict; empty if there is one.
     """
 
     lab: Lab
@@ -54,11 +54,11 @@ class Results:
 
     @property
     def report(self) -> Report:
-        """The report as far as the run has come."""
+        """The report on the tests that have ended so far."""
         return Report.of_results(self.lab, self.graded, self.tests, self.broken)
 
     def feed(self, chunk: bytes) -> None:
-        """Takes more bytes of the report."""
+        """Parses the next bytes from the reporter; a line that is not JSON is taken for a line of faulthandler's stack."""
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         for line in lines:
             try:
@@ -67,9 +67,9 @@ class Results:
                 self._stack.append(line.decode(errors="replace"))
 
     def end(self, status: int, retry: str = "check again") -> None:
-        """Notes how the process ended: at the time limit the running test has failed; after an exit or crash there is no verdict.
+        """Notes that the process ended: if faulthandler ended it, the running test has failed; else there is no verdict.
 
-        ``status`` is the exit status, or minus the signal; ``retry`` is the next step that the message names.
+        faulthandler ends it at the time limit. ``status``: exit status, or minus the signal; ``retry``: next step in the message.
         """
         if self.finished:
             return
@@ -90,7 +90,7 @@ class Results:
             self._keep(TestResult(**event["result"]), event["details"])
 
     def _keep(self, result: TestResult, details: dict[str, Any]) -> None:
-        """Keeps the worst result of a test function, and adds up the seconds."""
+        """Stores the result if it is worse than the test function's earlier ones, and adds up the seconds."""
         before = self.tests.get(result.name, TestResult(result.name, "passed"))
         worse = before.status == "passed" or (before.status == "skipped" and result.status == "failed")
         self.tests[result.name] = replace(result if worse else before, seconds=before.seconds + result.seconds)
@@ -99,7 +99,7 @@ class Results:
 
 
 def describe_exit(graded: Path, status: int, retry: str = "check again") -> str:
-    """The sentence for a graded file that ended its process, with an exit status or by minus a signal."""
+    """Returns the message about a file that ended its process; ``status`` is the exit status, or minus the signal."""
     how = f"with signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
     return (
         f"{graded.name} ended the whole Python process ({how}) before the tests were done, so nothing is graded from there on; "

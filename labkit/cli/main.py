@@ -1,6 +1,6 @@
 """Entry point of the command line: runs a command and prints an error as one sentence.
 
-The sentence of a UserError says how to fix it; any other error is a bug of this project. ``--debug`` shows the traceback.
+The sentence of a UserError says how to fix the error; any other error is a bug of this project. ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def board_without_command(
 
 
 def main() -> None:
-    """Runs the command line; the exit status is 0 only if the command succeeded and every check in it held."""
+    """Runs the command line; the exit status is 0 only if the command succeeded and all checks of the command passed."""
     try:
         if sys.argv[1:2] in (["--install-completion"], ["--show-completion"]):
             _shell_completion()

@@ -4,7 +4,7 @@
     got: (4096, 8192)
     k begins after 32 query heads of 128 rows, and has the rows of 8
 
-A plain ``assert`` would show how Python compared the two; these show which rows differ.
+A plain ``assert`` would show how Python compared the two values; these helpers show which rows differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHOWN_IN_FULL = 24
 
 
 def expect(got: object, expected: object, meaning: str) -> None:
-    """Asserts that two values are equal; raises an AssertionError with both and ``meaning``."""
+    """Asserts that two values are equal; raises an AssertionError with both values and ``meaning``, what a difference means."""
     __tracebackhide__ = True
     if got != expected:
         raise AssertionError(_message(_describe(expected), _describe(got), meaning))
@@ -37,7 +37,7 @@ def expect_tensor(got: object, expected: Tensor, meaning: str, within: float = 0
         within: the largest allowed difference of two elements.
 
     Raises:
-        AssertionError: the first of the three that differs; for a large tensor, the first wrong row and its number.
+        AssertionError: the shape, else the dtype, else the values differ; of a large tensor, the first wrong row is shown.
     """
     __tracebackhide__ = True
     if not isinstance(got, Tensor) or got.shape != expected.shape:
@@ -60,7 +60,7 @@ def expect_refused(*numbers: object, meaning: str, error: type[Exception] = Valu
     """Asserts that the block raises ``error`` with all of ``numbers``, in any order, in its message.
 
     Raises:
-        AssertionError: with what was raised instead, if anything, and ``meaning``.
+        AssertionError: no error or another one was raised; the message has this error and ``meaning``.
     """
     __tracebackhide__ = True
     expected = f"a {error.__name__}" + (f" with {' and '.join(map(str, numbers))} in its message" if numbers else "")
@@ -87,8 +87,8 @@ def unchanged(meaning: str, **inputs: object) -> Iterator[None]:
             a dict whose values may change.
 
     Raises:
-        pytest.fail.Exception: with the name of the input, the first difference and ``meaning``. It is no ``Exception``, so
-            :func:`expect_refused` around it does not mistake it for the learner's error.
+        pytest.fail.Exception: with the name of the input, the first difference and ``meaning``. The class is no subclass of
+            ``Exception``, so an :func:`expect_refused` around this block does not mistake it for the learner's error.
     """
     __tracebackhide__ = True
     before = {
@@ -105,7 +105,7 @@ def unchanged(meaning: str, **inputs: object) -> Iterator[None]:
 
 
 def _leaves(value: object, name: str = "") -> dict[str, object]:
-    """The tensors, plain values and lists of plain values in dicts, lists and tuples, by a name like ``config['head_dim']``."""
+    """Returns the tensors, plain values and lists of plain values inside ``value``, by a path like ``config['head_dim']``."""
     if isinstance(value, Mapping):
         items = [(f"{name}[{key!r}]" if name else key, each) for key, each in value.items()]
     elif isinstance(value, list | tuple) and any(isinstance(each, Tensor | Mapping | list | tuple) for each in value):
@@ -131,7 +131,7 @@ def _expect_same(now: dict[str, object], before: dict[str, object], meaning: str
 
 
 def _change(before: object, now: object) -> str:
-    """The difference between two values, in words; empty if they are equal."""
+    """Returns the difference between two values, in words; empty if they are equal."""
     if isinstance(before, Tensor) and isinstance(now, Tensor):
         if (before.shape, before.dtype) != (now.shape, now.dtype):
             return f"{before.dtype} of shape {tuple(before.shape)} became {now.dtype} of shape {tuple(now.shape)}"

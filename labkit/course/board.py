@@ -1,6 +1,6 @@
 """The board of all labs, and the printed report on one lab.
 
-Every state is a word; colour only repeats it.
+Every state is printed as a word; the colour repeats the word.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STYLES: dict[str, str] = {
     **dict.fromkeys(("failed", "failing"), "bold red"),
     **dict.fromkeys(("skipped", "not run", "not checked"), "yellow"),
 }
-"""The style of a task's state or of a test's status; any other has none."""
+"""rich's style of a task's state or of a test's status; a state that is not in this mapping is printed without a style."""
 
 
 def show_board() -> None:
@@ -53,7 +53,7 @@ def show_board() -> None:
 
 
 def next_command(labs: list[Lab], states_of: Mapping[str, Mapping[str, TaskState]]) -> str:
-    """Returns the command for the first lab that is not done: start, check or watch. ``states_of``: number -> task -> state."""
+    """Returns the command for the first lab not done: start, check or watch. ``states_of``: lab number -> task -> state."""
     for lab in labs:
         found = {state.state for state in states_of[lab.number].values()}
         if found <= {"not started"}:
@@ -66,7 +66,7 @@ def next_command(labs: list[Lab], states_of: Mapping[str, Mapping[str, TaskState
 
 
 def show_report(report: Report) -> None:
-    """Prints the report on one lab: a line for each task, the first failure of each failed task, and a hint."""
+    """Prints the report on one lab: each task, the first failure of each failed task, and a hint for the first failed task."""
     lab = report.lab
     console.print(f"[bold]Lab {lab.number}[/bold]  {escape(lab.title)}")
     console.print(f"graded: {shortest(report.graded)}", markup=False, soft_wrap=True)
@@ -81,7 +81,7 @@ def show_report(report: Report) -> None:
         for test in failures[:1]:
             where = f" ({report.graded.name}:{test.line})" if test.line else ""
             print_text(f"{test.name}{where}", indent=" " * 11)
-            message = test.message or "did not run: the session ended before it, at an endless loop or an exit"
+            message = test.message or "did not run: a test before it did not end, or ended the process"
             for line in message.splitlines()[:8]:
                 print_text(line, indent=" " * 13)
     for reference in sorted({test.against for result in report.tasks for test in result.tests if test.against}):

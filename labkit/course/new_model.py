@@ -1,6 +1,6 @@
-"""Creates a plugin package from a template: it installs, serves and passes its tests as it is written.
+"""Creates a plugin package from a template: without any change, it can be installed and served, and passes its tests.
 
-The templates in templates/ are complete packages; a new one is a copy with three names replaced.
+The templates in templates/ are complete packages; a new package is a copy with its module, class and distribution renamed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Like = Literal["llama", "bigram"]
 
 
 def write_new_model(name: str, like: Like, parent: Path) -> Path:
-    """Creates the package ``parent``/``name`` like a template, completely or not at all.
+    """Copies the template ``like`` to the package ``parent``/``name``, completely or not at all; returns the package's folder.
 
-    ``name`` is config.json's model_type as well, and the class of ``tiny_llama`` is ``TinyLlamaForCausalLM``.
+    ``name`` is also the model_type in config.json; the class in the package ``tiny_llama`` is ``TinyLlamaForCausalLM``.
 
     Raises:
-        UserError: the name is invalid or taken, or the folder cannot be written.
+        UserError: the name is invalid, a package or folder of this name exists, or the folder cannot be written.
     """
     check_name(name)
     folder = parent / name
@@ -58,7 +58,7 @@ def check_name(name: str) -> None:
     """Checks that a new Python package can have this name.
 
     Raises:
-        UserError: the name is not valid, or Python, vLLM, transformers or an installed package has it; suggests another.
+        UserError: the name is not valid, or Python, vLLM, transformers or an installed package uses it; the message suggests one.
     """
     valid = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name.lower()).strip("_")
     if not (name == valid and name.isidentifier()) or keyword.iskeyword(name):

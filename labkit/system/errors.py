@@ -6,7 +6,7 @@ from __future__ import annotations
 class UserError(Exception):
     """An error that the user can fix: the command line prints its message and exits with its status.
 
-    The message says what is wrong, with the numbers, and what to do next. The default of the status is that of the class.
+    The message says what is wrong, with the numbers, and what to do next. ``status``: exit status; default: the class's.
     """
 
     status = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""The text with every character that is not printable written as its Python escape: ESC becomes ``\x1b``.
+    r"""Returns the text with every character that is not printable written as its Python escape: ESC becomes ``\x1b``.
 
     Control characters, lone surrogates and right-to-left overrides can move a cursor or make an XML file invalid. Markup is not
     escaped here: ``xml.etree`` and ``html.escape`` do that.

@@ -29,7 +29,7 @@ MAX_REQUEST = 1 << 16  # bytes
 
 
 class ForkServerError(OSError):
-    """The server has ended."""
+    """The fork server has ended."""
 
 
 class ForkServer:
@@ -37,11 +37,12 @@ class ForkServer:
 
     Args:
         module: the module to run; it calls :func:`serve` with the socket whose descriptor is its first argument.
-        environment: of the server; a fork inherits it.
+        environment: the environment variables of the server and of its forks.
+        output: the file for stdout and stderr of the server and of its forks.
 
     Attributes:
         control: the socket to the server; it can be read when a message has come.
-        received: what the messages since the last request say.
+        received: the keys and values of all messages since the last request.
     """
 
     def __init__(self, module: str, arguments: Sequence[str], environment: dict[str, str], output: int | IO[bytes]) -> None:
@@ -62,7 +63,7 @@ class ForkServer:
             )
 
     def request(self, request: dict[str, Any], files: Sequence[int]) -> None:
-        """Has the server fork. Nothing happens where it has ended: the next :meth:`receive` raises."""
+        """Sends a request, for which the server forks. If the server has ended, the next :meth:`receive` raises."""
         self.received = {}
         with suppress(OSError):
             socket.send_fds(self.control, [json.dumps(request).encode()], list(files))
@@ -73,7 +74,7 @@ class ForkServer:
         return self._wait_for("child", None)
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status of the fork, or minus the signal that ended it; raises what :meth:`receive` does."""
+        """Waits for the fork's end; returns the exit status, or minus the signal that ended it; raises as :meth:`receive`."""
         return self._wait_for("ended", timeout)
 
     def _wait_for(self, key: str, timeout: float | None) -> int:
@@ -82,10 +83,10 @@ class ForkServer:
         return int(self.received[key])
 
     def receive(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The next messages of the server.
+        """Waits for the next messages of the server and returns them.
 
         Raises:
-            TimeoutError: none came within so many seconds.
+            TimeoutError: no message came within ``timeout`` seconds.
             ForkServerError: the server has ended.
         """
         self.control.settimeout(timeout)
@@ -131,7 +132,7 @@ def serve(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         if not message:
             return None
         child = os.fork()
-        with suppress(OSError):  # both do it, and the child may have ended already
+        with suppress(OSError):  # parent and child both call it, and the child may have ended already
             os.setpgid(child, child)
         if child == 0:
             control.close()
@@ -143,7 +144,7 @@ def serve(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 
 
 def count_threads() -> int:
-    """The number of threads of this process, those of C libraries too; 0 where the system does not tell."""
+    """Returns the number of threads of this process, with those of C libraries; 0 on a system without /proc."""
     tasks = Path("/proc/self/task")
     return len(list(tasks.iterdir())) if tasks.is_dir() else 0
 

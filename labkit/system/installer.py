@@ -1,4 +1,4 @@
-"""uv, the installer: how it is installed, its configuration from pip's variables, and its commands. Standard library only."""
+"""Installs uv, configures it from pip's environment variables, and runs its commands. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from labkit.system.errors import UserError
 
 OTHER_INDEX = "PIP_INDEX_URL sets another package index, PIP_FIND_LINKS a folder of wheels, https_proxy a proxy"
-"""The fixes for an index that cannot be reached, as part of a sentence."""
+"""What to do if a package index cannot be reached, as part of a sentence."""
 
 
 def print_progress(text: str) -> None:
@@ -21,10 +21,10 @@ def print_progress(text: str) -> None:
 
 
 def uv_path(prefix: Path) -> Path:
-    """The uv of the environment at ``prefix``.
+    """Returns the path of uv in the environment at ``prefix``.
 
     Raises:
-        UserError: it has none.
+        UserError: the environment has no uv.
     """
     path = prefix / "bin" / "uv"
     if not path.exists():
@@ -33,7 +33,7 @@ def uv_path(prefix: Path) -> Path:
 
 
 def uv_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment variables for uv: the PIP_* settings, where uv has no setting of its own."""
+    """Returns ``environ`` for uv: each PIP_* setting becomes uv's setting, unless that is set already."""
     variables = dict(environ)
     for ours, theirs, separator in (
         ("PIP_FIND_LINKS", ("UV_FIND_LINKS",), ","),
@@ -77,12 +77,12 @@ def _succeeds(command: list[str], **options: Any) -> bool:
 def index_has(prefix: Path, pins: Path, options: Iterable[str] = (), timeout: float | None = None) -> bool:
     """Whether an index has the packages of a pins file for this machine.
 
-    uv asks, so that proxies, certificates and logins apply.
+    uv sends the request, so that proxies, certificates and logins apply.
 
     Args:
         options: uv's options for the index; none for the configured one.
-        timeout: seconds for the connection and for each part of the answer, and three times as long for all of it; after that
-            the result is False. Without it, uv's own timeouts and retries.
+        timeout: seconds for the connection and for each part of the answer, and three times as long for the whole answer; after
+            that the result is False. None: uv's own timeouts and retries.
     """
     import subprocess
 
@@ -106,7 +106,7 @@ def fetch_uv(prefix: Path, pins: Path) -> None:
     """Installs uv into the environment at ``prefix``, with the pip of the running Python, or else with ensurepip's.
 
     Raises:
-        UserError: there is no pip, or it could not fetch uv.
+        UserError: there is no pip, or pip could not fetch uv.
     """
     import subprocess
     from importlib.util import find_spec

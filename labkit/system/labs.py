@@ -43,7 +43,7 @@ class Lab:
 
     Attributes:
         number: two digits, "01".
-        order: its place in the course.
+        order: the number that sorts the labs of the course.
         time_limit: seconds after which a test is stopped.
         tags: the hardware it needs, "CPU-OK" or "GPU-OPT".
         boxed: whether ``./lab grade`` runs the file in a separate process; not if the tests start processes that import it.
@@ -60,7 +60,7 @@ class Lab:
 
     @classmethod
     def read(cls, folder: Path) -> Lab:
-        """The lab that ``folder``/lab.toml describes."""
+        """Reads ``folder``/lab.toml and returns the lab."""
         data = tomllib.loads((folder / "lab.toml").read_text())
         tasks = tuple(Task(**t | {"tests": tuple(t["tests"]), "hints": tuple(t["hints"])}) for t in data["tasks"])
         return cls(folder, **data | {"tags": tuple(data["tags"]), "tasks": tasks})
@@ -72,19 +72,19 @@ class Lab:
 
     @property
     def tests(self) -> Path:
-        """The lab's tests, test_lab.py."""
+        """The path of the lab's tests, test_lab.py."""
         return self.folder / "test_lab.py"
 
     @property
     def pristine(self) -> Path:
-        """A copy of the original starter.py; in git, a learner may have committed over it."""
+        """The path of a copy of the original starter.py; in git, a learner may have committed another version."""
         return ROOT / "labkit" / "course" / "starters" / f"{self.folder.name}.txt"
 
     def find_task(self, name: str) -> Task:
-        """The task with this name.
+        """Returns the task with this name.
 
         Raises:
-            UserError: no task has it; the message lists the names.
+            UserError: no task has this name; the message lists the names.
         """
         for task in self.tasks:
             if task.name == name:
@@ -92,7 +92,7 @@ class Lab:
         raise UserError(f"lab {self.number} has no task {name!r}; its tasks are {', '.join(task.name for task in self.tasks)}")
 
     def implementation(self, choice: str) -> Path:
-        """The file to grade: ``solution``, ``starter`` or the path of a .py file, relative to the current directory.
+        """Returns the path of the file to grade; ``choice`` is ``solution``, ``starter`` or the path of a .py file.
 
         Raises:
             UserError: the choice is none of the three, or the file does not exist.
@@ -108,15 +108,15 @@ class Lab:
 
 
 def all_labs() -> list[Lab]:
-    """Every lab, in the order of the course: 01, 03, 02, 04."""
+    """Returns every lab, in the order of the course: 01, 03, 02, 04."""
     return sorted((Lab.read(toml.parent) for toml in (ROOT / "labs").glob("*/lab.toml")), key=lambda lab: lab.order)
 
 
 def find_lab(number: str) -> Lab:
-    """The lab with this number, ``1`` or ``01``.
+    """Returns the lab with this number, ``1`` or ``01``.
 
     Raises:
-        UserError: no lab has it; the message lists the numbers.
+        UserError: no lab has this number; the message lists the numbers.
     """
     labs = all_labs()
     for lab in labs:
@@ -126,7 +126,7 @@ def find_lab(number: str) -> Lab:
 
 
 def chosen_implementation() -> str:
-    """The implementation to grade: that of the environment variable ``LAB_IMPL``, or the solution."""
+    """Returns the value of the environment variable ``LAB_IMPL``, or ``solution`` if it is not set."""
     return os.environ.get("LAB_IMPL") or "solution"
 
 

@@ -1,7 +1,7 @@
 """Detects changes of the files that a verdict depends on.
 
-The system's events (inotify, FSEvents) arrive at once, but not from some folders that are shared with a container or a virtual
-machine. So the files are polled twice a second as well. After a change without an event, only polling is used.
+The system's events (inotify, FSEvents) arrive at once, but some folders that are shared with a container or a virtual machine
+send none. So the files are polled twice a second as well. After a change without an event, only polling is used.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from queue import SimpleQueue
 from watchfiles import watch
 
 SLOW_POLL, FAST_POLL = 0.5, 0.1
-"""Seconds between two polls: while events arrive, and without them."""
+"""Seconds between two polls: while events are used, and while only polling is used."""
 
 
 class Changes:
     """Watches files in a thread.
 
     Args:
-        files: returns the files; called at each poll.
+        files: returns the paths to watch; called at each poll.
         folders: the folders whose events are used.
 
     Attributes:
-        wake: a file descriptor that can be read when a file has changed.
-        polling: whether events are no longer used.
+        wake: a file descriptor with one byte to read for each change that :meth:`take` has not returned.
+        polling: whether only polling is used.
     """
 
     def __init__(self, files: Callable[[], Iterable[Path]], folders: Iterable[Path]) -> None:
@@ -41,12 +41,12 @@ class Changes:
         self._thread.start()
 
     def take(self) -> set[Path]:
-        """The files of the next change; waits for one."""
+        """Waits for the next change and returns the paths that changed."""
         os.read(self.wake, 1)
         return self._changed.get()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread and closes ``wake``."""
         self._stop.set()
         self._thread.join()
         os.close(self.wake)
@@ -75,7 +75,7 @@ class Changes:
             self._poll()
 
     def _poll(self) -> bool:
-        """Compares the files with their last stamps; returns whether one has changed."""
+        """Compares the files' time, size and inode with the last poll; queues the changed paths; returns whether any changed."""
         before, self._stamps = self._stamps, {path: _stamp(path) for path in self._files()}
         changed = {path for path, _ in before.items() ^ self._stamps.items()}
         if changed:
@@ -88,5 +88,5 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
     except OSError:
-        return None  # an editor that writes by renaming is between its two steps
+        return None  # an editor that saves by renaming is between its two steps
     return found.st_mtime_ns, found.st_size, found.st_ino

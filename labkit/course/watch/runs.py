@@ -1,4 +1,4 @@
-"""Runs of a lab's tests in forks of the watch's fork server, from outside: start, read, end."""
+"""Starts, reads and kills runs of a lab's tests; a run is a fork of the fork server in server.py."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Run(Results):
     """One run of a lab's tests.
 
     Attributes:
-        digest: of the files that the verdict depends on, when the run started.
+        digest: the lab's :func:`~labkit.course.progress.digest` when the run started.
         first: the task whose tests run before all others.
         pipe: the file descriptor to read results from; -1 once it is closed.
-        started: when, by the monotonic clock.
+        started: ``time.monotonic()`` when the run started, in seconds.
         ended: whether the process has ended, so that no result comes any more.
     """
 
@@ -39,21 +39,21 @@ class Run(Results):
     ended: bool = False
 
     def read(self) -> bool:
-        """Takes the results that have come; False at the end."""
+        """Parses the results that the run has sent; returns False if the pipe has ended."""
         chunk = os.read(self.pipe, 65536)
         self.feed(chunk)
         return bool(chunk)
 
     def task_result(self, task: Task) -> TaskResult:
-        """The result of a task as far as the run has come."""
+        """Returns the result of a task from the tests that have ended so far."""
         return next(result for result in self.report.tasks if result.task is task)
 
     def failed_test(self, task: Task | None) -> FailedTest | None:
-        """The first failed test of a task."""
+        """Returns the first failed test of a task, in the task's order; None if none has failed or there is no task."""
         return next((self.failed[name] for name in task.tests if name in self.failed), None) if task else None
 
     def end(self, status: int, retry: str = "save again") -> None:
-        """Notes that the process has ended, with a status or by minus a signal."""
+        """Notes that the process has ended; ``status`` is its exit status, or minus the signal that ended it."""
         self.ended = True
         super().end(status, retry)
 
@@ -74,16 +74,16 @@ class WatchServer(ForkServer):
 
     @property
     def ready(self) -> bool:
-        """Whether it waits for a run."""
+        """Whether the server waits for a request to start a run."""
         return "ready" in self.received
 
     @property
     def threads(self) -> int:
-        """How many threads it has, when it is ready."""
+        """The number of threads that the server had when it became ready."""
         return int(self.received["threads"])
 
     def start_run(self, graded: Path, first: Task | None) -> Run:
-        """Starts a run. The server must be ready."""
+        """Starts a run on the file ``graded``, with the tests of task ``first`` before all others. The server must be ready."""
         os.truncate(self._output, 0)
         reading, writing = os.pipe()
         self.request({"graded": str(graded), "first": first.tests if first else (), "output": str(self._output)}, [writing])
@@ -91,16 +91,16 @@ class WatchServer(ForkServer):
         return Run(self.lab, graded, digest=digest(self.lab), first=first, pipe=reading)
 
     def kill_run(self) -> None:
-        """Kills the fork, if there is one, and every process that it has started."""
+        """Kills the fork, if one runs, and every process in the fork's process group."""
         if "child" in self.received and "ended" not in self.received:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def receive(self, timeout: float | None = None) -> list[dict[str, Any]]:
-        """The next messages of the server.
+        """Waits for the next messages of the server and returns them.
 
         Raises:
-            UserError: it has ended; with the last line of its log.
+            UserError: the server has ended; the message has the last line of the server's log.
         """
         try:
             return super().receive(timeout)
@@ -108,15 +108,17 @@ class WatchServer(ForkServer):
             self.process.wait()
             log = self._log.read_text(errors="replace").strip().splitlines()
             reason = log[-1] if log else "no reason given"
-            raise UserError(f"the tests of lab {self.lab.number} could not be made ready: {reason}") from None
+            raise UserError(
+                f"the tests of lab {self.lab.number} could not be made ready: {reason}; fix this, then run ./lab watch again"
+            ) from None
 
     def limit_output(self) -> None:
-        """Deletes what a run has printed, if it is too much."""
+        """Deletes what a run has printed, if it is more than MAX_OUTPUT bytes."""
         if self._output.stat().st_size > MAX_OUTPUT:
             os.truncate(self._output, 0)
 
     def close(self) -> None:
-        """Kills the server and its fork, and deletes its folder."""
+        """Kills the server and its fork, and deletes the temporary folder of output and log."""
         self.kill_run()
         super().close()
         self._folder.cleanup()

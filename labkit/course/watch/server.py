@@ -1,7 +1,7 @@
-"""The fork server of ./lab watch: pytest has collected the lab's tests in it, and each run is a fork that executes them.
+"""The fork server of ./lab watch: pytest collects the lab's tests in it once, and each run is a fork that runs the tests.
 
 It forks between collection and the first test. The fixture ``lab`` imports the learner's file, test_lab.py does not: the server
-never runs a learner's code, and a fork reads the file as it then is on disk.
+never runs a learner's code, and each fork reads the newest version from disk.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from labkit.system.labs import ROOT, Lab
 
 
 class ForkPoint:
-    """The pytest plugin that forks in the place of the run loop; ``control`` is the socket to the watcher."""
+    """The pytest plugin that forks where pytest would run the tests; ``control`` is the socket to the ./lab watch process."""
 
     def __init__(self, control: socket.socket) -> None:
         self.control, self.is_fork = control, False
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        """Serves until the watcher ends; in a fork, returns None, so that pytest goes on to its own loop."""
+        """Forks for each run until ./lab watch ends, then returns True: pytest ends. In a fork, None: pytest runs the tests."""
         if session.testsfailed:  # the tests cannot be imported
             return None
         forked = serve(self.control)
@@ -49,9 +49,9 @@ class ForkPoint:
 
 
 def main(control: socket.socket, lab: Lab) -> int:
-    """Runs pytest up to its tests, and forks there for each run."""
+    """Runs pytest until the tests are collected, then forks for each run; returns pytest's exit status."""
     preload(PRELOAD)
-    # The first wrong answer is enough: hypothesis takes seconds to look for the smallest, which ./lab check does.
+    # The first failing example is enough: hypothesis takes seconds to find the smallest one, which ./lab check does.
     settings.register_profile("watch", phases=[phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)])
     settings.load_profile("watch")
     fork_point = ForkPoint(control)

@@ -30,7 +30,7 @@ from labkit.system.errors import UserError
 from labkit.system.labs import ROOT, Lab, Task
 
 TICK, SHOW_SECONDS_AFTER = 0.2, 1.0
-"""Seconds after which the screen is drawn again without an event, and after which it shows how long a test runs."""
+"""Seconds after which the screen is drawn again without an event, and after which it shows how long a run takes."""
 
 
 class Session:
@@ -53,9 +53,9 @@ class Session:
         self.selector = selectors.DefaultSelector()
 
     def watch(self) -> None:
-        """Watches until q or Ctrl-C."""
+        """Grades at every save until q or Ctrl-C is pressed, then prints the points."""
         with ExitStack() as stack:
-            # No exception at Ctrl-C, which in the middle of a print would have its lines printed again.
+            # Ctrl-C raises no exception: one in the middle of a print would make rich print the same lines again.
             stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, self._quit))
             stack.callback(self.changes.close)
             stack.callback(lambda: self.server.close())  # not a bound method: the server may be replaced
@@ -77,7 +77,7 @@ class Session:
         self.over = True
 
     def _step(self) -> None:
-        """Handles the events that have come, and starts the run that is waited for."""
+        """Handles the pending events, starts a run if one is due and the server is ready, and draws."""
         for key, _ in self.selector.select(TICK):
             if self.selector.get_map().get(key.fileobj) is key:  # an earlier event of this round may have closed it
                 key.data()
@@ -90,7 +90,7 @@ class Session:
         self._draw()
 
     def _restart(self) -> None:
-        """Kills the run, and starts another as soon as the server is ready."""
+        """Kills the run; :meth:`_step` starts the next one when the server is ready."""
         self.waiting = True
         self.server.kill_run()
         self._close_pipe()
@@ -129,7 +129,7 @@ class Session:
             self._close_pipe()
 
     def _save_progress(self, run: Run) -> None:
-        """Saves the verdict of a run that has ended, and chooses the next task."""
+        """Saves the verdict of a run that has ended, and chooses the task to run first next time."""
         try:
             record_report(run.report, run.digest)
         except UserError as fault:  # the verdict is valid even if it cannot be stored
@@ -159,7 +159,7 @@ class Session:
             self._restart()
 
     def _shown_task(self) -> Task | None:
-        """The task on the screen: the chosen one or the one in hand; when that has passed, the first that fails."""
+        """Returns the task to show: the one chosen with n, else the one in progress; if that has passed, the first failed."""
         if self.run is None:
             return None
         chosen, shown = self.pinned or self.focus, ("failed",) if self.run.ended else ("failed", "not run")
@@ -182,7 +182,7 @@ class Session:
         if run is None or (self.waiting and not self.graded.is_file()):
             if not self.server.ready or self.graded.is_file():
                 return [Text("importing torch and the tests, once ...")]
-            return [Text(f"{self.graded} is missing; ./lab reset {self.lab.number} brings back the one you began with")]
+            return [Text(f"{self.graded} is missing; ./lab reset {self.lab.number} restores the original")]
         if run.report.broken:
             return view.broken(run.report)
         if task and (shown := run.failed_test(task)):
@@ -191,7 +191,7 @@ class Session:
             return [self._running(run)]
         if run.report.passed:
             return [Text("every task has passed", "green"), Text(f"next: ./lab solution {self.lab.number} shows another way")]
-        return [Text("the run was stopped")]
+        return [Text("no test failed, but not every task has passed; press a to run all tests again")]
 
     def _running(self, run: Run) -> Text:
         seconds = time.monotonic() - run.started
@@ -205,7 +205,7 @@ class Session:
         return [*(Text(hint) for hint in self.hints[-1:]), *progress, Text(f"h hint{seen}   n next task   a run all   q quit")]
 
     def _announce(self) -> None:
-        """In a pipe: prints each verdict once, and the points at the end of the run."""
+        """In a pipe: prints the verdict on each task once in a run, and the points at the end of the run."""
         run = self.run
         if run is None or self.waiting:
             return
@@ -237,7 +237,7 @@ class Session:
 
 @contextmanager
 def _single_keys() -> Iterator[int | None]:
-    """Yields the file descriptor to read keys from, or None without a terminal; restores the terminal's settings."""
+    """Yields the file descriptor to read keys from, or None without a terminal; restores the terminal's settings at the end."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield None
         return

@@ -1,4 +1,4 @@
-"""Formats the screen of ./lab watch. Every state is a word; colour only repeats it."""
+"""Formats the screen of ./lab watch. Every state is printed as a word; the colour repeats the word."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from labkit.system.console import console
 from labkit.system.labs import Lab, Task
 
 MESSAGE_LINES, PRINTED_LINES = 8, 4
-"""Lines that are shown: the first of a failure's message, and the last of the test's output."""
+"""How many lines are shown: the first ones of a failure's message, and the last ones of the test's output."""
 
 SHORT = 156
-"""Characters of two lines. A longer side of a comparison comes last, so that the rest stays on the screen."""
+"""Characters of two lines. A longer side of a comparison is shown last, so that message and source line stay on the screen."""
 
 
 def in_words(test: str) -> str:
-    """``"test_positions_are_ignored"`` as ``"positions are ignored"``."""
+    """Returns a test's name in words: ``"positions are ignored"`` for ``"test_positions_are_ignored"``."""
     return test.removeprefix("test_").replace("_", " ")
 
 
 def earned(run: Run) -> str:
-    """``"40 of 100 points"``."""
+    """Returns the points of a run so far: ``"40 of 100 points"``."""
     return f"{run.report.points} of {run.lab.points} points"
 
 
 def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
-    """The lab, the file, and a line for each state with its tasks."""
+    """Returns the lines at the top: the lab, the file, a line for each state with the tasks in this state, and the points."""
     lines: list[RenderableType] = [Text.from_markup(f"[bold]Lab {lab.number}[/bold]  {escape(lab.title)}")]
     if run is None:
         return lines
-    how = ", looking every 0.1 s since no events come from this folder" if polling else ""
+    how = ", polled every 0.1 s because this folder sends no events" if polling else ""
     lines.append(Text(f"watching {shortest(run.graded)}{how}"))
     by_state: dict[str, list[str]] = {}
     for result in run.report.tasks:
@@ -51,7 +51,7 @@ def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
 
 
 def failure(task: Task, shown: FailedTest, run: Run) -> list[RenderableType]:
-    """One failed test: its message, the expected and the actual value, and where to look."""
+    """Returns the lines on one failed test: its message, the expected and the actual value, and the line to look at."""
     message = shown.result.message.splitlines()
     if shown.compared:  # pytest repeats both sides
         message = list(takewhile(lambda line: not line.startswith("assert "), message))
@@ -80,7 +80,7 @@ def broken(report: Report) -> list[RenderableType]:
 
 
 def screen(parts: list[RenderableType], foot: list[RenderableType]) -> list[Segment]:
-    """Renders the parts above the foot. In a terminal too low for both, the parts are cut."""
+    """Renders the parts above the foot. If the terminal is too low for all lines, the last lines of the parts are left out."""
     above, below = console.render_lines(Group(*parts)), console.render_lines(Group(*foot))
     room = max(console.height - len(below) - 2, 1)
     if len(above) > room:

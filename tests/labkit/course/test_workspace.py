@@ -161,7 +161,7 @@ def test_the_solution_is_shown_after_passing_or_giving_up(
 ) -> None:
     refused = lab("solution", "03")
     assert refused.returncode == 1
-    assert "lab 03 has not passed yet; left: names, slices, loud, load, theorem." in refused.stdout
+    assert "lab 03 has not passed yet; open tasks: names, slices, loud, load, theorem." in refused.stdout
     assert "+++" not in refused.stdout
     given_up = lab("solution", "03", "--i-give-up").stdout
     assert given_up.startswith("--- starter.py (yours)\n+++ solution.py\n")

@@ -80,7 +80,7 @@ def test_a_laptop_without_docker_and_gpu_can_do_all_labs() -> None:
         ({VERSION: (1, "Cannot connect to the Docker daemon.")}, "docker", "note", "systemctl start docker"),
         ({"nvidia-smi": (0, "Driver Version: 550.54   CUDA Version: 12.4")}, "GPU", "note", "the driver supports CUDA 12.4"),
         ({SMI: (9, "NVIDIA-SMI has failed because it couldn't communicate with it.")}, "GPU", "note", "does not answer"),
-        ({TORCH: (0, '["2.13.0+cu130", "13.0", false, []]')}, "torch", "note", "was it started with --gpus all?"),
+        ({TORCH: (0, '["2.13.0+cu130", "13.0", false, []]')}, "torch", "note", "a container must be started with --gpus all."),
         ({TORCH: (0, '["2.13.0+cpu", null, false, []]')}, "torch", "ok", "tox -e lab02-gpu has an environment of its own"),
         ({TORCH: (1, "ImportError: libtorch.so: cannot open shared object file")}, "torch", "fix", "ImportError: libtorch.so"),
     ],

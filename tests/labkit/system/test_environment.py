@@ -183,7 +183,7 @@ def test_a_folder_with_other_things_is_not_emptied(tmp_path: Path, requirements:
     for name in ("letters", "photographs"):
         (home / name).write_text("mine")
     with pytest.raises(
-        UserError, match=r"home is not an environment, and it is not empty: it has letters and 1 more, which are kept"
+        UserError, match=r"home is not an environment, and it is not empty: it has letters and 1 more; nothing was deleted"
     ):
         prepare(home, requirements)
     assert [(home / name).read_text() for name in ("letters", "photographs")] == ["mine", "mine"]
