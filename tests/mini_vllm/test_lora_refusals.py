@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors], str]] = {
     "half": (
         {},
         without(Q_B),
-        r"0\.self_attn\.q_proj\.lora_B\.weight is not in adapter_model\.safetensors, and its other half is",
+        r"0\.self_attn\.q_proj\.lora_B\.weight is not in adapter_model\.safetensors, and its other matrix is",
     ),
     "other half": ({}, without(Q_A), r"0\.self_attn\.q_proj\.lora_A\.weight is not in adapter_model\.safetensors"),
     "strange": (
@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors], str]] = {
     "fused": (
         {},
         beside("model.layers.0.self_attn.qkv_proj"),
-        "qkv_proj is several modules in one here, q, k, v, and an adapter of each",
+        "qkv_proj is a fused layer of q, k, v, and needs a lora_A and a lora_B for each",
     ),
     "head": ({}, beside("lm_head"), "lm_head is a ParallelLMHead, and only the linear layers between embedding and head"),
     "embedding": ({}, beside("model.embed_tokens"), r"model\.embed_tokens is a VocabParallelEmbedding, and only"),

@@ -335,5 +335,5 @@ def test_perplexity_stays_within_the_bars(smollm2: Path) -> None:
 def test_quantized_weights_on_a_gpu_are_refused(tiny_model: Callable[..., tuple[Path, Any]]) -> None:
     """They would be served as they are, and nobody told."""
     folder, _ = tiny_model("llama")
-    with pytest.raises(ValueError, match="quantization is int8 and device is 'cuda'; take one or the other"):
+    with pytest.raises(ValueError, match="quantization is int8 and device is 'cuda'; only 'cpu' can quantize"):
         LLM(folder, device="cuda", quantization="int8")
