@@ -1,4 +1,4 @@
-"""Forward context: a step's inputs beside tokens and positions. Attention, LM head and adapters get it without a model's help.
+"""Forward context: a step's inputs beside tokens and positions. Layers read them here, so that a model need not pass them on.
 
 request         a, 3 tokens in this step's chunk           b, one decode
 tokens          a5  a6  a7                                 b9

@@ -36,7 +36,7 @@ class RequestError(Exception):
 
 
 class LLM:
-    """A model from a Hugging Face directory.
+    """Answers prompts with the model of a Hugging Face directory.
 
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts that are text.

@@ -1,4 +1,4 @@
-"""Workers of tensor parallelism: rank 0 has the engine, the other ranks repeat every step that it runs.
+"""Workers of tensor parallelism: rank 0 has the engine, the other ranks repeat every step that rank 0 runs.
 
 rank 0    engine --> LeadingModel.forward --> model.forward
                             | the step, as JSON     |  sums and gathers of the layers

@@ -22,7 +22,7 @@ BlockHash = bytes
 
 
 def salt_hash(cache_salt: str, lora_id: int = 0) -> BlockHash:
-    """Returns the parent hash of a request's first block: salt and adapter, which separate equal tokens."""
+    """Returns the parent hash of a request's first block, from salt and adapter: only requests equal in both share blocks."""
     return hashlib.sha256(f"{lora_id} {cache_salt}".encode()).digest()
 
 
@@ -52,7 +52,7 @@ class BlockPool:
         return [self._cached[each] for each in takewhile(self._cached.__contains__, hashes)]
 
     def allocate(self, count: int, shared: Sequence[int] = ()) -> list[int] | None:
-        """Returns ``count`` new blocks, increments the counts of ``shared`` ones; None, with no change, if too few are free."""
+        """Returns ``count`` blocks, now allocated, and adds 1 to the counts of ``shared``; None, no change, if too few are free."""
         if count > len(self._free) - sum(self._references[block] == 0 for block in shared):
             return None
         for block in shared:
@@ -61,7 +61,7 @@ class BlockPool:
         return [self._take_oldest() for _ in range(count)]
 
     def cache(self, block: int, block_hash: BlockHash) -> None:
-        """Caches a full block, unless another one with the same tokens is cached already."""
+        """Caches a full block under ``block_hash``, unless another block is cached under this hash already."""
         if block_hash not in self._cached:
             self._hashes[block] = block_hash
             self._cached[block_hash] = block

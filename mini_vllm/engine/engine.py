@@ -120,7 +120,7 @@ class LLMEngine:
         return sample(step.chunks, logits, self._decode_token if self.tokenizer else None)
 
     def _update(self, chunk: Chunk, outcome: Sample | Exception) -> bool:
-        """Updates a chunk's request; returns whether it has a new token or has failed."""
+        """Updates a chunk's request; returns whether the request has a new token or has failed."""
         if isinstance(outcome, Exception):
             chunk.request.finish_reason, chunk.request.error = "error", outcome
             return True

@@ -15,7 +15,7 @@ from mini_vllm.sampling_params import SamplingParams
 
 
 class Request:
-    """A prompt, the tokens generated so far, and how many of both are computed.
+    """A prompt, the tokens generated so far, and how many of all these tokens are computed.
 
     There is no prefill state and no decode state: a request with more than one uncomputed token prefills, one with a single
     uncomputed token decodes, and a preempted request has all of its tokens uncomputed again.
@@ -102,7 +102,7 @@ class Request:
 
     @property
     def shareable_hashes(self) -> list[BlockHash]:
-        """Hashes to look up in the prefix cache: all but those of tokens to compute, the last, or all with prompt_logprobs."""
+        """Hashes to look up in the prefix cache: of the full blocks before the newest token; none if prompt_logprobs is set."""
         num_blocks = (self.num_tokens - 1) // self.config.block_size if self.params.prompt_logprobs is None else 0
         return self.block_hashes[:num_blocks]
 

@@ -97,7 +97,7 @@ def next_token(logits: Tensor, request: Request) -> int:
 
 
 def biased(logits: Tensor, request: Request) -> Tensor:
-    """Applies logit_bias, min_tokens and penalties to ``logits`` (V,), in place, and returns it; ValueError if none is left."""
+    """Applies logit_bias, min_tokens, penalties to ``logits`` (V,) in place, and returns it; ValueError if no token is left."""
     params, vocab_size = request.params, logits.numel()
     for token, bias in (params.logit_bias or {}).items():
         if not 0 <= token < vocab_size:
@@ -132,7 +132,7 @@ def truncated(logits: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
 
 
 def top_logprobs(logits: Tensor, token: int, count: int, decode_token: DecodeToken | None = None) -> PositionLogprobs:
-    """Returns log probabilities of ``token``, then of the ``count`` most likely tokens (-1: all), from model's logits (V,)."""
+    """Returns the log probabilities, from logits (V,), of ``token``, then of the ``count`` most likely tokens (-1: all)."""
     logprobs = logits.float().log_softmax(dim=-1)
     own = logprobs[token]
     ranked = {token: (float(own), int((logprobs >= own).sum()))}

@@ -45,7 +45,7 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
-        """Whether the chunk reaches the request's newest token, so that the next one can be sampled."""
+        """Whether the chunk reaches the request's newest token, so that the next token can be sampled."""
         return self.stop == self.request.num_tokens
 
     @property
@@ -56,7 +56,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Released:
-    """A request whose blocks were freed, because it was preempted or has ended."""
+    """A request that was preempted or has ended, and the blocks that were freed."""
 
     request: Request
     blocks: tuple[int, ...]
@@ -94,7 +94,7 @@ class Scheduler:
         self.stats = SchedulerStats()
 
     def add(self, request: Request) -> None:
-        """Appends a request to the queue; ValueError if it could not finish with the engine's blocks, length or vocabulary."""
+        """Appends a request to the queue; ValueError if num_blocks, max_model_len or vocab_size rule out that it finishes."""
         config, prompt, name = self.config, request.num_prompt_tokens, f"request {request.request_id}"
         if prompt == 0:
             raise ValueError(f"{name} has an empty prompt; give it at least one token")

@@ -58,7 +58,7 @@ def recorded_calls() -> Iterator[list[Call]]:
 
 
 def call(loop: Callable[..., None], *arguments: Any) -> None:
-    """Calls a compiled loop, and records the call inside :func:`recorded_calls`. Kernels call loops by this function only."""
+    """Calls a compiled loop, and records the call inside :func:`recorded_calls`. Kernels call loops with this function only."""
     if _thread.calls is not None:
         _thread.calls.append((loop, arguments))
     loop(*arguments)

@@ -68,7 +68,7 @@ def write_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) 
 
 
 class AttentionGroup(Protocol):
-    """Requests of a step whose attention is computed in one call."""
+    """A group of a step's requests whose attention is computed in one call."""
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
         """Computes attention of the group's rows of q (T, N, D) over ``keys`` and ``values``; writes these rows of ``out``."""
@@ -98,7 +98,7 @@ class GatheredGroup:
     mask: Tensor | None
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        """As :meth:`AttentionGroup.attend`."""
+        """Gathers keys and values, then as :meth:`AttentionGroup.attend`."""
         q, k, v = q[self.rows], self._gather(keys), self._gather(values)
         grouped = q.view(len(q), k.shape[2], -1, k.shape[3])
         if len(q) == self.num_requests:  # decodes: the G queries of a kv head are SDPA's sequence, which reads the keys once

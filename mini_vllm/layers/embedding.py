@@ -39,7 +39,7 @@ def clear_padding(table: VocabParallelEmbedding | ParallelLMHead) -> None:
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Looks up a row of ``weight`` (V padded / ranks, H) per token; raises ParallelError if the ranks do not divide the rows."""
+    """Looks up a row of ``weight`` (V padded / ranks, H) per token; ParallelError if the rows are not divisible by the ranks."""
 
     shards = vocab_shard
 

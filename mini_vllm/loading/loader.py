@@ -1,4 +1,4 @@
-"""Strict weight loader: plans every copy, reports all faults in one error, and copies only if there is none.
+"""Strict weight loader: plans every copy, reports all faults in one error, and copies only if there is no fault.
 
 The whole shape of a tensor is compared with the model, whichever shard this rank loads: a tensor that is too large is a fault;
 its first rows are not loaded silently.

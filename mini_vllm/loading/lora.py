@@ -89,7 +89,7 @@ class LoRAConfig:
         value("bias", "none", lambda bias: bias == "none", "only 'none' is served: train the adapter without biases")
         for key in REFUSED:
             value(key, False, lambda asked: not asked, "only plain LoRA is served: train the adapter without it")
-        changed_base = "it goes with a base that peft changed: save it with path_initial_model_for_weight_conversion"
+        changed_base = "it needs a base that peft changed: save the adapter with path_initial_model_for_weight_conversion"
         value("init_lora_weights", True, lambda init: init in INITS_WITHOUT_BASE_CHANGE, changed_base)
         targets = value("target_modules", [], _names_or_pattern, "it must be a list of module names or a pattern")
         return cls(
@@ -152,8 +152,8 @@ def load_lora(model: object, lora_id: int, folder: Path) -> None:
     if faults:
         more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
         raise AdapterError(
-            f"the adapter in {folder} does not fit the model: {faults[0]}{more}; nothing was loaded; serve the model that it was "
-            f"made for, which it calls {config.base_model_name_or_path!r}"
+            f"the adapter in {folder} does not fit the model: {faults[0]}{more}; nothing was loaded; serve the model it was "
+            f"trained on, {config.base_model_name_or_path!r} by {CONFIG}"
         )
     read: dict[LinearBase, list[tuple[Shard, Tensor, Tensor]]] = {}
     for place in places.values():

@@ -35,7 +35,7 @@ def register_model(architecture: str, factory: Factory) -> None:
 
 
 def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
-    """Builds the model of a checkpoint's config.json; CheckpointError if none is registered, or a plugin fails."""
+    """Builds the model that ``config`` names; CheckpointError if no architecture in it is registered, or a plugin fails."""
     load_plugins()
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list):
