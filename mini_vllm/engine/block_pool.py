@@ -52,7 +52,7 @@ class BlockPool:
         return [self._cached[each] for each in takewhile(self._cached.__contains__, hashes)]
 
     def allocate(self, count: int, shared: Sequence[int] = ()) -> list[int] | None:
-        """Returns ``count`` blocks, now allocated, and adds 1 to the counts of ``shared``; None, no change, if too few are free."""
+        """Allocates and returns ``count`` blocks, adds 1 to counts of ``shared``; None, no change, if too few are free."""
         if count > len(self._free) - sum(self._references[block] == 0 for block in shared):
             return None
         for block in shared:

@@ -152,8 +152,8 @@ def load_lora(model: object, lora_id: int, folder: Path) -> None:
     if faults:
         more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
         raise AdapterError(
-            f"the adapter in {folder} does not fit the model: {faults[0]}{more}; nothing was loaded; serve the model it was "
-            f"trained on, {config.base_model_name_or_path!r} by {CONFIG}"
+            f"the adapter in {folder} does not fit the model: {faults[0]}{more}; nothing was loaded; serve the model that "
+            f"the adapter was trained on, {config.base_model_name_or_path!r}"
         )
     read: dict[LinearBase, list[tuple[Shard, Tensor, Tensor]]] = {}
     for place in places.values():

@@ -72,7 +72,8 @@ class DecoderConfig:
             raise CheckpointError(f"config.json has no {error.args[0]}, which is required; fetch the checkpoint again") from error
         if heads % sizes.num_key_value_heads:
             raise CheckpointError(
-                f"config.json: {heads} query heads cannot share {sizes.num_key_value_heads} kv heads evenly; fetch it again"
+                f"config.json: {heads} query heads cannot share {sizes.num_key_value_heads} kv heads evenly; "
+                "fetch the checkpoint again"
             )
         if sizes.head_dim % 2:
             raise CheckpointError(f"config.json: head_dim is {sizes.head_dim}; it must be even, as rope pairs its two halves")

@@ -245,7 +245,7 @@ GROUP_64 = {"quant_method": "int4", "group_size": 64}
     ("argument", "in_file", "said"),
     [
         (8, None, "quantization is 8, and the engine has int8 and int4"),
-        ("awq", None, r"quantization is 'awq', and the engine has int8 and int4; take a checkpoint whose weights are not"),
+        ("awq", None, r"quantization is 'awq', and the engine has int8 and int4; serve a checkpoint whose weights are not"),
         (None, {"quant_method": "gptq", "bits": 4, "group_size": 128}, "quantization is 'gptq', and the engine has"),
         (None, {"bits": 4}, "quantization is None, and the engine has"),
         ("int8", {"quant_method": "int4"}, r"is int8, and config.json's quantization_config says int4, group_size 32; leave one"),
