@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class ContractError(Exception):
-    """A model returned something other than finite logits of the right shape and type."""
+    """A model returned no logits of the right shape and type, or logits of which the largest is not finite."""
 
 
 class ModelLostError(Exception):

@@ -22,7 +22,7 @@ EachLoRA = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 class RequestError(Exception):
-    """The model failed on a request: ``__cause__`` is the model's first error, ``outputs`` has the output of every prompt."""
+    """A request ended with an error: ``__cause__`` is the first such error, ``outputs`` has the output of every prompt."""
 
     def __init__(self, outputs: list[RequestOutput]) -> None:
         self.outputs = outputs
