@@ -1,4 +1,4 @@
-"""AsyncLLM: streams answers of one engine to many callers; the name is vLLM's."""
+"""AsyncLLM: streams the answers of one engine to many callers; named as in vLLM."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class AsyncLLM:
         request_id: str | None = None,
         lora_request: LoRARequest | None = None,
     ) -> AsyncGenerator[RequestOutput]:
-        """Yields the answer as it grows: each output has all of it so far, the last one is ``finished``.
+        """Yields the answer as it grows: each output has all tokens and text so far, the last output is ``finished``.
 
         Args:
-            request_id: the caller's name for it; a number by default.
-            lora_request: the adapter to apply; loading a new one delays every request.
+            request_id: the caller's name for the request; a number by default.
+            lora_request: the adapter to apply; loading a new adapter delays every request.
 
         Raises:
-            ValueError: the prompt cannot be served, or the id is taken.
-            AdapterError: the adapter cannot be served.
+            ValueError: the prompt cannot be served, or an unfinished request has the id.
+            AdapterError: the adapter cannot be loaded.
             RequestError: the model failed on the request.
         """
         request_id = str(next(self._ids)) if request_id is None else request_id
@@ -74,7 +74,7 @@ class AsyncLLM:
                 await self.abort(request_id)
 
     async def abort(self, request_id: str) -> None:
-        """Ends a request after the running step, with ``finish_reason`` "abort"; an unknown id is no error."""
+        """Ends a request after the running step, with ``finish_reason`` "abort"; an unknown id is ignored."""
         async with self._between_steps:
             self._distribute(self.llm_engine.abort_requests([request_id]))
 
@@ -91,7 +91,7 @@ class AsyncLLM:
                 self._distribute(outputs)
                 await asyncio.sleep(0)  # lets waiting requests take the lock first
         except BaseException as error:
-            # Without this loop no stream would ever end.
+            # Only this loop puts outputs into the streams: without the error, their readers would wait forever.
             for stream in self._streams.values():
                 stream.put_nowait(error)
             raise

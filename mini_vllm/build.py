@@ -38,28 +38,28 @@ def build_engine(
     step_trace: str | Path | None = None,
     **sizes: Any,
 ) -> tuple[LLMEngine, Tokenizer | None, LoRAManager]:
-    """Builds an engine, the directory's tokenizer if it has one, and a manager of adapters.
+    """Builds and returns an engine, the directory's tokenizer (None without tokenizer.json), and a manager of LoRA adapters.
 
-    Under torchrun each process builds its part of the model, and only rank 0 returns: the others follow it until it ends, and
-    then end their process.
+    Under torchrun each process builds its part of the model, and only rank 0 returns: every other process repeats rank 0's steps
+    until rank 0 ends, and then exits.
 
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts and answers that are text.
-        dtype: "float32", "bfloat16", "float16" or a torch.dtype; "auto" takes config.json's.
-        device: "cpu", or "cuda" for a GPU; each rank on a host uses its own.
+        dtype: "float32", "bfloat16", "float16" or a torch.dtype; "auto" uses config.json's dtype.
+        device: "cpu", or "cuda" for a GPU; each rank uses another GPU of its host.
         quantization: "int8" or "int4" rounds the weights of linear layers when they are loaded (layers/quantization.py);
-            {"quant_method": "int4", "group_size": 64} sets how many inputs share a scale. None takes config.json's
-            quantization_config, if it has one.
+            {"quant_method": "int4", "group_size": 64} sets how many inputs share a scale. None uses config.json's
+            quantization_config, if present.
         kernels: whether to replace plain torch by the faster loops of mini_vllm/kernels/ where they support dtype and device.
-        max_model_len: the most tokens of a request, prompt and output; config.json's max_position_embeddings by default.
+        max_model_len: the most tokens of a request, prompt plus output; config.json's max_position_embeddings by default.
         step_trace: a file to record every step to, for ``./lab timeline``.
         sizes: other fields of :class:`EngineConfig`: block_size, num_blocks, max_num_batched_tokens, max_num_seqs,
             enable_prefix_caching.
 
     Raises:
-        CheckpointError: the directory cannot be served; the message says why.
-        ValueError: a size, the dtype or the quantization is invalid, or the model is not divisible by the ranks.
-        RankLostError: another rank is lost.
+        CheckpointError: the model cannot be built from the directory; the message says why.
+        ValueError: a size, the dtype or the quantization is invalid, or a size of the model is not divisible by the ranks.
+        RankLostError: the connection to another rank is lost.
     """
     tp, folder = connect(), Path(model)
     if not folder.is_dir():
@@ -74,14 +74,14 @@ def build_engine(
     )
     quantization_config = _quantization(quantization, config)
     if quantization_config and device != "cpu":
-        raise ValueError(f"quantization is {quantization_config} and device is {device!r}; take one or the other")
+        raise ValueError(f"quantization is {quantization_config} and device is {device!r}; only 'cpu' can quantize")
     with tp_group(tp):
         with default_dtype(_dtype(dtype, config)), _device(device):
             served = build_model(config, Checkpoint(folder))
         if quantization_config:
             process_weights_after_loading(served, quantization_config)
         if kernels and issubclass(type(served), nn.Module):
-            # Imported here, as numba takes a third of a second, and a model without layers needs none of it.
+            # Imported here because importing numba takes a third of a second, and a model without layers does not use it.
             from mini_vllm.kernels.install import install_kernels
 
             install_kernels(served)
@@ -103,8 +103,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc's malloc keep memory that a step frees for the next step: a page returned to the kernel is cleared before it is
-    used again. Memory freed by loading is returned first. Without glibc, nothing changes."""
+    """Makes glibc's malloc keep memory that a step frees for the next step: a page returned to the kernel is cleared before its
+    next use. Memory freed by loading is returned first. Without glibc, does nothing."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.malloc_trim(0)
@@ -114,7 +114,7 @@ def _keep_freed_memory() -> None:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Tensors made inside the block have this dtype by default."""
+    """Makes ``dtype`` torch's default for new tensors inside the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -134,7 +134,7 @@ def _dtype(dtype: str | torch.dtype, config: Mapping[str, Any]) -> torch.dtype:
         return dtype
     name = config.get("dtype") or config.get("torch_dtype") or "float32" if dtype == "auto" else dtype
     if name not in DTYPES:
-        raise ValueError(f"dtype is {name!r}; it must be auto, {', '.join(DTYPES)}")
+        raise ValueError(f"dtype is {name!r}; it must be one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -152,12 +152,12 @@ def _quantization(argument: str | Mapping[str, Any] | None, config: Mapping[str,
 def _max_model_len(config: Mapping[str, Any], asked: int | None) -> int:
     positions: int | None = config.get("max_position_embeddings")
     if asked is not None and positions is not None and asked > positions:
-        raise ValueError(f"max_model_len is {asked}, above config.json's max_position_embeddings, {positions}; ask for no more")
+        raise ValueError(f"max_model_len is {asked}, above config.json's max_position_embeddings, {positions}; lower it")
     return positions or 2048 if asked is None else asked
 
 
 def _eos_token_ids(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
-    """From generation_config.json, or else from config.json, as in vLLM; one id or a list."""
+    """Reads the end-of-sequence ids, one or a list, from generation_config.json, or else from config.json, as in vLLM."""
     own_file = folder / "generation_config.json"
     generation = read_json(own_file) if own_file.exists() else {}
     ids = generation.get("eos_token_id", config.get("eos_token_id"))

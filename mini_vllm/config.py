@@ -1,4 +1,4 @@
-"""Configuration of an engine and of quantization; the names are vLLM's where vLLM has one."""
+"""Configuration of an engine and of quantization; fields are named as in vLLM where vLLM has the same."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class EngineConfig:
 
     Attributes:
         max_model_len: the most tokens a request may have, prompt and output together.
-        eos_token_ids: tokens that end a request, unless it asks for ``ignore_eos``.
-        vocab_size: V; token ids outside it are refused before they reach the model. None when unknown.
+        eos_token_ids: tokens that end a request, unless its sampling parameters set ``ignore_eos``.
+        vocab_size: V; requests with token ids from V on are refused before they reach the model. None if config.json has none.
         block_size: tokens in a KV block.
         num_blocks: number of blocks; the KV tensors have ``num_blocks * block_size`` slots per layer.
         max_num_batched_tokens: the token budget of one step, shared by decodes and prefill chunks.
@@ -48,11 +48,11 @@ QUANT_METHODS = ("int8", "int4")
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How weights are quantized when they are loaded (layers/quantization.py).
+    """Method and group size of the quantization of weights after loading (layers/quantization.py).
 
     Attributes:
         method: "int8" or "int4".
-        group_size: for int4, inputs of an output that share a scale and a zero; 0 for int8, with one scale per output.
+        group_size: for int4, how many inputs of an output share a scale and a zero; 0 for int8, which has one scale per output.
     """
 
     method: str
@@ -63,17 +63,17 @@ class QuantizationConfig:
 
     @classmethod
     def from_hf(cls, config: str | Mapping[str, Any]) -> QuantizationConfig:
-        """Reads {"quant_method": "int4", "group_size": 64}, or the method alone; the default group size is 32.
+        """Reads {"quant_method": "int4", "group_size": 64}, or a method's name; the default group size is 32.
 
         Raises:
-            ValueError: the method is unknown, or does not have these settings.
+            ValueError: the method is not "int8" or "int4", or does not have one of the settings.
         """
         settings: dict[str, Any] = dict(config) if isinstance(config, Mapping) else {"quant_method": config}
         method = settings.pop("quant_method", None)
         if method not in QUANT_METHODS:
             raise ValueError(
-                f"quantization is {method!r}, and the engine has {' and '.join(QUANT_METHODS)}; take a checkpoint "
-                "whose weights are not quantized, and choose one of them or None"
+                f"quantization is {method!r}, and the engine has {' and '.join(QUANT_METHODS)}; serve a checkpoint "
+                "whose weights are not quantized, and pass one of these methods or None"
             )
         group_size = settings.pop("group_size", 32) if method == "int4" else 0
         if method == "int4" and (type(group_size) is not int or group_size < 1):

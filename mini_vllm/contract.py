@@ -20,11 +20,11 @@ from torch import Tensor
 
 
 class ContractError(Exception):
-    """A model returned something other than logits of the right shape and type."""
+    """A model returned no logits of the right shape and type, or logits of which the largest is not finite."""
 
 
 class ModelLostError(Exception):
-    """A model cannot run again, whatever the request; the engine does not look for the request at fault."""
+    """A model cannot run again with any request, so the engine does not search for the request that caused the error."""
 
 
 class Model(Protocol):
@@ -38,13 +38,13 @@ class Model(Protocol):
             positions: int64 of shape (T,): the position of each token in its own request, from 0.
 
         Returns:
-            floating point of shape (T, V), or (R, V) with only the R rows that are needed, in the order of
-            ``ForwardContext.logits_indices``: at least the last token of each request.
+            logits, floating point of shape (T, V), or (R, V) with only the R rows in ``ForwardContext.logits_indices``, in that
+            order: at least the last token of each request.
         """
 
 
 def last_logits(logits: object, num_tokens: int, logits_indices: Tensor) -> Tensor:
-    """Selects the rows ``logits_indices``, int64 (R,), of what a model returned for T = ``num_tokens``: (R, V).
+    """Checks what a model returned for T = ``num_tokens``, and returns the rows ``logits_indices``, int64 (R,), of it: (R, V).
 
     Raises:
         ContractError: ``logits`` is not a floating point tensor of shape (T, V) or (R, V); the message has both shapes.

@@ -1,4 +1,4 @@
-"""Forward context: the facts of a step beside its tokens, for attention, LM head and adapters. A model does not pass it on.
+"""Forward context: a step's inputs beside tokens and positions. Layers read them here, so that a model need not pass them on.
 
 request         a, 3 tokens in this step's chunk           b, one decode
 tokens          a5  a6  a7                                 b9
@@ -33,7 +33,7 @@ class KVCache:
         self._layers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def layer(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values, two tensors (B, block_size, K, D) with the heads, dtype and device of ``like`` (T, K, D)."""
+        """Returns a layer's keys and values, each (B, block_size, K, D); a first call allocates them like ``like`` (T, K, D)."""
         if name not in self._layers:
             shape = (self.num_blocks, self.block_size, *like.shape[1:])
             self._layers[name] = (_zeros(shape, like), _zeros(shape, like))
@@ -43,23 +43,23 @@ class KVCache:
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return like.new_zeros(shape)
-    # Anonymous memory: the operating system allocates a page of zeros when it is first written.
+    # Anonymous memory: the operating system allocates each page, zeroed, when the page is first written.
     return torch.frombuffer(mmap(-1, prod(shape) * like.element_size()), dtype=like.dtype).view(shape)
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """One step, as attention, LM head and adapters see it.
+    """Inputs of one step for attention, LM head and adapters.
 
     Attributes:
         kv_cache: the engine's KV tensors.
-        query_start: S + 1 numbers: the tokens of request s are rows query_start[s] to query_start[s + 1].
+        query_start: S + 1 numbers: the tokens of request s are the rows query_start[s]:query_start[s + 1].
         lengths: S numbers: tokens of request s in the cache after the step.
         block_tables: S tuples: the block ids of request s, in the order of positions; several requests may share blocks.
         write_slots: int64 of shape (T,): the slot of each token's key and value.
         logits_indices: int64 of shape (R,), ascending: the rows whose logits are needed.
         lora_ids: S numbers: the adapter of request s, 0 for none; empty when no request has one.
-        attention_metadata: groups that attention layers compute from all this once per step, by sliding window.
+        attention_metadata: sliding window (None: none) -> the attention groups, which the first layer with this window computes.
     """
 
     kv_cache: KVCache
@@ -72,18 +72,18 @@ class ForwardContext:
     attention_metadata: dict[int | None, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The step in JSON's types, for another process; without KV tensors and metadata, which each process has for itself."""
+        """Returns the step as a JSON object for another process, without kv_cache and attention_metadata: each has its own."""
         values = {name: getattr(self, name) for name in _STEP_FIELDS}
         return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, step: Mapping[str, Any], kv_cache: KVCache) -> Self:
-        """Rebuilds what :meth:`to_json` returned, with this process's KV tensors."""
+        """Rebuilds a context from the result of :meth:`to_json` and this process's KV tensors."""
         return cls(kv_cache, **{name: _from_list(step[name], kind == "Tensor") for name, kind in _STEP_FIELDS.items()})
 
     @cached_property
     def rows_by_lora(self) -> dict[int, Tensor | slice]:
-        """Adapter -> the rows of the step whose requests use it; empty when none does."""
+        """Adapter -> the rows of the requests that use it, int64 indices, or a slice if all do; empty when no request does."""
         rows: dict[int, list[int]] = {lora_id: [] for lora_id in self.lora_ids if lora_id}
         for request, lora_id in enumerate(self.lora_ids):
             if lora_id:
@@ -106,7 +106,7 @@ _current: ContextVar[ForwardContext | None] = ContextVar("forward_context", defa
 
 @contextmanager
 def set_forward_context(context: ForwardContext) -> Iterator[None]:
-    """Makes ``context`` the one that layers see inside the block; raises RuntimeError while another step runs."""
+    """Makes :func:`get_forward_context` return ``context`` inside the block; raises RuntimeError while another step runs."""
     if _current.get() is not None:
         raise RuntimeError("a forward context is already set: one step must end before the next begins")
     token = _current.set(context)
@@ -118,7 +118,7 @@ def set_forward_context(context: ForwardContext) -> Iterator[None]:
 
 
 def get_forward_context() -> ForwardContext:
-    """The context of the running step; raises RuntimeError when the model was called outside the engine."""
+    """Returns the context of the running step; raises RuntimeError when no step runs, as in a call outside the engine."""
     context = _current.get()
     if context is None:
         raise RuntimeError("no forward context: attention needs the engine's KV slots, so run the model through LLM or LLMEngine")

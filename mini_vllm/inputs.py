@@ -9,12 +9,12 @@ from typing import Any
 from mini_vllm.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]
-"""A text, {"prompt": text} or {"prompt_token_ids": [...]}; the latter two may have a "cache_salt", as in vLLM."""
+"""A text, {"prompt": text} or {"prompt_token_ids": [...]}; the two mappings may have a "cache_salt" text, as in vLLM."""
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as token ids; ``text`` is None if it was given so. Only requests with one salt share blocks of a common prefix."""
+    """A prompt as token ids; ``text`` is None if the caller gave ids. Only requests with equal salts share cached blocks."""
 
     text: str | None
     token_ids: list[int]
@@ -22,13 +22,13 @@ class TokenizedPrompt:
 
 
 def tokenized(prompt: Prompt, tokenizer: Tokenizer | None, add_special_tokens: bool = True) -> TokenizedPrompt:
-    """Tokenizes a prompt; ValueError if it has none of the accepted forms, or is text and there is no tokenizer."""
+    """Tokenizes a prompt; ValueError if the prompt has none of the accepted forms, or is text and there is no tokenizer."""
     parts = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt) if isinstance(prompt, Mapping) else {}
     salt, text, token_ids = parts.pop("cache_salt", ""), parts.pop("prompt", None), parts.pop("prompt_token_ids", None)
     if parts or (text is None) == (token_ids is None) or not isinstance(salt, str):
         raise ValueError(
-            f"a prompt is {_shown(prompt)}; it must be a text, {{'prompt': text}} or {{'prompt_token_ids': [...]}}, with a "
-            "'cache_salt' text beside it or not"
+            f"a prompt is {_shown(prompt)}; it must be a text, {{'prompt': text}} or {{'prompt_token_ids': [...]}}; a mapping "
+            "may also have a 'cache_salt' text"
         )
     if text is not None:
         if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""LLM: serves a directory and answers prompts in batches; the calls are vLLM's."""
+"""LLM: loads a checkpoint and answers prompts in batches; its methods and their arguments are named as in vLLM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EachLoRA = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 class RequestError(Exception):
-    """The model failed on a request; the cause is what it raised, and ``outputs`` are those of every prompt of the call."""
+    """A request ended with an error: ``__cause__`` is the first such error, ``outputs`` has the output of every prompt."""
 
     def __init__(self, outputs: list[RequestOutput]) -> None:
         self.outputs = outputs
@@ -36,15 +36,15 @@ class RequestError(Exception):
 
 
 class LLM:
-    """A model from a Hugging Face directory.
+    """Answers prompts with the model of a Hugging Face directory.
 
     Args:
         model: a directory with config.json and safetensors; tokenizer.json too, for prompts that are text.
-        options: those of :func:`mini_vllm.build.build_engine`: dtype, device, quantization, kernels, max_model_len, step_trace
-            and the engine's sizes.
+        options: arguments of :func:`mini_vllm.build.build_engine`: dtype, device, quantization, kernels, max_model_len,
+            step_trace and the engine's sizes.
 
     Raises:
-        CheckpointError: the directory cannot be served; the message says why.
+        CheckpointError: the model cannot be built from the directory; the message says why.
         ValueError: an option is invalid.
     """
 
@@ -54,23 +54,23 @@ class LLM:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the model's weights in memory, packed or quantized as they are; of rank 0 only."""
+        """Bytes that the model's weights take in memory, as packed or quantized; on rank 0 only."""
         served = self.llm_engine.runner.model
         return weight_bytes(served.model if isinstance(served, LeadingModel) else served)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling_params: EachParams = None, lora_request: EachLoRA = None
     ) -> list[RequestOutput]:
-        """Answers all prompts in one batch; returns the answers in order.
+        """Answers all prompts in one batch; returns one output per prompt, in the order of the prompts.
 
         Args:
-            sampling_params: for all prompts, or one for each; SamplingParams() by default.
+            sampling_params: one for all prompts, or one for each; SamplingParams() by default.
             lora_request: the adapter for all prompts, or one for each; None for no adapter.
 
         Raises:
             ValueError: a prompt cannot be served; no prompt has run.
-            AdapterError: an adapter cannot be served; no prompt has run.
-            RequestError: the model failed on a request; the others have finished.
+            AdapterError: an adapter cannot be loaded; no prompt has run.
+            RequestError: the model failed on a request; all other requests have finished.
         """
         many: list[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         return self._run([tokenized(prompt, self.tokenizer) for prompt in many], sampling_params, lora_request)
@@ -81,13 +81,13 @@ class LLM:
         sampling_params: EachParams = None,
         lora_request: EachLoRA = None,
     ) -> list[RequestOutput]:
-        """Answers one or many conversations, through the checkpoint's chat template.
+        """Answers one or many conversations, rendered by the checkpoint's chat template; returns one output per conversation.
 
         Args:
             messages: [{"role": "user", "content": "..."}], or a list of such lists.
 
         Raises:
-            CheckpointError: there is no chat template, or it refuses the messages.
+            CheckpointError: there is no chat template, or the template fails on the messages.
             ValueError, AdapterError, RequestError: as :meth:`generate`.
         """
         if self.tokenizer is None:
@@ -100,7 +100,7 @@ class LLM:
         return self._run(ready, sampling_params, lora_request)
 
     def _run(self, prompts: list[TokenizedPrompt], params: EachParams, lora_request: EachLoRA) -> list[RequestOutput]:
-        """Adds all requests and steps until all have finished; on an error all are aborted."""
+        """Adds a request per prompt, steps until all have finished, and returns the outputs in order; on an error aborts all."""
         each_params = _for_each(prompts, SamplingParams() if params is None else params, "sampling_params")
         each_lora = [self._lora_manager.lora_id(one) for one in _for_each(prompts, lora_request, "lora_requests")]
         ids = [str(next(self._ids)) for _ in prompts]
@@ -124,5 +124,5 @@ class LLM:
 def _for_each(prompts: Sequence[TokenizedPrompt], given: T | Sequence[T], what: str) -> list[T]:
     each = list(given) if isinstance(given, Sequence) else [given] * len(prompts)
     if len(each) != len(prompts):
-        raise ValueError(f"there are {len(prompts)} prompts and {len(each)} {what}; give one for all, or as many")
+        raise ValueError(f"there are {len(prompts)} prompts and {len(each)} {what}; give one for all, or as many as prompts")
     return each

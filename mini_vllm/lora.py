@@ -11,14 +11,14 @@ from mini_vllm.parallel import TPGroup
 
 @dataclass(frozen=True)
 class LoRARequest:
-    """The adapter of a request; the names are vLLM's (vllm/lora/request.py).
+    """The adapter of a request; named as in vLLM (vllm/lora/request.py).
 
     Attributes:
-        lora_int_id: its number, at least 1; one number is always the same directory.
+        lora_int_id: the adapter's number, at least 1; each number must always name the same directory.
         lora_path: the directory that peft's save_pretrained wrote.
 
     Raises:
-        ValueError: the number is below 1.
+        ValueError: lora_int_id is below 1.
     """
 
     lora_name: str
@@ -31,19 +31,19 @@ class LoRARequest:
 
 
 class LoRAManager:
-    """Loads each adapter on every rank when a request first names it, and keeps it."""
+    """Loads each adapter on every rank when a request first names it; an adapter is never unloaded."""
 
     def __init__(self, model: object, tp: TPGroup) -> None:
         self.model, self.tp = model, tp
         self._folders: dict[int, Path] = {}
 
     def lora_id(self, request: LoRARequest | None) -> int:
-        """The adapter's number, 0 for none; loads the adapter if it is new. Called between two steps.
+        """Returns the adapter's number, 0 for None; loads the adapter if it is new. Must be called between two steps.
 
         Raises:
-            ValueError: the number belongs to another directory.
-            AdapterError: the adapter cannot be served; nothing of it was loaded.
-            CheckpointError: a file of it is damaged.
+            ValueError: the number was used for another directory before.
+            AdapterError: the adapter does not fit the model or is not supported; nothing of it was loaded.
+            CheckpointError: a file of the adapter is damaged.
         """
         if request is None:
             return 0

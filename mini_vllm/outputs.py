@@ -1,4 +1,4 @@
-"""Outputs of a request; the names are vLLM's (vllm/outputs.py)."""
+"""Outputs of a request; named as in vLLM (vllm/outputs.py)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-"""``stop``: an end-of-sequence token, a stop token or a stop text. ``length``: max_tokens or the model's length. ``abort``: the
-caller aborted it. ``error``: the model failed on it."""
+"""``stop``: an end-of-sequence token, a stop token or a stop text. ``length``: max_tokens or max_model_len was reached.
+``abort``: the caller aborted the request. ``error``: the model failed on the request."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Logprob:
     """The model's log probability of one token.
 
     Attributes:
-        logprob: from the model's logits, before penalties, bias and temperature.
-        rank: how many tokens are at least as likely: 1 for the most likely one.
+        logprob: natural logarithm, from the model's logits before penalties, bias and temperature.
+        rank: 1 for the most likely token: how many tokens are at least as likely, this one included.
         decoded_token: the token as text; None without a tokenizer.
     """
 
@@ -26,23 +26,23 @@ class Logprob:
 
 
 PositionLogprobs = dict[int, Logprob]
-"""Token id -> its log probability: the sampled token first, then the top ones by rank."""
+"""Token id -> log probability: first the sampled token (or the prompt's), then the most likely ones by rank."""
 
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One answer so far.
+    """One answer, finished or so far.
 
     Attributes:
-        index: the number of the answer, of a request's n, from 0.
-        text: the answer's text; empty without a tokenizer. It never ends inside a character, and until the answer ends it leaves
-            out an end that may be the beginning of a stop text.
+        index: the number of the answer among the n of its request, from 0.
+        text: the answer's text; empty without a tokenizer. Until the answer ends, the text stops before an incomplete character
+            and before characters that may begin a stop text.
         token_ids: the tokens generated, including the one that ended the answer.
-        logprobs: one entry per token, if requested.
-        cumulative_logprob: the sum of the tokens' log probabilities, if requested.
-        finish_reason: why it ended; None before.
-        stop_reason: the stop token or stop text that ended it; None when it was the model's own end-of-sequence token.
-        error: what the model raised, when ``finish_reason`` is "error".
+        logprobs: one entry per generated token; None if not requested.
+        cumulative_logprob: the sum of the generated tokens' log probabilities; None if not requested.
+        finish_reason: why the answer ended; None until then.
+        stop_reason: the stop token or stop text that ended the answer; None for the model's end-of-sequence token.
+        error: the exception that the request raised, when ``finish_reason`` is "error".
     """
 
     index: int
@@ -62,8 +62,8 @@ class RequestOutput:
     Attributes:
         prompt: the prompt's text; None when it was given as token ids.
         finished: whether all answers have ended.
-        prompt_logprobs: one entry per prompt token, None for the first, if requested.
-        num_cached_tokens: prompt tokens that the prefix cache had when the request first ran.
+        prompt_logprobs: one entry per prompt token computed so far, None for the first token; None if not requested.
+        num_cached_tokens: prompt tokens whose blocks were in the prefix cache when the request first ran.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""Sampling parameters of a request; names, defaults and ranges as in vLLM's SamplingParams (vllm/sampling_params.py:268)."""
+"""Sampling parameters of a request; same names, defaults and ranges as vLLM's SamplingParams (vllm/sampling_params.py:268)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANGES = {
     "logprobs": (-1, math.inf),
     "prompt_logprobs": (-1, math.inf),
 }
-"""Smallest and largest value, both allowed."""
+"""Parameter -> smallest and largest value, both allowed."""
 
 WHOLE_NUMBERS = ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs")
 MAY_BE_NONE = ("seed", "max_tokens", "logprobs", "prompt_logprobs")
@@ -31,29 +31,29 @@ class SamplingParams:
 
     Attributes:
         n: number of answers to the same prompt.
-        presence_penalty: subtracted from the logit of every token that the answer contains.
-        frequency_penalty: subtracted from a token's logit once per occurrence in the answer.
+        presence_penalty: subtracted once from the logit of every token that the answer contains.
+        frequency_penalty: subtracted from a token's logit once per occurrence of the token in the answer.
         repetition_penalty: divides the positive and multiplies the negative logits of tokens in prompt or answer
             (Keskar et al. 2019, "CTRL", section 4.1).
-        temperature: 0 is greedy; above 0 the logits are divided by it before the softmax.
-        top_p: keep the most likely tokens until their probabilities add up to this (Holtzman et al. 2020, "nucleus").
+        temperature: 0 takes the most likely token; above 0 the logits are divided by ``temperature`` before the softmax.
+        top_p: keep the most likely tokens until their probabilities add up to top_p (Holtzman et al. 2020, "nucleus").
         top_k: keep that many of the most likely tokens; 0 or -1 keeps all.
-        min_p: keep tokens at least this share as likely as the most likely one (Nguyen et al. 2024, "min-p").
+        min_p: keep tokens at least min_p times as likely as the most likely one (Nguyen et al. 2024, "min-p").
         seed: makes a sampled request reproducible in any batch; None draws a random one. Answer i of n has seed + i.
-        stop: texts that end the answer; they are cut off unless ``include_stop_str_in_output``.
+        stop: texts that end the answer; the answer's text ends before the stop text, unless ``include_stop_str_in_output``.
         stop_token_ids: tokens that end the answer, beside the model's end-of-sequence tokens.
         ignore_eos: continue after the model's end-of-sequence tokens.
-        max_tokens: the most tokens to generate; None continues to the model's length.
-        min_tokens: until so many are generated, stop tokens are not sampled and stop texts are ignored.
-        logprobs: log probabilities of that many top tokens beside the sampled one, at every step; -1 gives the whole vocabulary.
-        prompt_logprobs: the same for every token of the prompt but the first.
+        max_tokens: the most tokens to generate; None continues to the engine's max_model_len.
+        min_tokens: until so many tokens are generated, stop tokens are not sampled and stop texts are ignored.
+        logprobs: log probabilities of that many most likely tokens beside the sampled one, at every step; -1: whole vocabulary.
+        prompt_logprobs: log probabilities of every prompt token but the first, and of that many most likely tokens; -1: all.
         detokenize: whether the answer has a text.
         skip_special_tokens: leave special tokens out of the text.
         include_stop_str_in_output: leave the text or token that stopped the answer in the text.
         logit_bias: token id -> number added to its logit, from -100 to 100.
 
     Raises:
-        ValueError: a value is out of its range, or two contradict each other; the message has both.
+        ValueError: a value is out of its range, or two values contradict each other.
     """
 
     n: int = 1
@@ -91,19 +91,19 @@ class SamplingParams:
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and 1 changes nothing")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens is {self.min_tokens}, above max_tokens, {self.max_tokens}; ask for no more than that")
+            raise ValueError(f"min_tokens is {self.min_tokens}, above max_tokens, {self.max_tokens}; lower min_tokens")
         if self.n > 1 and self.is_greedy:
-            raise ValueError(f"n is {self.n} and temperature is 0: {self.n} greedy answers are the same one; ask for n=1")
+            raise ValueError(f"n is {self.n} and temperature is 0: {self.n} greedy answers would be the same; pass n=1")
         if any(not text for text in self.stop_strings):
             raise ValueError("stop holds an empty text, which would stop every answer at once; leave it out")
         if self.stop_strings and not self.detokenize:
-            raise ValueError("stop asks to look for texts and detokenize=False makes none; drop one of them")
+            raise ValueError("stop asks to look for texts and detokenize=False makes none; leave one of the two out")
         for token, bias in (self.logit_bias or {}).items():
             if not -100 <= bias <= 100:
                 raise ValueError(f"logit_bias of token {token} is {bias}; it must be from -100 to 100")
 
     def of_each_answer(self) -> list[SamplingParams]:
-        """Parameters of the n answers: each has its own seed, and only the first computes the prompt's logprobs."""
+        """Returns parameters of the n answers, each with n=1: answer i has seed + i, and only the first has prompt_logprobs."""
         seeds = [None if self.seed is None else self.seed + index for index in range(self.n)]
         first, *others = (replace(self, n=1, seed=seed) for seed in seeds)
         return [first, *(replace(each, prompt_logprobs=None) for each in others)]
@@ -115,7 +115,7 @@ class SamplingParams:
 
     @property
     def is_plain_greedy(self) -> bool:
-        """Whether the token is the argmax of the model's logits, with no penalty or bias."""
+        """Whether every token is the argmax of the model's logits, with no penalty, bias or min_tokens."""
         penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty
         return self.is_greedy and penalties == (0, 0, 1) and not self.min_tokens and not self.logit_bias
 

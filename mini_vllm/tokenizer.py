@@ -30,43 +30,43 @@ class Tokenizer:
 
     @classmethod
     def find(cls, folder: Path) -> Tokenizer | None:
-        """The directory's tokenizer; None without a tokenizer.json."""
+        """Returns the directory's tokenizer; None without a tokenizer.json."""
         return cls(folder) if (folder / "tokenizer.json").exists() else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text."""
+        """Returns the token ids of a text."""
         return list(self._encoding.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
+        """Returns the text of token ids."""
         return self._encoding.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def decode_stream(self, skip_special_tokens: bool = True) -> Callable[[int], str]:
-        """A function from each next token to the text that it adds; empty while a character is incomplete."""
+        """Returns a function to call with each next token: it returns the text added, empty while a character is incomplete."""
         stream = DecodeStream(skip_special_tokens=skip_special_tokens)
 
         def step(token: int) -> str:
             nonlocal stream
             try:
                 return stream.step(self._encoding, token) or ""
-            except Exception:  # the library raises plain Exception where invalid UTF-8 changes earlier text; start again here
+            except Exception:  # the library raises plain Exception if invalid UTF-8 changes earlier text; start a new stream
                 stream = DecodeStream(skip_special_tokens=skip_special_tokens)
                 return stream.step(self._encoding, token) or ""
 
         return step
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
-        """Renders the prompt of a conversation, up to the beginning of the assistant's answer.
+        """Renders the prompt of a conversation, up to the beginning of the assistant's answer; returns the text.
 
-        The checkpoint's template is untrusted: it runs in jinja's sandbox. CheckpointError if there is none, or if it fails.
+        The checkpoint's template is untrusted and runs in jinja's sandbox. CheckpointError if the template is missing or fails.
         """
-        from jinja2 import TemplateError  # imported here, as only chat needs it
+        from jinja2 import TemplateError  # imported here, because only chat needs jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def raise_exception(message: str) -> NoReturn:
             raise TemplateError(message)
 
-        # As transformers' chat_template_utils, which chat templates are written for.
+        # The same settings as in transformers' chat_template_utils, which chat templates are written for.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -74,10 +74,10 @@ class Tokenizer:
             template = environment.from_string(self._chat_template())
             return template.render(messages=list(messages), add_generation_prompt=True, **self._special_tokens())
         except TemplateError as error:
-            raise CheckpointError(f"the chat template of {self.folder} fails: {error}; see its tokenizer_config.json") from error
+            raise CheckpointError(f"the chat template of {self.folder} fails: {error}; see the template there") from error
 
     def _chat_template(self) -> str:
-        """From chat_template.jinja or tokenizer_config.json, which may have several templates by name."""
+        """Reads chat_template.jinja, or chat_template in tokenizer_config.json: a text, or a list whose "default" is returned."""
         own_file = self.folder / "chat_template.jinja"
         template = own_file.read_text(encoding="utf-8") if own_file.exists() else self._config.get("chat_template")
         if isinstance(template, list):

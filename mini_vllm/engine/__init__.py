@@ -1,1 +1,1 @@
-"""Scheduling, KV blocks, sampling. Knows ``contract.Model`` and nothing else of a model."""
+"""Scheduling, KV blocks, sampling. Uses only ``contract.Model`` of a model."""

@@ -1,8 +1,8 @@
 """Block pool: allocation and reference counts of KV blocks, and the prefix cache over them.
 
 A block whose every token is computed is cached under the hash of all tokens up to its end. A later request with the same tokens
-finds it by that hash and shares it; a cached block is never written to again. A free block stays cached until it is needed for
-something else: the least recently freed block is evicted first.
+finds the block by that hash and shares it; a cached block is never written to again. A free block stays cached until it is
+allocated for other tokens: the least recently freed block is evicted first.
 
     tokens     t h e   c a t | s a t   o n   | i t s   m       (block size 6)
     hash       h0 = H(salt, "the cat")         h1 = H(h0, "sat on")         none: the block is not full
@@ -22,17 +22,17 @@ BlockHash = bytes
 
 
 def salt_hash(cache_salt: str, lora_id: int = 0) -> BlockHash:
-    """The parent hash of a request's first block: everything beside the tokens that keys and values depend on."""
+    """Returns the parent hash of a request's first block, from salt and adapter: only requests equal in both share blocks."""
     return hashlib.sha256(f"{lora_id} {cache_salt}".encode()).digest()
 
 
 def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
-    """The hash of a full block, over its parent's hash and its tokens, and so over all tokens up to its end."""
+    """Returns the hash of a full block, over its parent's hash and its tokens, and so over all tokens up to its end."""
     return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
 
 
 class BlockPool:
-    """Block ids 0 .. num_blocks - 1, each free or with a reference count; ``evictions`` counts cached blocks that were reused."""
+    """Block ids 0 .. num_blocks - 1, each free or with a reference count; ``evictions`` counts cached blocks allocated anew."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
@@ -44,15 +44,15 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Free blocks, cached or not."""
+        """Number of free blocks, cached or not."""
         return len(self._free)
 
     def find(self, hashes: Sequence[BlockHash]) -> list[int]:
-        """The cached blocks of the longest prefix: those of the first hashes, up to the first hash that is not cached."""
+        """Returns the cached blocks of a prefix, in order: one for each of the first hashes, up to a hash that is not cached."""
         return [self._cached[each] for each in takewhile(self._cached.__contains__, hashes)]
 
     def allocate(self, count: int, shared: Sequence[int] = ()) -> list[int] | None:
-        """Allocates ``count`` blocks and increments the counts of ``shared`` ones; None, with no change, if too few are free."""
+        """Allocates and returns ``count`` blocks, adds 1 to counts of ``shared``; None, no change, if too few are free."""
         if count > len(self._free) - sum(self._references[block] == 0 for block in shared):
             return None
         for block in shared:
@@ -61,21 +61,21 @@ class BlockPool:
         return [self._take_oldest() for _ in range(count)]
 
     def cache(self, block: int, block_hash: BlockHash) -> None:
-        """Caches a full block, unless another one with the same tokens is cached already."""
+        """Caches a full block under ``block_hash``, unless another block is cached under this hash already."""
         if block_hash not in self._cached:
             self._hashes[block] = block_hash
             self._cached[block_hash] = block
 
     def free(self, blocks: Sequence[int]) -> None:
-        """Decrements reference counts, the end of a prefix first, as more requests share its beginning; ValueError below 0."""
+        """Decrements reference counts, last block first, so that a prefix's end is evicted first; ValueError for a free block."""
         for block in reversed(blocks):
             if not self._references[block]:
-                raise ValueError(f"block {block} is freed and has no references; {self.num_free} of {self.num_blocks} are free")
+                raise ValueError(f"block {block} is freed and is already free; {self.num_free} of {self.num_blocks} are free")
             self._references[block] -= 1
             if not self._references[block]:
                 self._free[block] = None
                 if block not in self._hashes:
-                    self._free.move_to_end(block, last=False)  # it is not cached, so it is used first
+                    self._free.move_to_end(block, last=False)  # not cached, so allocated first
 
     def _take_oldest(self) -> int:
         block, _ = self._free.popitem(last=False)

@@ -12,14 +12,14 @@ class TokenDecoder(Protocol):
     """The methods of a tokenizer that the engine calls."""
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
+        """Returns the text of token ids."""
 
     def decode_stream(self, skip_special_tokens: bool = True) -> Callable[[int], str]:
-        """A function from each next token to the text that it adds; empty while a character is incomplete."""
+        """Returns a function to call with each next token: it returns the text added, empty while a character is incomplete."""
 
 
 class Detokenizer:
-    """The growing text of one answer; ``text`` is all of it so far, cut at the stop text once that is found."""
+    """Appends the text of one answer's tokens to ``text``, and cuts ``text`` at the first stop text found."""
 
     def __init__(self, tokenizer: TokenDecoder, params: SamplingParams) -> None:
         self.text = ""
@@ -29,13 +29,13 @@ class Detokenizer:
         self._tokenizer, self._skip_special_tokens = tokenizer, params.skip_special_tokens
 
     def append(self, token: int, may_stop: bool) -> str | None:
-        """Adds a token's text and returns the stop text that it completes, the one that begins first."""
+        """Appends a token's text; returns the stop text that it completes, of several the one that begins first, or None."""
         self._token_ids.append(token)
         before = len(self.text)
         self.text += self._next(token)
         if not may_stop:
             return None
-        # A stop text may begin in the old text, but it ends in the new one.
+        # A stop text may begin in the text before this token, but ends in the text of this token.
         begins = {stop: self.text.find(stop, max(0, before + 1 - len(stop))) for stop in self._stops}
         found = min((stop for stop in self._stops if begins[stop] >= 0), key=lambda stop: begins[stop], default=None)
         if found is not None:
@@ -43,14 +43,14 @@ class Detokenizer:
         return found
 
     def flush(self) -> None:
-        """Adds the text held back for an incomplete character, which stays incomplete."""
+        """Appends an incomplete last character, as the tokenizer decodes it; called when the answer has ended."""
         complete = self._tokenizer.decode(self._token_ids, self._skip_special_tokens)
         if complete.startswith(self.text):
             self.text = complete
 
     @property
     def safe_text(self) -> str:
-        """The text without an end that may be the beginning of a stop text."""
+        """The text without its last characters if they may begin a stop text."""
         if self._include_stop:
             return self.text
         held_back = max(

@@ -19,9 +19,9 @@ from mini_vllm.sampling_params import SamplingParams
 
 
 class LLMEngine:
-    """Serves any object that has ``forward(tokens, positions) -> logits``, and uses nothing else of it.
+    """Serves any object that has ``forward(tokens, positions) -> logits``, and uses only this method.
 
-    Without a tokenizer, answers are tokens only. ``step_trace`` is a file to record every step to (engine/step_trace.py).
+    Without a tokenizer, answers have tokens and no text. ``step_trace`` is a file to record every step to (step_trace.py).
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class LLMEngine:
         Args:
             prompt: the prompt's text, returned with the answers.
             cache_salt: only requests with the same salt share blocks of a common prefix.
-            lora_id: the adapter that the model applies, 0 for none; only requests with the same one share blocks.
+            lora_id: the adapter that the model applies, 0 for none; only requests with the same adapter share blocks.
 
         Raises:
-            ValueError: an unfinished request has the id, or the request could never finish.
+            ValueError: an unfinished request has the id, stop texts have no tokenizer, or the request could never finish.
         """
         if request_id in self._unfinished:
-            raise ValueError(f"request id {request_id!r} is taken by a request that has not finished; give each its own")
+            raise ValueError(f"request id {request_id!r} is taken by a request that has not finished; use another id")
         if params.stop_strings and self.tokenizer is None:
             raise ValueError(f"request {request_id} has stop texts and there is no tokenizer to find them; use stop_token_ids")
         parent = ParentRequest(request_id, prompt, [])
@@ -74,7 +74,7 @@ class LLMEngine:
         return bool(self._unfinished)
 
     def abort_requests(self, request_ids: Iterable[str]) -> list[RequestOutput]:
-        """Ends requests, frees their blocks, and returns their answers so far; an unknown id is no error, as in vLLM."""
+        """Ends requests, frees their blocks, and returns their answers so far; unknown ids are ignored, as in vLLM."""
         parents = [self._unfinished[request_id] for request_id in set(request_ids) & self._unfinished.keys()]
         released = self.scheduler.abort({child for parent in parents for child in parent.children})
         if self._trace:
@@ -108,7 +108,7 @@ class LLMEngine:
         return [parent.output() for parent in updated]
 
     def _run(self, step: Step) -> list[Sample | Exception]:
-        """Samples for every chunk. If the call fails, each request runs alone, to find the one at fault."""
+        """Runs a step; returns a sample or an error per chunk. If the model fails, runs each request alone to find the cause."""
         try:
             logits = self.runner.run(step)
         except ModelLostError:
@@ -120,7 +120,7 @@ class LLMEngine:
         return sample(step.chunks, logits, self._decode_token if self.tokenizer else None)
 
     def _update(self, chunk: Chunk, outcome: Sample | Exception) -> bool:
-        """Updates a chunk's request; returns whether it has a new token or has failed."""
+        """Updates a chunk's request; returns whether the request has a new token or has failed."""
         if isinstance(outcome, Exception):
             chunk.request.finish_reason, chunk.request.error = "error", outcome
             return True

@@ -15,20 +15,20 @@ from mini_vllm.sampling_params import SamplingParams
 
 
 class Request:
-    """A prompt, the tokens generated so far, and how many of both are computed.
+    """A prompt, the tokens generated so far, and how many of all these tokens are computed.
 
     There is no prefill state and no decode state: a request with more than one uncomputed token prefills, one with a single
     uncomputed token decodes, and a preempted request has all of its tokens uncomputed again.
 
     Attributes:
         token_ids: prompt and output.
-        num_computed_tokens: how many of them have their keys and values in the cache.
-        num_cached_tokens: how many the prefix cache had when the request first ran; None before.
+        num_computed_tokens: how many of ``token_ids``, from the first on, have their keys and values in the KV cache.
+        num_cached_tokens: how many tokens the prefix cache had when the request first ran; None before.
         blocks: the block table: block ids in the order of positions.
-        block_hashes: one for each full block of ``token_ids``; none without prefix caching.
-        stop_reason: the stop token or stop text that ended it.
-        logprobs: one entry per output token, if requested.
-        prompt_logprobs: one entry per prompt token computed so far, if requested; None for the first.
+        block_hashes: one for each full block of ``token_ids``; empty without prefix caching.
+        stop_reason: the stop token or stop text that ended the request; None for the model's end-of-sequence token.
+        logprobs: one entry per output token; empty if not requested.
+        prompt_logprobs: None for the first prompt token, then, if requested, one entry per prompt token computed so far.
     """
 
     def __init__(
@@ -60,27 +60,27 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of prompt and output."""
+        """Number of tokens of prompt and output."""
         return len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens generated."""
+        """Number of tokens generated."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens without keys and values in the cache."""
+        """Number of tokens without keys and values in the KV cache."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def prompt_token_ids(self) -> list[int]:
-        """The prompt."""
+        """Token ids of the prompt."""
         return self.token_ids[: self.num_prompt_tokens]
 
     @property
     def output_token_ids(self) -> list[int]:
-        """The tokens generated."""
+        """Ids of the tokens generated."""
         return self.token_ids[self.num_prompt_tokens :]
 
     @cached_property
@@ -102,25 +102,25 @@ class Request:
 
     @property
     def shareable_hashes(self) -> list[BlockHash]:
-        """Hashes of blocks to look up in the prefix cache; the last token, or all for prompt_logprobs, must be computed."""
+        """Hashes to look up in the prefix cache: of the full blocks before the newest token; none if prompt_logprobs is set."""
         num_blocks = (self.num_tokens - 1) // self.config.block_size if self.params.prompt_logprobs is None else 0
         return self.block_hashes[:num_blocks]
 
     def start(self, cached_blocks: list[int]) -> None:
-        """Takes over cached blocks, whose tokens are computed already."""
+        """Makes cached blocks the request's first blocks, and counts their tokens as computed."""
         self.blocks = list(cached_blocks)
         self.num_computed_tokens = len(cached_blocks) * self.config.block_size
         if self.num_cached_tokens is None:
             self.num_cached_tokens = self.num_computed_tokens
 
     def lose_blocks(self) -> list[int]:
-        """Returns all blocks to be freed; the tokens stay, and have to be computed again."""
+        """Empties the block table and returns its blocks, for the caller to free; all tokens have to be computed again."""
         blocks, self.blocks = self.blocks, []
         self.num_computed_tokens = 0
         return blocks
 
     def append(self, token: int, logprobs: PositionLogprobs | None = None) -> None:
-        """Appends a sampled token and decides whether the request ends with it."""
+        """Appends a sampled token; sets ``finish_reason`` if the request ends with this token."""
         may_stop = not self.must_continue
         self.token_ids.append(token)
         if logprobs is not None:
@@ -140,11 +140,11 @@ class Request:
             self._detokenizer.flush()
 
     def add_prompt_logprobs(self, first: int, entries: list[PositionLogprobs]) -> None:
-        """Adds the entries of prompt tokens ``first``, ``first + 1``, ...; entries from before a preemption stay."""
+        """Adds the entries of prompt tokens ``first``, ``first + 1``, ..., except those added before a preemption."""
         self.prompt_logprobs += entries[len(self.prompt_logprobs) - first :]
 
     def output(self, index: int) -> CompletionOutput:
-        """The answer so far."""
+        """Returns the answer so far, as answer number ``index``."""
         text = "" if self._detokenizer is None else self._detokenizer.text if self.finish_reason else self._detokenizer.safe_text
         tokens, logprobs, total = self.output_token_ids, None, None
         if self.params.logprobs is not None:
@@ -174,7 +174,7 @@ class ParentRequest:
         return all(child.finish_reason for child in self.children)
 
     def output(self) -> RequestOutput:
-        """All answers so far."""
+        """Returns all answers so far."""
         first = self.children[0]
         return RequestOutput(
             request_id=self.request_id,

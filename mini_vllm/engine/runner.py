@@ -21,7 +21,7 @@ class Runner:
         self.kv_cache = KVCache(num_blocks, block_size)
 
     def run(self, step: Step) -> Tensor:
-        """Computes the logits that each chunk needs, (R, V), in the order of ``step.chunks``; ContractError if they are none."""
+        """Returns the logits that the chunks need, (R, V), in the order of ``step.chunks``; ContractError if they are none."""
         chunks = step.chunks
         tokens = torch.tensor([token for c in chunks for token in c.request.token_ids[c.start : c.stop]])
         positions = torch.tensor([position for c in chunks for position in range(c.start, c.stop)])
@@ -41,7 +41,7 @@ class Runner:
             return last_logits(self.model.forward(tokens, positions), tokens.numel(), context.logits_indices).cpu()
 
     def _slots(self, chunk: Chunk) -> list[int]:
-        """The slots of the chunk's tokens:
+        """Returns the slots of the chunk's tokens:
 
         position    0    1    2    3 |  4    5    6    7 |  8
         block table      7           |       2           |  9

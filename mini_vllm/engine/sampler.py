@@ -1,4 +1,4 @@
-"""Sampler: from rows of logits to tokens, with each request's own parameters and random generator.
+"""Sampler: chooses tokens from rows of logits, by each request's own parameters and random generator.
 
 Processing of a row, in vLLM's order (vllm/v1/sample/sampler.py:22):
 
@@ -30,9 +30,9 @@ class Sample:
     """The result of a chunk.
 
     Attributes:
-        token: the request's next token; None when the chunk does not reach its newest one.
-        logprobs: of that token and the top ones, if requested.
-        prompt_logprobs: of the prompt tokens after each of the chunk's, if requested.
+        token: the request's next token; None when the chunk ends before the request's newest token.
+        logprobs: log probabilities of ``token`` and the most likely tokens; None if not requested.
+        prompt_logprobs: one entry for each prompt token that follows a token of the chunk; empty if not requested.
     """
 
     token: int | None = None
@@ -41,12 +41,12 @@ class Sample:
 
 
 def sample(chunks: Sequence[Chunk], logits: Tensor, decode_token: DecodeToken | None = None) -> list[Sample | Exception]:
-    """Samples the next token of every chunk's request; an error of one request is returned in its place.
+    """Samples the next token of every chunk's request; returns, in order, a sample per chunk, or the error of its request.
 
     A request's random generator is used once per token, so that a seeded request does not depend on its batch, on the chunks of
     its prompt, or on preemption.
 
-    ``logits`` are (R, V), ``chunk.num_logits`` rows of each chunk; ``decode_token`` gives a token's text, for logprobs.
+    ``logits`` are (R, V), ``chunk.num_logits`` rows of each chunk; ``decode_token`` returns a token's text, for logprobs.
     """
     best, argmax = (column.tolist() for column in logits.max(dim=-1))  # a NaN counts as the largest
     outcomes: list[Sample | Exception] = []
@@ -84,7 +84,7 @@ def _sample(chunk: Chunk, logits: Tensor, argmax: int, decode_token: DecodeToken
 
 
 def next_token(logits: Tensor, request: Request) -> int:
-    """The argmax of the logits (V,) after the request's parameters are applied, or a random draw from them."""
+    """Applies the request's parameters to its logits (V,); returns their argmax if temperature is 0, else a random draw."""
     params = request.params
     logits = biased(logits.float().clone(), request)
     if params.is_greedy:
@@ -92,12 +92,12 @@ def next_token(logits: Tensor, request: Request) -> int:
     # Minus the largest, so that a tiny temperature gives -inf below it and no NaN.
     logits = (logits - logits.max()) / params.temperature
     probabilities = truncated(logits, params.min_p, params.top_k, params.top_p).softmax(dim=-1)
-    # The largest of p / e with e drawn from Exp(1) is a draw from p; one number per token of the vocabulary.
+    # The argmax of p / e, with an e drawn from Exp(1) for each token of the vocabulary, is a draw from p.
     return int((probabilities / torch.empty_like(probabilities).exponential_(generator=request.generator)).argmax())
 
 
 def biased(logits: Tensor, request: Request) -> Tensor:
-    """Applies logit_bias, min_tokens and the penalties to ``logits`` (V,), in place; ValueError if they leave no token."""
+    """Applies logit_bias, min_tokens, penalties to ``logits`` (V,) in place, and returns it; ValueError if no token is left."""
     params, vocab_size = request.params, logits.numel()
     for token, bias in (params.logit_bias or {}).items():
         if not 0 <= token < vocab_size:
@@ -118,7 +118,7 @@ def biased(logits: Tensor, request: Request) -> Tensor:
 
 
 def truncated(logits: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
-    """Sets the logits to -inf that min_p, top_k and then top_p exclude; the most likely token always stays."""
+    """Returns the logits with -inf where min_p, then top_k, then top_p exclude a token; the most likely token always remains."""
     if min_p:
         logits = logits.masked_fill(logits < logits.max() + math.log(min_p), -math.inf)
     if 0 < top_k < logits.numel():
@@ -132,7 +132,7 @@ def truncated(logits: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
 
 
 def top_logprobs(logits: Tensor, token: int, count: int, decode_token: DecodeToken | None = None) -> PositionLogprobs:
-    """The log probability of ``token``, then of the ``count`` most likely ones (-1: all), from the model's logits (V,)."""
+    """Returns the log probabilities, from logits (V,), of ``token``, then of the ``count`` most likely tokens (-1: all)."""
     logprobs = logits.float().log_softmax(dim=-1)
     own = logprobs[token]
     ranked = {token: (float(own), int((logprobs >= own).sum()))}

@@ -1,4 +1,4 @@
-"""Scheduler: chooses what runs in the next step. Decodes and prefill chunks share one token budget, oldest request first.
+"""Scheduler: chooses the tokens of the next step. Decodes and prefill chunks share one token budget, oldest request first.
 
     budget 8        step 1              step 2              step 3
     a, 5 tokens     aaaaa  prefill      a  decode           a  decode
@@ -26,9 +26,9 @@ class Chunk:
 
     Attributes:
         start: position of the first token.
-        blocks: the request's block table, long enough for all of them.
+        blocks: the request's block table, up to the block of the chunk's last token at least.
         num_new_blocks: how many of the blocks, the last ones, were allocated for this step.
-        num_cached_tokens: how many tokens right before ``start`` the prefix cache had, in a request's first chunk.
+        num_cached_tokens: in the first chunk of an admitted request, how many tokens before ``start`` the prefix cache had.
     """
 
     request: Request
@@ -40,23 +40,23 @@ class Chunk:
 
     @property
     def stop(self) -> int:
-        """The position after the last one."""
+        """The position after the chunk's last token."""
         return self.start + self.num_tokens
 
     @property
     def samples(self) -> bool:
-        """Whether the chunk reaches the request's newest token, so that the next one can be sampled."""
+        """Whether the chunk reaches the request's newest token, so that the next token can be sampled."""
         return self.stop == self.request.num_tokens
 
     @property
     def num_logits(self) -> int:
-        """How many of its tokens, the last ones, need logits: one, or all with prompt_logprobs."""
+        """How many of the chunk's tokens, the last ones, need logits: one, or all with prompt_logprobs."""
         return 1 if self.request.params.prompt_logprobs is None else self.num_tokens
 
 
 @dataclass(frozen=True)
 class Released:
-    """A request whose blocks were freed, because it was preempted or has ended."""
+    """A request that was preempted or has ended, and the blocks that were freed."""
 
     request: Request
     blocks: tuple[int, ...]
@@ -64,7 +64,7 @@ class Released:
 
 @dataclass(frozen=True)
 class Step:
-    """What one call of the model computes, oldest request first, and the requests preempted to make room."""
+    """The chunks of one call of the model, oldest request first, and the requests preempted to free blocks for them."""
 
     chunks: tuple[Chunk, ...]
     preempted: tuple[Released, ...] = ()
@@ -72,7 +72,7 @@ class Step:
 
 @dataclass
 class SchedulerStats:
-    """Counters since the engine was made; queries and hits are tokens, counted each time a request is admitted."""
+    """Counters since the engine was created; prefix cache queries and hits are tokens, counted when a request is admitted."""
 
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
@@ -83,7 +83,7 @@ class SchedulerStats:
 class Scheduler:
     """First come, first served; when blocks run out, the youngest running request is preempted and starts over.
 
-    The oldest request can always continue, and :meth:`add` refuses one that could never fit, so every request finishes.
+    The oldest request can always continue, and :meth:`add` refuses a request that could never fit, so every request finishes.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -94,7 +94,7 @@ class Scheduler:
         self.stats = SchedulerStats()
 
     def add(self, request: Request) -> None:
-        """Appends a request to the queue; ValueError if it could not finish with the engine's blocks, length or vocabulary."""
+        """Appends a request to the queue; ValueError if num_blocks, max_model_len or vocab_size rule out that it finishes."""
         config, prompt, name = self.config, request.num_prompt_tokens, f"request {request.request_id}"
         if prompt == 0:
             raise ValueError(f"{name} has an empty prompt; give it at least one token")
@@ -108,7 +108,7 @@ class Scheduler:
         if self._blocks_for(longest) > config.num_blocks:
             raise ValueError(
                 f"{name} may need {self._blocks_for(longest)} blocks ({longest} tokens, {config.block_size} to a block), and "
-                f"there are {config.num_blocks}; shorten it, or raise num_blocks"
+                f"there are {config.num_blocks}; shorten the request, or raise num_blocks"
             )
         vocab_size = math.inf if config.vocab_size is None else config.vocab_size
         for where, tokens in (("prompt", request.token_ids), ("logit_bias", request.params.logit_bias or {})):
@@ -121,7 +121,7 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> Step:
-        """Plans the next step and allocates its blocks. Running requests come first, then waiting ones."""
+        """Returns the next step, running requests before waiting ones, and allocates its blocks; no chunks if nothing can run."""
         budget = self.config.max_num_batched_tokens
         chunks: list[Chunk] = []
         preempted: list[Released] = []
@@ -154,11 +154,11 @@ class Scheduler:
                 self.pool.cache(request.blocks[index], request.block_hashes[index])
 
     def release_finished(self) -> list[Released]:
-        """Removes the requests that have ended, and frees their blocks."""
+        """Removes the running requests that have a finish_reason, and frees and returns their blocks."""
         return [self._release(request) for request in [request for request in self.running if request.finish_reason]]
 
     def abort(self, requests: set[Request]) -> list[Released]:
-        """Ends requests, running or waiting, and frees their blocks."""
+        """Ends requests, running or waiting, and frees and returns their blocks."""
         for request in requests:
             request.finish_reason = request.finish_reason or "abort"
         waited = [Released(request, ()) for request in self.waiting if request in requests]
@@ -175,7 +175,7 @@ class Scheduler:
         return -(-num_tokens // self.config.block_size)
 
     def _admit(self, request: Request, budget: int) -> Chunk | None:
-        """The first chunk of a waiting request, after its cached prefix; None when too few blocks are free."""
+        """Returns the first chunk of a waiting request, after its cached prefix; None when too few blocks are free."""
         hits = self.pool.find(request.shareable_hashes)
         cached = len(hits) * self.config.block_size
         num_tokens = min(request.num_tokens - cached, budget)
@@ -189,7 +189,7 @@ class Scheduler:
         return Chunk(request, cached, num_tokens, tuple(request.blocks), len(blocks), cached)
 
     def _extend(self, request: Request, num_tokens: int) -> Chunk | None:
-        """The next chunk of a running request; None, with nothing changed, when too few blocks are free."""
+        """Returns the next chunk of a running request; None, with nothing changed, when too few blocks are free."""
         start = request.num_computed_tokens
         blocks = self.pool.allocate(max(self._blocks_for(start + num_tokens) - len(request.blocks), 0))
         if blocks is None:

@@ -4,7 +4,7 @@
 {"step": 0, "chunks": [{"request": "a", "kind": "prefill", "start": 32, "num_tokens": 16, ...}], ...}
 {"step": 1, "chunks": [{"request": "a", "kind": "decode", "start": 48, "num_tokens": 1, ...}], ...}
 
-The reader, labkit/pictures/timeline/read.py, defines the fields and their types; a test compares them with what is written here.
+labkit/pictures/timeline/read.py reads the file and defines the fields and types; a test compares them with this writer's lines.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZES = ("block_size", "num_blocks", "max_num_batched_tokens", "max_num_seqs")
 
 
 class StepTraceWriter:
-    """Writes a line after every step, so that a run that is killed leaves all its steps; OSError if it cannot be written."""
+    """Writes a line after every step, so that a killed run leaves all its steps; raises OSError if the file cannot be written."""
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
         self._file = path.open("w", encoding="utf-8", buffering=1)
@@ -36,19 +36,19 @@ class StepTraceWriter:
         self._write({"format": "mini_vllm step trace", "version": 1, "recorded_by": recorded_by, **sizes})
 
     def scheduled(self, step: Step) -> None:
-        """Records the plan of a step before it runs, as its requests change then."""
+        """Records the plan of a step before the step runs, because running it changes the requests."""
         preempted = [{"request": each.request.request_id, "blocks_freed": each.blocks} for each in step.preempted]
         self._step = {"step": self._steps, "chunks": [_chunk(each) for each in step.chunks], "preempted": preempted}
 
     def finished(self, released: Sequence[Released]) -> None:
-        """Records requests that ended, in the running step or aborted since the last one."""
+        """Records requests that ended in the running step, or were aborted since the last step."""
         self._finished += [
             {"request": each.request.request_id, "reason": each.request.finish_reason, "blocks_freed": each.blocks}
             for each in released
         ]
 
     def ran(self, seconds: float, scheduler: Scheduler) -> None:
-        """Writes the scheduled step after it ran, with its duration and the scheduler's state."""
+        """Writes the step that :meth:`scheduled` recorded, with its duration and the scheduler's state after it."""
         evictions, pool = self._evictions, scheduler.pool
         self._write(
             self._step

@@ -25,14 +25,14 @@ from mini_vllm.kernels.numba_jit import call, compiled, use_torchs_threads
 from mini_vllm.kernels.packed_matmul import PackedWeight, scratch
 
 ROWS, PAIRS, OUTPUTS = 16, 16, 48
-"""Sizes of a product: rows of x, pairs of inputs, and outputs, which are one block of the packed weight in three tiles."""
+"""Sizes of one product of tiles: rows of x, pairs of inputs, and outputs: one block of the packed weight, in three tiles."""
 
 CHUNK = 256
-"""Rows whose parts stay in the second-level cache while all blocks of weights are multiplied with them."""
+"""Number of rows whose three parts fit into the second-level cache while all blocks of weights are multiplied with them."""
 
 
 def _is_available() -> bool:
-    """Whether the CPU has the unit and Linux permits its use: a process must request the 8 kB of tile registers."""
+    """Requests the 8 kB of tile registers from Linux for this process; returns whether the CPU has AMX and Linux permits it."""
     features = llvm.get_host_cpu_features()
     if platform.system() != "Linux" or not (features.get("amx-bf16") and features.get("avx512f")):
         return False
@@ -42,13 +42,13 @@ def _is_available() -> bool:
 
 AVAILABLE = _is_available()
 
-# Palette 1; from byte 16: 64 bytes per row of each of the eight tiles; from byte 48: their 16 rows.
+# Palette 1; from byte 16: 64 bytes per row, for each of the eight tiles; from byte 48: 16 rows, for each tile.
 _CONFIG = np.zeros(64, np.uint8)
 _CONFIG[0], _CONFIG[16:32:2], _CONFIG[48:56] = 1, 64, 16
 
 
 def amx_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
-    """Computes x @ weight.T + bias, float32 (T, in) to (T, out), for many rows and bfloat16 weights; where AVAILABLE."""
+    """Computes x @ weight.T + bias, float32 (T, in) to (T, out), for many rows and bfloat16 weights; only if AVAILABLE."""
     use_torchs_threads()
     x, out = x.contiguous(), torch.empty(len(x), weight.out_size)
     inputs = -(-x.shape[1] // (2 * PAIRS)) * 2 * PAIRS
@@ -61,14 +61,14 @@ def amx_matmul(x: Tensor, weight: PackedWeight) -> Tensor:
 
 @njit
 def _upper_half(x: Any) -> Any:
-    """Splits a float32 into a bfloat16, its sign, exponent and first 7 bits of fraction, and the remainder."""
+    """Splits a float32; returns sign, exponent and first 7 bits of fraction as a bfloat16 (in an int16), and the remainder."""
     bits = np.float32(x).view(np.int32)
     return np.int16(bits >> np.int32(16)), x - np.int32(bits & np.int32(-(2**16))).view(np.float32)
 
 
 @compiled
 def _split(x: Any, parts: Any) -> None:
-    """Splits each number of x (T, in) into three bfloat16, (3, T or more, in rounded up); padding is zero."""
+    """Splits each number of x (T, in) into three bfloat16, written to parts (3, T or more, in rounded up); pads with zeros."""
     for row in prange(x.shape[0]):
         for k in range(x.shape[1]):
             parts[0, row, k], rest = _upper_half(x[row, k])
@@ -79,7 +79,7 @@ def _split(x: Any, parts: Any) -> None:
 
 @compiled
 def _amx_matmul(parts: Any, packed: Any, bias: Any, config: Any, out: Any) -> None:
-    """Multiplies 48 outputs at a time, their weights reordered for the tiles: two inputs of one output side by side."""
+    """Computes 48 outputs at a time, after reordering their weights for the tiles: two inputs of one output side by side."""
     num_rows, num_out = out.shape
     num_in = packed.shape[1]
     for block in prange(len(packed)):
@@ -114,7 +114,7 @@ def _release(builder: Any) -> None:
 
 @llvm_loop
 def _multiply(builder: Any, parts: Array, row: Any, pairs: Array, sums: Array) -> None:
-    """Multiplies 16 rows, from ``row`` on, with a block. Tiles 0 to 2 hold sums, 3 to 5 weights, 6 and 7 parts of x."""
+    """Multiplies 16 rows of x, from ``row`` on, with a block, into ``sums``. Tiles: 0 to 2 sums, 3 to 5 weights, 6 and 7 x."""
     bytes_of_pairs = 2 * OUTPUTS * 2
     x, weights, totals = (builder.bitcast(array.data, BYTE.as_pointer()) for array in (parts, pairs, sums))
     _, num_rows, num_in = parts.shape

@@ -1,10 +1,10 @@
-"""Decode steps without the Python between their loops: a step's calls are recorded, and repeated for the next step of its shape.
+"""Decode steps without the Python between their loops: a step's calls are recorded, and repeated for steps of the same shape.
 
 As with vLLM's CUDA graphs (``CUDAGraphWrapper``, vllm/compilation/cuda_graph.py), a step is *captured* while it runs, with the
 memory it uses, and *replayed* after new inputs are copied into that memory. A decode step of a small model is a few hundred loops
-of a few microseconds each, and the Python between them takes as long again.
+of a few microseconds each, and the Python between the loops takes as long as the loops.
 
-    decode steps of as many rows     1st       2nd        3rd        4th ...
+    decode steps of one shape        1st       2nd        3rd        4th ...
                                      computed  captured   replayed   replayed
 """
 
@@ -26,16 +26,16 @@ MAX_ROWS = 32
 """With more rows, Python is a small part of the step, and the memory of a captured step is large."""
 
 Region = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The part of a model that is captured: hidden states, cos and sin, each with the step's rows first, to hidden states."""
+"""The part of a model that is captured: (hidden states, cos, sin), whose first dimension is the step's rows -> hidden states."""
 
 Shape = tuple[KVCache, int, int]
-"""KV cache, rows and width of the block tables: what a captured step and the step replayed as it have in common."""
+"""(KV cache, number of rows, width of the block tables): a captured step can be replayed for steps with the same three."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One captured step: its loops in order, and the memory that they read and write. ``decodes`` has one group for each sliding
-    window of the model."""
+    """One captured step: the calls of its loops in order, and the memory that the loops read and write. ``decodes`` has one group
+    for each sliding window of the model."""
 
     shape: Shape
     inputs: tuple[Tensor, ...]
@@ -45,7 +45,7 @@ class Graph:
     output: Tensor
 
     def replay(self, inputs: tuple[Tensor, ...], context: ForwardContext, step: PagedDecodes) -> Tensor:
-        """Computes the region for other inputs; the result is overwritten by the next replay."""
+        """Returns the region's output for other inputs of the same shape; the next replay overwrites this output."""
         for own, new in zip(self.inputs, inputs, strict=True):
             own.copy_(new)
         self.write_slots.copy_(context.write_slots)
@@ -59,10 +59,10 @@ class Graph:
 
 
 class DecodeGraph:
-    """Computes a region of a model, by replay where possible: not in prefills, with an adapter, or with more than MAX_ROWS rows,
-    and never when the region computes anything by torch.
+    """Computes a region of a model, by replay if possible: not for a step with a prefill, an adapter or more than MAX_ROWS rows,
+    and never if torch computes anything in the region.
 
-    The region calls the same loops for the same shape; it may write to its inputs and to the KV cache, and keeps no other state.
+    The region must call the same loops for the same shape; it may write to its inputs and the KV cache, and to no other state.
     """
 
     def __init__(self, region: Region) -> None:
@@ -73,7 +73,7 @@ class DecodeGraph:
         self.replays = 0
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Returns ``region(*inputs)``."""
+        """Returns ``region(*inputs)``; the next call may overwrite it."""
         context = get_forward_context()
         all_decodes = len(inputs[0]) == len(context.lengths) <= MAX_ROWS
         if self._uses_torch or not all_decodes or any(context.lora_ids) or inputs[0].dtype != torch.float32:
@@ -97,11 +97,11 @@ class DecodeGraph:
 
 
 HARMLESS = torch.ops.aten.empty.memory_format, torch.ops.aten.detach_.default
-"""Operations that may be left out of a replay: allocation, and the conversion to numpy."""
+"""torch operations that may be left out of a replay: allocation, and the conversion to numpy, which calls detach."""
 
 
 class _TorchWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Finds whether torch computes anything, which a replay would leave out; making views of known memory is no computation."""
+    """Sets ``found`` if torch computes anything, which a replay would leave out; a view of an argument is no computation."""
 
     found = False
 

@@ -1,6 +1,6 @@
-"""RMSNorm, SiluAndMul, rotary embedding and the KV write in one pass over memory each; torch takes several.
+"""RMSNorm, SiluAndMul, rotary embedding and the KV write, each in one pass over memory; torch needs several passes.
 
-Every function takes float32 tensors on a CPU and returns what the plain layer of the same name returns.
+Arguments are float32 tensors on a CPU; each function returns the same as the plain layer or function of its name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mini_vllm.kernels.numba_jit import exp, row_loop
 
 
 def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor | tuple[Tensor, Tensor]:
-    """Computes layers/norm.py's RMSNorm.forward: (..., H) to (..., H), and the sum if there is a residual."""
+    """Computes layers/norm.py's RMSNorm.forward: (..., H) to (..., H), or (normalized, sum) if there is a residual."""
     x = x.contiguous()
     normalized, total = torch.empty(x.shape), x if residual is None else residual
     rows = (x.numpy(), total.numpy(), normalized.numpy())
@@ -52,7 +52,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
 
 @row_loop
 def _silu_and_mul(x: Any, out: Any) -> None:
-    """gate / (1 + e^-gate) * up; the exponent is -|gate|, so that it cannot overflow."""
+    """Computes gate / (1 + e^-gate) * up by e^-|gate|, which cannot overflow."""
     num_rows, size = out.shape
     for row in prange(num_rows):
         for i in range(size):

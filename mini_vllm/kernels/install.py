@@ -1,4 +1,4 @@
-"""Sets the kernels on a loaded model: the only module that names both a plain layer and what replaces it."""
+"""Sets the kernels on a loaded model: the only module that imports both the plain layers and the kernels for them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def install_kernels(model: object) -> None:
     """Sets on every layer of a model the kernels that are faster for its dtype and device.
 
     Linear layers on the CPU get a packed weight if they are float32 or quantized. Other layers get a kernel if every parameter
-    of the model is float32 on the CPU, and a decoder on one rank replays its decode steps then. The rest stays plain torch.
-    The model is loaded, and quantized before; an object that is no torch module is not changed.
+    of the model is float32 on the CPU; on one rank a decoder then also replays decode steps. All other layers stay plain torch.
+    Call it after loading and quantization; an object that is no torch module is not changed.
     """
     pack_linear_layers(model)
     module = as_module(model)

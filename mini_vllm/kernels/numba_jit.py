@@ -1,7 +1,7 @@
-"""Compilation of loops by numba for this CPU, on the threads of torch's OpenMP; and recording of their calls.
+"""Compiles loops with numba for this CPU, runs them on the threads of torch's OpenMP, and records their calls.
 
-A decode step of one request is a few hundred calls of a few microseconds each, and between two of them the weights have evicted
-Python from the CPU caches: wrappers around a loop are kept short.
+A decode step of one request is a few hundred calls of a few microseconds each, and between two calls the weights have evicted
+Python from the CPU caches, so wrappers around a loop must be short.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from numba import config, njit, set_num_threads
 
-# LLVM uses half of AVX-512's width by default, which suits mixed code; these loops are all arithmetic.
+# LLVM uses half of AVX-512's width by default, which is better for mixed code; these loops are all arithmetic.
 config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
 
 PARALLEL_SIZE = 2**15
-"""Numbers from which on a loop runs on all threads; torch's own grain size."""
+"""A loop over at least this many numbers runs on all threads; torch has the same grain size."""
 
 
 class _ThreadState(threading.local):
     num_threads = 0  # the last argument of set_num_threads, which numba stores per calling thread
-    calls: list[Call] | None = None  # where calls are recorded, if they are
+    calls: list[Call] | None = None  # the calls recorded inside recorded_calls(), else None
 
 
 Call = tuple[Callable[..., None], tuple[Any, ...]]
@@ -36,7 +36,7 @@ _thread = _ThreadState()
 
 
 def use_torchs_threads() -> None:
-    """Makes parallel loops use as many threads as torch does now; the caller of the engine may have changed it."""
+    """Makes parallel loops use torch's current number of threads, which the caller of the engine may have changed."""
     threads = torch.get_num_threads()
     if threads == _thread.num_threads:
         return
@@ -49,7 +49,7 @@ def use_torchs_threads() -> None:
 
 @contextmanager
 def recorded_calls() -> Iterator[list[Call]]:
-    """Records every loop that this thread calls inside the block; the arguments keep their memory alive."""
+    """Yields a list of every :func:`call` that this thread makes inside the block; the list keeps the arguments alive."""
     _thread.calls = []
     try:
         yield _thread.calls
@@ -58,14 +58,14 @@ def recorded_calls() -> Iterator[list[Call]]:
 
 
 def call(loop: Callable[..., None], *arguments: Any) -> None:
-    """Calls a compiled loop, and records the call inside :func:`recorded_calls`. Every kernel calls its loops through it."""
+    """Calls a compiled loop, and records the call inside :func:`recorded_calls`. Kernels call loops with this function only."""
     if _thread.calls is not None:
         _thread.calls.append((loop, arguments))
     loop(*arguments)
 
 
 def row_loop(loop: Callable[..., None]) -> Callable[..., None]:
-    """Compiles a loop for one thread and for all; from PARALLEL_SIZE numbers in its first argument on, all threads run it."""
+    """Returns a function that runs the loop on one thread, or on all if the first argument has PARALLEL_SIZE numbers or more."""
     one_thread, all_threads = compiled(loop, parallel=False), compiled(loop)
 
     def run(rows: Any, *others: Any) -> None:
@@ -79,9 +79,9 @@ def row_loop(loop: Callable[..., None]) -> Callable[..., None]:
 
 
 def compiled(loop: Callable[..., None], *signature: str, parallel: bool = True) -> Callable[..., None]:
-    """Compiles a loop to machine code and caches it on disk, so that only the first run on a machine compiles.
+    """Compiles a loop to machine code and caches the code on disk, so that only the first run on a machine compiles.
 
-    With a signature it is compiled for that type now, without one for each type it is called with, at the first call.
+    With a signature the loop is compiled now, for these types; without, at the first call with each combination of types.
     """
     options = {"parallel": parallel, "fastmath": True, "error_model": "numpy", "nogil": True}
     try:
@@ -91,13 +91,13 @@ def compiled(loop: Callable[..., None], *signature: str, parallel: bool = True) 
 
 
 LN_2, LN_2_HIGH = math.log(2), 0.693359375
-"""LN_2_HIGH has 9 bits, so that its product with a small integer is exact (Cody & Waite 1980)."""
+"""LN_2_HIGH has 9 bits, so that its product with a small integer is exact in float32 (Cody & Waite 1980)."""
 
 
 @njit(fastmath=True)
 def exp(x: Any) -> Any:
-    """e^x for x <= 88, in code that LLVM vectorizes, unlike np.exp. x = n ln 2 + f; e^f by the Taylor series to f^7, whose
-    remainder for |f| <= ln 2 / 2 is below 6e-9."""
+    """Returns e^x for a float32 x <= 88, in code that LLVM vectorizes, unlike np.exp: x = n ln 2 + f, and e^f by the Taylor
+    series to f^7, whose remainder for |f| <= ln 2 / 2 is below 6e-9."""
     x = max(x, np.float32(-87))
     n = np.floor(x * np.float32(1 / LN_2) + np.float32(0.5))
     f = x - n * np.float32(LN_2_HIGH) - n * np.float32(LN_2 - LN_2_HIGH)

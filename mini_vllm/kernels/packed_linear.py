@@ -1,4 +1,4 @@
-"""Linear layers with packed weights, float32 or quantized, for any number of rows."""
+"""Products of linear layers with packed weights, float32 or quantized, for any number of rows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mini_vllm.layers.quantization import QuantizedProduct, QuantizedWeight, fre
 class PackedKernel:
     """A linear layer's product with a packed weight.
 
-    Few rows, as decode steps have, are multiplied by packed_matmul. Many are multiplied by the matrix unit (AMX) if there is one
-    and the weight is bfloat16, and else by torch, for which the weight is unpacked. ``packed`` is memory of
-    ``packed_shape(weight.q)`` for the packed weight.
+    Few rows, as in decode steps, are multiplied by packed_matmul. Many rows are multiplied by the matrix unit (AMX) if the CPU
+    has one and the weight is bfloat16, else the weight is unpacked and multiplied by torch. The argument ``packed`` is memory of
+    shape ``packed_shape(weight.q)``, which the constructor packs the weight into.
     """
 
     FEW_ROWS = 256
@@ -37,7 +37,7 @@ class PackedKernel:
         self._weight = PackedWeight.of(packed, self.scale, self.zero, bias, out_size)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out), in x's dtype."""
+        """Maps (T, in) to (T, out), in x's dtype."""
         if amx_matmul.AVAILABLE and self.packed.dtype == torch.bfloat16 and len(x) >= self.MIN_AMX_ROWS:
             return amx_matmul.amx_matmul(x.float(), self._weight).to(x.dtype)
         if len(x) <= self.FEW_ROWS:
@@ -50,7 +50,7 @@ class PackedKernel:
 
 
 def onednn_matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """(T, in) times (in, out), by oneDNN where torch has it; torch's default, MKL, is half as fast on CPUs not made by Intel."""
+    """Multiplies (T, in) by (in, out), with oneDNN if torch has it: MKL, torch's default, is half as fast on non-Intel CPUs."""
     if x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return x @ weight
     return torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")  # type: ignore[no-any-return]
@@ -59,7 +59,7 @@ def onednn_matmul(x: Tensor, weight: Tensor) -> Tensor:
 def pack_linear_layers(model: object) -> None:
     """Gives every linear layer on the CPU that is float32 or quantized a :class:`PackedKernel`, and frees its plain weight.
 
-    A weight that an embedding shares stays for the embedding. float32 weights that bfloat16 represents exactly take two bytes.
+    The memory of a weight that an embedding shares is not freed. float32 weights that bfloat16 represents exactly take two bytes.
     """
     weights = {layer: weight for layer in linear_layers(model).values() if (weight := _weight(layer)) is not None}
     dtypes = [_packed_dtype(weight.q) for weight in weights.values()]
@@ -78,7 +78,7 @@ def pack_linear_layers(model: object) -> None:
 
 
 def _weight(layer: LinearBase) -> QuantizedWeight | None:
-    """The weight to pack; None where a layer stays plain or is packed already."""
+    """Returns the weight to pack; None if the layer stays plain or is packed already."""
     if isinstance(layer.kernel, QuantizedProduct):
         return layer.kernel.weight
     packable = layer.kernel is None and layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
@@ -86,9 +86,9 @@ def _weight(layer: LinearBase) -> QuantizedWeight | None:
 
 
 def _packed_dtype(weight: Tensor) -> torch.dtype:
-    """bfloat16 for a float32 weight if bfloat16 represents every number exactly, as when the checkpoint is in bfloat16."""
+    """Returns bfloat16 if the weight is float32 and bfloat16 represents every number exactly, else the weight's dtype."""
     if weight.dtype != torch.float32:
         return weight.dtype
-    # A bfloat16 is the upper half of a float32: the lower halves are all zero. In a float32 checkpoint the first part decides.
+    # A bfloat16 is the upper half of a float32: all lower halves are zero. Other weights mostly fail in the first part.
     parts = (part.numpy().view(np.uint32) for part in weight.data.split(256))  # type: ignore[no-untyped-call]
     return torch.float32 if any(np.bitwise_or.reduce(part, axis=None) & 0xFFFF for part in parts) else torch.bfloat16

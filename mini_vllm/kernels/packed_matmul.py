@@ -23,32 +23,32 @@ from mini_vllm.kernels.llvm_vectors import BYTE, INT32, INT64, REGISTERS, Array,
 from mini_vllm.kernels.numba_jit import call, compiled, use_torchs_threads
 
 _LARGEST_TILE, _LANES = (8, 48) if REGISTERS == 32 else (2, 32)
-"""Rows and outputs computed side by side: as many as the registers hold sums of."""
+"""Most rows, and outputs, computed side by side: the registers hold rows * outputs sums."""
 
 _LANES_OF_4_BITS = 32
 
 
 def lanes(dtype: torch.dtype) -> int:
-    """Outputs computed side by side for weights of this dtype; 4-bit numbers are stored as uint8."""
+    """Returns how many outputs are computed side by side for weights of this dtype; uint8 means 4-bit numbers."""
     return _LANES_OF_4_BITS if dtype == torch.uint8 else _LANES
 
 
 def packed_shape(weight: Tensor) -> tuple[int, int, int]:
-    """Shape of a packed weight (out, in): (ceil(out / lanes), in, lanes), or lanes / 2 bytes for 4-bit numbers."""
+    """Returns the packed shape of a weight (out, in): (ceil(out / lanes), in, lanes), or lanes / 2 bytes for 4-bit numbers."""
     width = lanes(weight.dtype)
     return -(-len(weight) // width), weight.shape[1], width // 2 if weight.dtype == torch.uint8 else width
 
 
 def pack(weight: Tensor, into: Tensor) -> None:
-    """Copies a weight into the order in which :func:`packed_matmul` reads it, for each input:
+    """Copies a weight to ``into``, in the order in which :func:`packed_matmul` reads it. Outputs of one input:
 
         all but 4 bits     out 0     1     2     3  ...  31 ...     consecutive
         4 bits             out 0 16  1 17  2 18  3 19 .. 15 31      two in a byte, the first in the low half
 
     Args:
         weight: (out, in); float32, bfloat16, int8, or uint8 with numbers from 0 to 15.
-        into: of :func:`packed_shape` and the same dtype, or bfloat16 for a float32 weight whose numbers bfloat16 represents
-            exactly; the padding is set to zero.
+        into: a tensor of :func:`packed_shape` and the weight's dtype, or bfloat16 for a float32 weight whose numbers bfloat16
+            represents exactly; the padding is set to zero.
     """
     width = lanes(weight.dtype)
     if weight.dtype == torch.uint8:
@@ -66,7 +66,7 @@ def pack(weight: Tensor, into: Tensor) -> None:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """Transpose of the packed weight, (in, out rounded up), in :func:`scratch` memory; bfloat16 becomes float32."""
+    """Returns the plain weight, transposed, (in, out rounded up), in :func:`scratch` memory; bfloat16 becomes float32."""
     num_blocks, num_in, _ = packed.shape
     width = lanes(packed.dtype)
     dtype = torch.float32 if packed.dtype == torch.bfloat16 else packed.dtype
@@ -83,21 +83,22 @@ _scratch = threading.local()
 
 
 def scratch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory that each thread allocates once per dtype and reuses in the next call: the kernel clears each new page, which takes
-    longer than writing it."""
+    """Returns uninitialized memory, one per thread and dtype, which the next call returns again: the operating system clears
+    each new page, which takes longer than writing the page."""
     kept, size = vars(_scratch), prod(shape)
     if len(kept.get(str(dtype), ())) < size:
-        with torch.inference_mode(False):  # so that it can be written inside and outside of inference mode
+        with torch.inference_mode(False):  # so that the memory can be written inside and outside of inference mode
             kept[str(dtype)] = torch.empty(size, dtype=dtype)
     return kept[str(dtype)][:size].view(shape)  # type: ignore[no-any-return]
 
 
 class PackedWeight(NamedTuple):
-    """Arguments of the loop for one weight, packed (by :func:`pack`) * scale + zero, and its bias.
+    """Arguments of the loop for one weight, packed * scale + zero, and its bias.
 
     Attributes:
-        scale: (groups, out rounded up to lanes), for each group of inputs of each output; float16 for 4 bits, else float32.
-        zero: the same, for 4 bits; of shape (0, 0) for all else.
+        packed: what :func:`pack` wrote.
+        scale: (groups of inputs, out rounded up to lanes); float16 for 4 bits, else float32.
+        zero: for 4 bits the same shape and dtype as ``scale``; else of shape (0, 0), and not added.
         bias: float32 (out,), or of shape (0,) for none.
     """
 
@@ -115,7 +116,7 @@ class PackedWeight(NamedTuple):
 
 
 def _as_numpy(numbers: Tensor) -> NDArray[Any]:
-    """numba has no 16-bit floats on CPUs: they are passed as int16, and the LLVM loop reads them as what they are."""
+    """Returns a view as numpy, 16-bit floats as int16, because numba has none on CPUs; the LLVM loop converts their bits."""
     half = numbers.is_floating_point() and numbers.itemsize == 2
     return (numbers.view(torch.int16) if half else numbers).numpy()
 
@@ -144,12 +145,12 @@ def _multiply(
     ahead: Any,
     step: Any,
 ) -> None:
-    """The innermost loop, in LLVM instructions, as numba would keep the sums in memory:
+    """Emits the innermost loop as LLVM instructions, because a loop that numba compiles would keep the sums in memory:
 
         for k in the group's inputs:  sums[r, lane] += x[row + r, k] * packed[block, k, lane]      for all lanes, and r < num_rows
         totals[r, lane] += sums[r, lane] * scale[group, lane] + x_sums[row + r, group] * zero[group, lane]
 
-    With each k it prefetches what is ``ahead + k * step`` bytes after the beginning of the block.
+    With each k the loop prefetches the weights ``ahead + k * step`` bytes after the beginning of the block.
     """
     half = 16
     its = Vectors(builder, half)
@@ -222,7 +223,7 @@ def _multiply(
 
 @compiled
 def _packed_matmul(x: Any, packed: Any, scale: Any, zero: Any, bias: Any, out: Any) -> None:
-    """Multiplies one block of weights with all rows while it is in the CPU's cache, and prefetches the next block meanwhile."""
+    """Multiplies each block of weights with all rows while the block is in the CPU's cache, and prefetches the next block."""
     num_rows, num_out = out.shape
     num_in, num_groups, bytes_per_k = packed.shape[1], len(scale), packed.shape[2] * packed.itemsize
     num_lanes = scale.shape[1] // len(packed)

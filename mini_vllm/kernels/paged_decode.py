@@ -1,9 +1,9 @@
-"""Attention of decodes that reads keys and values in place: nothing is gathered, and each is read once.
+"""Attention of decodes that reads keys and values from their blocks, each once, without gathering them first.
 
     block table of request s    7              2              9
     tokens                      0 1 2 3   |    4 5 6 7   |    8
     tiles                       |-------------------|------->   as many tokens as a vector has numbers
-                                                    ^^^^^^^^^   prefetched while the tile before is computed
+                                                    ^^^^^^^^^   prefetched while the previous tile is computed
 
 At 32 requests a step's keys and values fit in no cache, and the blocks are scattered, so that the CPU's prefetcher cannot predict
 the addresses; the kernel prefetches the next tile itself.
@@ -28,12 +28,12 @@ from mini_vllm.kernels.numba_jit import call, compiled, exp, use_torchs_threads
 from mini_vllm.layers.attention import as_slice
 
 TABLE_STEP = 64
-"""Block tables are padded to a multiple of it, so that consecutive steps mostly have tables of the same width."""
+"""Block tables are padded to a multiple of this width, so that consecutive steps mostly have tables of the same width."""
 
 FLOATS_PER_CACHE_LINE = 16
 
 MOST_QUERIES = 4
-"""Queries of a kv head that are computed side by side; more would take long to compile."""
+"""Most queries of a kv head that are computed side by side; more would take long to compile."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class PagedDecodes:
     """The decodes of a step; an AttentionGroup (layers/attention.py).
 
     Attributes:
-        rows: the decodes' rows of the step.
+        rows: the rows of the step that are decodes.
         block_tables: int64 of shape (S, blocks of the longest request rounded up to TABLE_STEP), padded with zeros.
-        lengths: int64 of shape (S,): the tokens of each request in the cache, its query's own the last.
+        lengths: int64 of shape (S,): number of tokens of each request in the cache, the decoded token included.
         window: how many of the newest tokens a query attends to; None for all.
     """
 
@@ -54,7 +54,7 @@ class PagedDecodes:
 
     @classmethod
     def of(cls, context: ForwardContext, requests: Sequence[int], window: int | None, q: Tensor | None = None) -> PagedDecodes:
-        """Makes the group of these requests, each with one query in the step."""
+        """Makes the group of the requests with these indices in the step, each with one query; q is not used."""
         tables = [context.block_tables[r] for r in requests]
         num_blocks = -(-max(map(len, tables)) // TABLE_STEP) * TABLE_STEP
         rows = [context.query_start[r] for r in requests]
@@ -66,7 +66,7 @@ class PagedDecodes:
         )
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        """As AttentionGroup.attend; everything is float32 on the CPU, and contiguous but for q. A table's padding is not read."""
+        """As AttentionGroup.attend, for float32 on the CPU; all tensors but q are contiguous. A table's padding is not read."""
         block_size, kv_heads, head_dim = keys.shape[1:]
         use_torchs_threads()
         kernel = _kernel(q.shape[1] // kv_heads, head_dim, block_size)
@@ -82,12 +82,12 @@ class PagedDecodes:
 
 @cache
 def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
-    """Compiles the loop for G = ``group`` queries that share a kv head."""
+    """Returns the compiled loop for G = ``group`` queries that share a kv head."""
     scale = np.float32(head_dim**-0.5)
     lanes = _lanes(head_dim)
     together = max(count for count in range(1, MOST_QUERIES + 1) if group % count == 0)
 
-    # One signature: q may be a view into a wider tensor, all else is contiguous.
+    # One signature: q may be a view into a wider tensor, all other arrays are contiguous.
     cached = "f4[:,:,:,::1]"
     signature = f"void(f4[:,:,:], {cached}, {cached}, i8[:,::1], i8[::1], i8, i8, f4[:,:,::1])"
 
@@ -101,7 +101,7 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
             num_tokens = stop - start
             num_tiles = -(-num_tokens // lanes)
 
-            # The offset of each token's keys and values; positions after the last token repeat it.
+            # The offset of each token's keys and values; positions after the last token repeat the last offset.
             rows = np.empty(num_tiles * lanes, np.int64)
             for i in range(len(rows)):
                 position = min(start + i, stop - 1)
@@ -153,12 +153,12 @@ def _kernel(group: int, head_dim: int, block_size: int) -> Callable[..., None]:
 
 
 def _lanes(head_dim: int) -> int:
-    """Numbers in a vector, which is also the tokens in a tile: at most 16, and a divisor of the head size."""
+    """Returns how many numbers a vector has, and a tile tokens: the largest power of 2 up to 16 that divides the head size."""
     return min(16, head_dim & -head_dim)
 
 
 def _rows(its: Vectors, rows: Array, head: Any, tile: Any, head_dim: int) -> list[Any]:
-    """Offsets of the head's numbers for each token of a tile."""
+    """Emits, for each token of a tile, the offset of the head's key or value in the cache."""
     first, start = its.times(tile, its.lanes), its.times(head, head_dim)
     addresses = [its.builder.gep(rows.data, [its.plus(first, token)]) for token in range(its.lanes)]
     return [its.plus(its.builder.load(address), start) for address in addresses]
@@ -187,7 +187,7 @@ def _score(
     even, odd = range(0, 2 * its.lanes, 2), range(1, 2 * its.lanes, 2)
 
     def sums(query: list[Any], first: int, count: int) -> Any:
-        """Sums of the products of ``count`` tokens, each in its share of the lanes."""
+        """Emits a vector with the products of ``count`` tokens, each partly summed in lanes / ``count`` adjacent lanes."""
         if count > 1:
             a, b = sums(query, first, count // 2), sums(query, first + count // 2, count // 2)
             return builder.fadd(its.shuffle(a, b, even), its.shuffle(a, b, odd))

@@ -1,1 +1,1 @@
-"""Layers that models are built from, in plain torch; the names are vLLM's."""
+"""Layers that models are built from, in plain torch; named as in vLLM."""

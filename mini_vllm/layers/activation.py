@@ -13,7 +13,7 @@ class SiluAndMul(nn.Module):
     """silu(gate) * up (Shazeer 2020, "GLU Variants Improve Transformer").
 
     Attributes:
-        kernel: computes the same for float32 (kernels/elementwise.py); None is plain torch.
+        kernel: a faster function with the same result for float32 (kernels/elementwise.py); None for plain torch.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class SiluAndMul(nn.Module):
         self.kernel: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, 2 * I), gate in the first half and up in the second, to (T, I)."""
+        """Maps (T, 2 * I), gate in the first half and up in the second, to (T, I); I is the intermediate size."""
         if self.kernel and x.dtype == torch.float32:
             return self.kernel(x)
         gate, up = x.chunk(2, dim=-1)

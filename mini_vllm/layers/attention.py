@@ -1,7 +1,7 @@
 """Causal attention over keys and values in scattered blocks (Kwon et al. 2023, "PagedAttention", section 4.1).
 
-A step is divided into groups, each of which is one call of torch's scaled_dot_product_attention (SDPA): every prefill chunk by
-itself, and all decodes together. A group first gathers the keys and values of its requests from their blocks.
+A step is divided into groups, each computed by one call of torch's scaled_dot_product_attention (SDPA): one group for every
+prefill chunk, and one for all decodes. A group first gathers the keys and values of its requests from their blocks.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Attention(nn.Module):
 
     Args:
         name: identifies the layer's tensors in the KV cache; unique in its model.
-        sliding_window: how many of the newest keys a query attends to, its own included; None for all.
+        sliding_window: how many keys a query attends to, the newest, including the query's own; None for all.
 
     Attributes:
-        write_kv: writes keys and values; kernels/install.py sets a faster function.
-        group_decodes: makes the group of a step's decodes; kernels/install.py sets one that reads the blocks in place.
+        write_kv: function that writes keys and values to the cache; kernels/install.py sets a faster one.
+        group_decodes: function that makes the group of a step's decodes; kernels/install.py sets one that gathers nothing.
     """
 
     def __init__(self, name: str, sliding_window: int | None = None) -> None:
@@ -39,7 +39,7 @@ class Attention(nn.Module):
         self.group_decodes: GroupRequests = gather_requests
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (T, N, D) and k (T, K, D), both after rotary embedding, and v (T, K, D), to (T, N * D)."""
+        """Maps q (T, N, D) and k (T, K, D), both after rotary embedding, and v (T, K, D), to (T, N * D)."""
         context = get_forward_context()
         keys, values = context.kv_cache.layer(self.name, k)
         self.write_kv(k, v, keys, values, context.write_slots)
@@ -52,7 +52,7 @@ class Attention(nn.Module):
         return out.flatten(1)
 
     def _groups(self, context: ForwardContext, q: Tensor) -> list[AttentionGroup]:
-        """Every layer with the same window has the same groups. q gives the device and the dtype."""
+        """Returns the groups of a step for this layer's window; only device and dtype of q are used."""
         num_queries = [stop - start for start, stop in zip(context.query_start, context.query_start[1:], strict=False)]
         groups = [gather_requests(context, [r], self.sliding_window, q) for r, count in enumerate(num_queries) if count > 1]
         if decodes := [r for r, count in enumerate(num_queries) if count == 1]:
@@ -61,17 +61,17 @@ class Attention(nn.Module):
 
 
 def write_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-    """Copies k and v, (T, K, D), to the slots (T,) of a layer's tensors, (B, block_size, K, D)."""
+    """Copies k and v, (T, K, D), to the slots (T,) of ``keys`` and ``values``, a layer's (B, block_size, K, D)."""
     slots = slots.to(k.device)
     keys.flatten(0, 1).index_copy_(0, slots, k)
     values.flatten(0, 1).index_copy_(0, slots, v)
 
 
 class AttentionGroup(Protocol):
-    """Requests of a step whose attention is computed in one call."""
+    """A group of a step's requests whose attention is computed in one call."""
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        """Computes attention of the group's rows of q (T, N, D) over a layer's tensors, into the same rows of out (T, N, D)."""
+        """Computes attention of the group's rows of q (T, N, D) over ``keys`` and ``values``; writes these rows of ``out``."""
 
 
 GroupRequests = Callable[[ForwardContext, Sequence[int], int | None, Tensor], AttentionGroup]
@@ -83,12 +83,12 @@ class GatheredGroup:
     """Requests whose keys and values are gathered for one call of SDPA: one prefill chunk, or all decodes.
 
     Attributes:
-        rows: the group's rows of the step.
-        blocks: the blocks to read, equally many for each request: ids, or a slice when they are consecutive.
-        num_requests: S, of this group.
-        num_keys: how many keys of each request's blocks are used.
-        mask: added to the scores, 0 where a query attends to a key, else -inf: (S, 1, 1, L), or (n, L) of a prefill chunk. None
-            where a decode attends to every key, or a prefill query to all keys up to its own.
+        rows: the rows of the step that are the group's tokens.
+        blocks: ids of the blocks to read, equally many for each request, or a slice when the ids are consecutive.
+        num_requests: number of requests in this group, S here.
+        num_keys: how many keys of each request's blocks are used, L here; the mask excludes keys past a request's end.
+        mask: added to the scores, 0 where a query attends to a key, else -inf: (S, 1, 1, L), or (1, 1, n, L) of a chunk of n
+            tokens. None if each decode attends to every key, or each token of a prefill to all keys up to its own.
     """
 
     rows: Tensor | slice
@@ -98,10 +98,10 @@ class GatheredGroup:
     mask: Tensor | None
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-        """As :meth:`AttentionGroup.attend`."""
+        """Gathers keys and values, then as :meth:`AttentionGroup.attend`."""
         q, k, v = q[self.rows], self._gather(keys), self._gather(values)
         grouped = q.view(len(q), k.shape[2], -1, k.shape[3])
-        if len(q) == self.num_requests:  # decodes: the G queries of a kv head are SDPA's sequence, so that its keys are read once
+        if len(q) == self.num_requests:  # decodes: the G queries of a kv head are SDPA's sequence, which reads the keys once
             attended = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=self.mask)
             out[self.rows] = attended.reshape(q.shape)
         else:  # a prefill: the kv heads are SDPA's batch; a stride of zero gives each to its G queries
@@ -112,13 +112,13 @@ class GatheredGroup:
             out[self.rows].view(grouped.shape).copy_(attended.permute(2, 0, 1, 3))
 
     def _gather(self, cache: Tensor) -> Tensor:
-        """(B, block_size, K, D) to (S, L, K, D): a view where the blocks are consecutive."""
+        """Selects the group's keys or values from (B, block_size, K, D): (S, L, K, D), a view if the blocks are consecutive."""
         blocks = cache[self.blocks] if isinstance(self.blocks, slice) else cache.index_select(0, self.blocks)
         return blocks.view(self.num_requests, -1, *cache.shape[2:])[:, : self.num_keys]
 
 
 def gather_requests(context: ForwardContext, requests: Sequence[int], window: int | None, q: Tensor) -> AttentionGroup:
-    """Makes the group of one request with any number of queries, or of several with one each."""
+    """Makes the group of one request with any number of queries, or of several requests with one query each."""
     size = context.kv_cache.block_size
     num_queries = context.query_start[requests[0] + 1] - context.query_start[requests[0]]
     rows = [row for r in requests for row in range(context.query_start[r], context.query_start[r + 1])]
@@ -146,6 +146,6 @@ def gather_requests(context: ForwardContext, requests: Sequence[int], window: in
 
 
 def as_slice(numbers: list[int]) -> slice | None:
-    """Consecutive numbers as a slice, which indexes without a copy; None when they are not consecutive."""
+    """Returns consecutive numbers as a slice, which indexes without a copy; None when the numbers are not consecutive."""
     first, count = numbers[0], len(numbers)
     return slice(first, first + count) if numbers == list(range(first, first + count)) else None

@@ -17,29 +17,29 @@ from mini_vllm.layers.linear import LinearBase
 from mini_vllm.parallel import Shard, ShardId, get_tp_group
 
 PADDING = 64
-"""The vocabulary is padded to a multiple of it, as in vLLM, so that every rank has as many rows."""
+"""The vocabulary is padded to a multiple of this number, as in vLLM, so that every rank has equally many rows."""
 
 
 def padded_rows(vocab_size: int) -> int:
-    """Number of rows of each rank."""
+    """Returns the number of rows of each rank, padding included."""
     padded = -(-vocab_size // PADDING) * PADDING
     return get_tp_group().divide(padded, f"rows of a vocabulary of {vocab_size}, padded to a multiple of {PADDING},")
 
 
 def vocab_shard(table: VocabParallelEmbedding | ParallelLMHead, parameter: str = "weight") -> Mapping[ShardId, Shard]:
-    """This rank's rows of the checkpoint, which are the first rows of its parameter."""
+    """Returns this rank's rows of the checkpoint tensor, which are loaded into the first rows of the parameter."""
     rows, hidden_size = table.weight.shape
     first, last = (min(rank * rows, table.vocab_size) for rank in (table.tp.rank, table.tp.rank + 1))
     return {None: Shard((table.vocab_size, hidden_size), 0, (first, last), (0, last - first))}
 
 
 def clear_padding(table: VocabParallelEmbedding | ParallelLMHead) -> None:
-    """Sets the padding rows to zero, which no checkpoint has."""
+    """Sets the padding rows to zero, because no checkpoint has these rows."""
     table.weight.data[vocab_shard(table)[None].target[1] :].zero_()
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Looks up a row of ``weight`` (V padded / ranks, H) per token; raises ParallelError if the ranks do not divide the rows."""
+    """Looks up a row of ``weight`` (V padded / ranks, H) per token; ParallelError if the rows are not divisible by the ranks."""
 
     shards = vocab_shard
 
@@ -51,7 +51,7 @@ class VocabParallelEmbedding(nn.Module):
         clear_padding(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """int64 of shape (T,) to (T, H)."""
+        """Maps token ids, int64 of shape (T,), to (T, H)."""
         tokens = tokens.to(self.weight.device)
         if self.tp.size == 1:
             return F.embedding(tokens, self.weight)
@@ -64,7 +64,7 @@ class ParallelLMHead(LinearBase):
     """Computes logits from hidden states, for the rows in ``logits_indices`` only, so that a prefill does not compute the whole
     vocabulary for every token.
 
-    ``weight`` has an embedding's shape, so that the two may share it.
+    ``weight`` has an embedding's shape, so that LM head and embedding may share one.
     """
 
     shards = vocab_shard
@@ -75,6 +75,6 @@ class ParallelLMHead(LinearBase):
         clear_padding(self)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(T, H) to (R, V)."""
+        """Maps hidden states (T, H) to logits (R, V)."""
         logits = self.tp.all_gather(super().forward(hidden[get_forward_context().logits_indices]))
         return logits[:, : self.vocab_size]

@@ -1,7 +1,7 @@
 """Linear layers, some of them fused, each sharded over the ranks of tensor parallelism.
 
-``shards`` maps each checkpoint tensor to the part that this rank takes and to its place in the parameter. For Llama-3-8B (N=32,
-K=8, D=128), qkv_proj.weight on one rank, and on rank 1 of 2:
+``shards`` maps a checkpoint tensor's shard id to the rows that this rank loads, and to the rows of the parameter they go to. For
+Llama-3-8B (N=32, K=8, D=128), qkv_proj.weight on one rank, and on rank 1 of 2:
 
     rows of the parameter     0        4096     5120     6144           0        2048     2560     3072
                               |---- q ----|-- k --|-- v --|             |---- q ----|-- k --|-- v --|
@@ -26,8 +26,8 @@ class LinearBase(nn.Module):
     Attributes:
         weight: (output_size, input_size), of this rank.
         bias: (output_size,), of this rank, or None.
-        kernel: computes the product with a quantized or packed weight, and ``weight`` is empty then; None is plain torch.
-        lora: lora id -> that adapter's weights, whose product is added.
+        kernel: (T, in) -> (T, out) with a quantized or packed weight and the bias, when ``weight`` is empty; or None.
+        lora: lora id -> that adapter's weights for this layer.
     """
 
     def __init__(self, input_size: int, output_size: int, bias: bool = False) -> None:
@@ -40,7 +40,7 @@ class LinearBase(nn.Module):
         self.lora: dict[int, LoRALayerWeights] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out)."""
+        """Maps (T, in) to (T, out)."""
         out = self.kernel(x) if self.kernel else F.linear(x, self.weight, self.bias_to_add)
         if self.lora:
             add_lora(out, x, self.lora)
@@ -48,25 +48,25 @@ class LinearBase(nn.Module):
 
     @property
     def bias_to_add(self) -> Tensor | None:
-        """The bias that this rank adds."""
+        """The bias that this rank adds, or None."""
         return self.bias
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """This rank's shards of the parameter "weight" or "bias": all of one checkpoint tensor."""
+        """Returns this rank's shards of the parameter "weight" or "bias": here one, all of a checkpoint tensor."""
         shape = (self.output_size, self.input_size) if parameter == "weight" else (self.output_size,)
         return {None: Shard(shape, 0, (0, self.output_size), (0, self.output_size))}
 
 
 Pieces = Mapping[ShardId, tuple[int, int]]
-"""Shard id -> rows of the whole checkpoint tensor, and the number of pieces they are divided into; with more ranks than pieces,
-neighboring ranks have the same piece."""
+"""Shard id -> number of rows of the whole checkpoint tensor, and number of pieces that the rows are divided into, one per rank;
+with more ranks than pieces, neighboring ranks have the same piece."""
 
 
 class ColumnParallelLinear(LinearBase):
     """Linear layer sharded by outputs: each rank has some rows of the weight and all of the input.
 
-    ``output_size``, of all ranks together, may be the pieces of several checkpoint tensors. Here and in the other layers, a size
-    that the ranks do not divide raises ParallelError.
+    The argument ``output_size`` is the number of outputs of all ranks together, or the pieces of several checkpoint tensors. Here
+    and in the other layers, a size that is not divisible by the ranks raises ParallelError.
     """
 
     def __init__(self, input_size: int, output_size: int | Pieces, bias: bool = False) -> None:
@@ -78,7 +78,7 @@ class ColumnParallelLinear(LinearBase):
         super().__init__(input_size, sum(size // pieces for size, pieces in output_size.values()), bias)
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """This rank's shard of each checkpoint tensor."""
+        """Returns this rank's shard of each checkpoint tensor."""
         rest, shards, start = (self.input_size,) if parameter == "weight" else (), {}, 0
         for shard_id, (size, pieces) in self._pieces.items():
             rows = size // pieces
@@ -101,8 +101,8 @@ class MergedColumnParallelLinear(ColumnParallelLinear):
 class QKVParallelLinear(ColumnParallelLinear):
     """Query, key and value projections in one product; with grouped-query attention k and v are narrower than q.
 
-    Each rank has ``num_heads`` whole query heads and ``num_kv_heads`` kv heads; with more ranks than kv heads, several ranks have
-    the same one.
+    On each rank, ``num_heads`` and ``num_kv_heads`` count the rank's heads; with more ranks than kv heads, several ranks have
+    the same kv head.
     """
 
     def __init__(self, hidden_size: int, head_dim: int, num_heads: int, num_kv_heads: int, bias: bool = False) -> None:
@@ -110,29 +110,29 @@ class QKVParallelLinear(ColumnParallelLinear):
         self.num_heads = tp.divide(num_heads, "query heads")
         pieces = min(tp.size, num_kv_heads)
         if num_kv_heads % pieces or tp.size % pieces:
-            raise ParallelError(f"{tp.size} ranks can neither share {num_kv_heads} kv heads evenly nor all have one; start fewer")
+            raise ParallelError(f"{num_kv_heads} kv heads and {tp.size} ranks: one must be a multiple of the other; start fewer")
         self.num_kv_heads = num_kv_heads // pieces
         kv = (num_kv_heads * head_dim, pieces)
         super().__init__(hidden_size, {"q": (num_heads * head_dim, tp.size), "k": kv, "v": kv}, bias)
 
 
 class RowParallelLinear(LinearBase):
-    """Linear layer sharded by inputs: each rank has some columns of the weight and of the input; their products are summed."""
+    """Linear layer sharded by inputs: each rank multiplies some columns of weight and input; the ranks' products are summed."""
 
     def __init__(self, input_size: int, output_size: int, bias: bool = False) -> None:
         super().__init__(get_tp_group().divide(input_size, f"inputs of a {type(self).__name__}"), output_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """This rank's inputs, (T, in), to the sum over all ranks, (T, out)."""
+        """Maps this rank's inputs, (T, in), to the sum over all ranks, (T, out)."""
         return self.tp.all_reduce(super().forward(x))
 
     @property
     def bias_to_add(self) -> Tensor | None:
-        """The bias, on rank 0 only, so that the sum has it once."""
+        """The bias on rank 0, None on other ranks, so that the sum has the bias once."""
         return self.bias if self.tp.rank == 0 else None
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """This rank's columns of "weight", or all of "bias"."""
+        """Returns this rank's columns of "weight", or all of "bias"."""
         if parameter == "bias":
             return super().shards(parameter)
         in_size, first = self.input_size, self.tp.rank * self.input_size

@@ -15,7 +15,7 @@ class RMSNorm(nn.Module):
 
     Attributes:
         weight: (H,).
-        kernel: computes the same for float32, from (x, residual, weight, eps); None is plain torch.
+        kernel: a faster function of (x, residual, weight, eps) with forward's result for float32; None for plain torch.
     """
 
     def __init__(self, hidden_size: int, eps: float) -> None:
@@ -25,8 +25,8 @@ class RMSNorm(nn.Module):
         self.kernel: Callable[[Tensor, Tensor | None, Tensor, float], Any] | None = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Normalizes x (..., H); the mean is computed in float32. With a residual (..., H), adds x to it in place, normalizes the
-        sum, and returns both, as vLLM's RMSNorm does."""
+        """Returns x (..., H) normalized; the mean is computed in float32. With a residual (..., H), adds x to the residual in
+        place and returns (the normalized sum, residual), as vLLM's RMSNorm does."""
         if self.kernel and x.dtype == torch.float32:
             return self.kernel(x, residual, self.weight, self.eps)  # type: ignore[no-any-return]
         total = x if residual is None else residual.add_(x)

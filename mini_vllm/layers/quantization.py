@@ -1,9 +1,9 @@
 """Quantization of weights to int8 or int4 when they are loaded; activations are not quantized.
 
-    q * scale            int8    q from -127 to 127, a scale for each output
+    q * scale            int8    q from -127 to 127, a scale for each output (LM head: for each group of inputs too)
     q * scale + zero     int4    q from 0 to 15, a scale and a zero for each group of inputs of each output
 
-vLLM gives every linear layer a quant method for this, called from the same hook (vllm/model_executor/layers/linear.py).
+vLLM gives every linear layer a quant_method with a process_weights_after_loading (vllm/model_executor/layers/linear.py).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mini_vllm.layers.embedding import ParallelLMHead
 from mini_vllm.layers.linear import LinearBase
 
 HEAD_GROUP = 32
-"""Inputs that share a scale in the LM head, which is int8 with either method. Its rounding errors go straight into the logits;
-benchmarks/ledger.md has the cost of a coarser head."""
+"""Number of inputs that share a scale in the LM head, which is int8 with both methods, because its rounding errors go straight
+into the logits; benchmarks/ledger.md has the cost of a coarser head."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class QuantizedWeight:
 
     Attributes:
         q: (out, in): int8, uint8 with numbers from 0 to 15, or floating point when nothing is rounded.
-        scale: (groups, out): float16 for uint8, else float32. Group g has the inputs from g * in / groups on.
-        zero: the same for uint8, the weight that q = 0 stands for; of shape (0, 0) for the others.
+        scale: (groups, out): float16 for uint8, else float32. Group g has in / groups inputs, from g * in / groups on.
+        zero: for uint8 float16 (groups, out), the weight that q = 0 represents; else of shape (0, 0), and not added.
     """
 
     q: Tensor
@@ -47,7 +47,7 @@ class QuantizedWeight:
     def int8(cls, weight: Tensor, group_size: int | None = None) -> QuantizedWeight:
         """Rounds a weight (out, in) to 8 bits; no number changes by more than scale / 2.
 
-        One scale for each output (Dettmers et al. 2022, "LLM.int8()", section 2.1: absmax, row-wise) unless there are groups.
+        Each output has one scale (Dettmers et al. 2022, "LLM.int8()", section 2.1: absmax, row-wise), or one per group of inputs.
         """
         groups = weight.float().reshape(len(weight), -1, group_size or weight.shape[1])
         scale = groups.abs().amax(dim=2, keepdim=True).clamp(min=1e-30) / 127
@@ -67,7 +67,7 @@ class QuantizedWeight:
         return cls(q.to(torch.uint8).flatten(1), scale[..., 0].t(), zero[..., 0].t())
 
     def dequantized(self) -> Tensor:
-        """float32 (out, in)."""
+        """Returns q * scale + zero, float32 (out, in)."""
         groups = self.q.t().view(len(self.scale), -1, len(self.q)) * self.scale.float().unsqueeze(1)
         return (groups.add_(self.zero.float().unsqueeze(1)) if len(self.zero) else groups).flatten(0, 1).t()
 
@@ -80,15 +80,15 @@ class QuantizedProduct:
         self.nbytes = weight.q.nbytes + weight.scale.nbytes + weight.zero.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(T, in) to (T, out), in x's dtype."""
+        """Maps (T, in) to (T, out), in x's dtype."""
         bias = None if self.bias is None else self.bias.float()
         return F.linear(x.float(), self.weight.dequantized(), bias).to(x.dtype)
 
 
 def process_weights_after_loading(model: object, quantization: QuantizationConfig) -> None:
-    """Quantizes every linear layer of a model, and frees the weight it was loaded into; the hook has vLLM's name.
+    """Quantizes the weight of every linear layer of a model, and frees the weight that was loaded; named as in vLLM.
 
-    A weight that an embedding shares stays for the embedding. Each rank of tensor parallelism quantizes its part.
+    The memory of a weight that an embedding shares is not freed. Each rank of tensor parallelism quantizes its part.
 
     Raises:
         ValueError: a layer's inputs are not a multiple of the group size; no layer has been changed then.
@@ -109,24 +109,24 @@ def process_weights_after_loading(model: object, quantization: QuantizationConfi
 
 
 def free_weight(layer: LinearBase) -> None:
-    """Replaces a layer's weight by an empty one; the layer's kernel has what it multiplies with."""
+    """Replaces a layer's weight by an empty one; the layer's kernel holds the weight that it multiplies with."""
     layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
 
 
 def weight_bytes(model: object) -> int:
-    """Bytes of a model's parameters, buffers and kernels' weights on this rank; a shared weight counts once."""
+    """Returns the bytes of a model's parameters, buffers and kernels' weights on this rank; a shared weight counts once."""
     module = as_module(model)
     kernels = sum(getattr(layer.kernel, "nbytes", 0) for layer in linear_layers(model).values())
     return kernels + sum(part.nbytes for parts in (module.parameters(), module.buffers()) for part in parts)
 
 
 def linear_layers(model: object) -> dict[str, LinearBase]:
-    """A model's linear layers by name, the LM head among them."""
+    """Returns a model's linear layers, LM head included, by name; empty if the model is no torch module."""
     return {name: module for name, module in as_module(model).named_modules() if isinstance(module, LinearBase)}
 
 
 def as_module(model: object) -> nn.Module:
-    """The model, or an empty module for one that is no torch module and so has no layers."""
+    """Returns the model, or an empty module if the model is no torch module and so has no layers."""
     # type(), since isinstance() would read an attribute of a model that promises no more than forward.
     return cast("nn.Module", model) if issubclass(type(model), nn.Module) else nn.Module()
 

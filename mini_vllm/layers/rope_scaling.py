@@ -1,6 +1,6 @@
-"""Frequencies of rotary position embedding, for models that are scaled to read further than they were trained to.
+"""Frequencies of rotary position embedding, also for models that are scaled to contexts longer than in training.
 
-linear slows every pair by the same factor, llama3 and yarn only the slow pairs, longrope each pair by a factor of its own.
+linear divides every pair's frequency by one factor, llama3 and yarn only low ones, longrope each by another factor.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "yarn": ("factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
-"""Every kind of scaling, by config.json's rope_type, and the keys that it requires."""
+"""Kind of scaling, a rope_type of config.json -> the keys that this kind requires."""
 
 
 def inverse_frequency(head_dim: int, max_position: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Computes the rotation of each pair per position, and the factor of cosine and sine.
+    """Computes the angle by which each pair is rotated per position, and the factor of cosine and sine.
 
     Returns:
-        float32 of shape (D / 2,), in radians per position; the attention factor, 1 for all but yarn and longrope.
+        angles, float32 of shape (D / 2,), in radians; the attention factor, 1 for all kinds but yarn and longrope.
 
     Raises:
         ValueError: the kind of scaling is not in :data:`REQUIRED`.
@@ -50,16 +50,16 @@ def inverse_frequency(head_dim: int, max_position: int, theta: float, scaling: M
 
 
 def plain(head_dim: int, theta: float) -> Tensor:
-    """theta^(-2i/D), float32 of shape (D / 2,), rounded as transformers rounds it."""
+    """Returns theta^(-2i/D), float32 of shape (D / 2,), computed as in transformers, so that the last bits are equal."""
     return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
 
 
 def dynamic_theta(head_dim: int, max_position: int, theta: float, scaling: Mapping[str, Any]) -> float:
-    """The base of "dynamic NTK", which grows with the length of the context.
+    """Returns the base of "dynamic NTK", which grows with the length of the context.
 
-    transformers recomputes the base while a sequence grows past max_position, which a KV cache of rotated keys cannot. As in
-    vLLM, one length is used for all sequences: max_position, relative to config.json's max_trained_positions. Without that key
-    the base is theta, as in transformers up to max_position, which the engine does not exceed.
+    transformers recomputes the base while a sequence grows past max_position; cached keys, already rotated, do not allow that. As
+    in vLLM, one length is used for all sequences: max_position, relative to config.json's max_trained_positions. Without that key
+    the base is theta, as in transformers for sequences up to max_position; the engine has no longer ones.
     """
     factor, trained = scaling["factor"], scaling.get("max_trained_positions") or max_position
     stretch = factor * max_position / trained - (factor - 1)
@@ -67,8 +67,8 @@ def dynamic_theta(head_dim: int, max_position: int, theta: float, scaling: Mappi
 
 
 def llama3(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1's scaling: pairs with more than high_freq_factor turns in the original length stay, pairs with fewer than
-    low_freq_factor are slowed by factor, and those between are interpolated. (D / 2,) to (D / 2,)."""
+    """Llama 3.1's scaling: frequencies with more than high_freq_factor turns in the original length are not changed, with fewer
+    than low_freq_factor turns divided by factor, and between interpolated. (D / 2,) to (D / 2,)."""
     factor, low, high = float(scaling["factor"]), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = frequency * float(scaling["original_max_position_embeddings"]) / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
@@ -76,8 +76,8 @@ def llama3(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
 
 
 def yarn(frequency: Tensor, theta: float, scaling: Mapping[str, Any]) -> Tensor:
-    """Peng et al. 2023, "YaRN", section 3.2: as llama3, but interpolates linearly in i, between the pairs with beta_fast and
-    beta_slow turns in the original length. (D / 2,) to (D / 2,)."""
+    """Peng et al. 2023, "YaRN", section 3.2: as llama3, but interpolates linearly in the pair's index i, between the pairs with
+    beta_fast and beta_slow turns in the original length. (D / 2,) to (D / 2,)."""
     half = len(frequency)
 
     def pair_with_turns(turns: float) -> float:
@@ -92,7 +92,7 @@ def yarn(frequency: Tensor, theta: float, scaling: Mapping[str, Any]) -> Tensor:
 
 
 def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
-    """Section 3.4: 0.1 * ln(factor) + 1, unless config.json has an attention_factor or DeepSeek's two mscales."""
+    """Returns 0.1 * ln(factor) + 1 ("YaRN", section 3.4), unless config.json has attention_factor or DeepSeek's two mscales."""
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
 
@@ -104,10 +104,10 @@ def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
 
 
 def longrope(frequency: Tensor, max_position: int, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Ding et al. 2024, "LongRoPE": each pair is slowed by a factor of its own. (D / 2,) to (D / 2,), and the attention factor.
+    """Ding et al. 2024, "LongRoPE": divides each pair's frequency by another factor. Returns (D / 2,) and the attention factor.
 
     A checkpoint has two lists of factors. transformers switches from short to long when a sequence exceeds the original length; a
-    KV cache needs one for all sequences: the long one if max_position exceeds that length, as vLLM does with max_model_len.
+    KV cache needs one list for all sequences: long_factor if max_position exceeds that length (in vLLM: if max_model_len does).
     """
     original = scaling["original_max_position_embeddings"]
     own = torch.tensor(scaling["long_factor" if max_position > original else "short_factor"], dtype=torch.float32)

@@ -15,7 +15,7 @@ from mini_vllm.layers.rope_scaling import inverse_frequency
 
 
 class RotaryEmbedding(nn.Module):
-    """Position -> cosine and sine of every pair's angle, computed once a step for all layers.
+    """Computes cosine and sine of every pair's angle at each position, once a step for all layers.
 
     Su et al. 2021, "RoFormer", section 3.4.2. There is no table: T * D / 2 angles are cheap, max_position * D / 2 are not.
 
@@ -33,28 +33,28 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inverse_frequency", frequency, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions, int64 (T,), to cos and sin times the attention factor, float32 (T, 1, D), the first half of sin negated."""
+        """Maps positions, int64 (T,), to cos and sin times the attention factor, float32 (T, 1, D); sin's first half negated."""
         angles = (positions.to(self.inverse_frequency.device).unsqueeze(1).float() * self.inverse_frequency).unsqueeze(1)
         cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (x[i], x[i + D/2]) of every head of x (T, heads, D), in float32; cos and sin as RotaryEmbedding returns.
+    """Rotates the pairs (x[i], x[i + D/2]) of every head of x (T, heads, D), in float32; cos and sin are RotaryEmbedding's.
 
-    The halves are paired as Hugging Face checkpoints store them ("neox style" in vLLM), not neighbors as in the paper and
-    llama.cpp. Returns (T, heads, D), in x's dtype.
+    A pair has a number of each half, as Hugging Face checkpoints require ("neox style" in vLLM), not two neighbors as in the
+    paper and llama.cpp. Returns (T, heads, D), in x's dtype.
     """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 class ApplyRotary(nn.Module):
-    """:func:`apply_rotary` as a layer, with a kernel for float32 or None."""
+    """:func:`apply_rotary` as a layer; ``kernel``, if not None, computes float32 instead (kernels/elementwise.py)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kernel: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """As :func:`apply_rotary`."""
+        """Rotates x as :func:`apply_rotary`."""
         return (self.kernel if self.kernel and x.dtype == torch.float32 else apply_rotary)(x, cos, sin)

@@ -1,1 +1,1 @@
-"""Strict loading: every row is written once and every tensor used, or one error lists all faults."""
+"""Strict loading: every row of a parameter is written once and every tensor used, or one error lists all faults."""

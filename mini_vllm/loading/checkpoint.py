@@ -17,7 +17,7 @@ class CheckpointError(Exception):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises CheckpointError if the file is missing or has something else."""
+    """Reads a JSON object; raises CheckpointError if the file is missing, is no JSON, or has no object at the top."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -37,10 +37,10 @@ class Checkpoint(Mapping[str, Tensor]):
     As in vLLM, a tensor that the index leaves out is found in the headers of the files that the index names.
 
     Args:
-        single: the file with all tensors, unless ``single``.index.json exists.
+        single: name of the file with all tensors, unless ``single``.index.json exists and names several files.
 
     Attributes:
-        stored_again: tensor name -> files that have it too, beside the one that it is read from.
+        stored_again: tensor name -> the other files that have a tensor of this name, which is not read from them.
 
     Raises:
         CheckpointError: a file is missing, truncated or not safetensors.
@@ -70,7 +70,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self._files)
 
     def file(self, name: str) -> str:
-        """The file that a tensor is read from."""
+        """Returns the name of the file that a tensor is read from."""
         return self._files[name]
 
     def release(self, file: str) -> None:
@@ -78,7 +78,7 @@ class Checkpoint(Mapping[str, Tensor]):
         self._open[file] = self._open_file(file)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from the file's header."""
+        """Returns a tensor's shape, from the file's header."""
         return tuple(self._open[self._files[name]].get_slice(name).get_shape())
 
     @cached_property
@@ -91,7 +91,7 @@ class Checkpoint(Mapping[str, Tensor]):
         if not isinstance(files, dict) or not all(
             isinstance(f, str) and f == Path(f).name and f not in ("", "..") for f in files.values()
         ):
-            raise CheckpointError(f"{index} has no weight_map of tensor names to file names in this folder")
+            raise CheckpointError(f"{index} has no weight_map of tensor names to file names in this folder; fetch it again")
         return files
 
     def _open_file(self, file: str) -> Any:
@@ -109,7 +109,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def damage(path: Path) -> str | None:
-    """Describes a wrong length of a safetensors file; None when the length is right.
+    """Returns a description of a safetensors file's wrong length; None when the length is right or the header is no JSON.
 
     The format: 8 bytes, the header's length N; N bytes of JSON with every tensor's data_offsets; the data.
     """

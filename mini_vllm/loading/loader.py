@@ -1,7 +1,7 @@
-"""Strict weight loader: plans every copy, reports all faults in one error, and copies only if there is none.
+"""Strict weight loader: plans every copy, reports all faults in one error, and copies only if there is no fault.
 
-The whole shape of a tensor is compared with the model, whichever shard this rank takes: a tensor that is too large is a fault,
-and its first rows are not loaded in silence.
+The whole shape of a tensor is compared with the model, whichever shard this rank loads: a tensor that is too large is a fault;
+its first rows are not loaded silently.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Fault:
     """One mismatch between checkpoint and model.
 
     Attributes:
-        kind: ``missing``: no tensor for a parameter. ``partly covered``: tensors for some of its rows only. ``unexpected``: a
-            tensor without a parameter. ``duplicated``: two tensors for the same rows, or one in two files. ``truncated``: a
-            tensor with more rows or columns than would be read. ``mis-shaped``: any other wrong shape.
-        name: the parameter if a tensor is missing, else the tensor.
-        message: names and both shapes.
+        kind: ``missing``: no tensor for a parameter. ``partly covered``: tensors for some rows of a parameter only.
+            ``unexpected``: a tensor without a parameter. ``duplicated``: two tensors for the same rows, or one in two files.
+            ``truncated``: a tensor with more rows or columns than would be read. ``mis-shaped``: any other wrong shape.
+        name: the parameter for ``missing`` and ``partly covered``, else the tensor.
+        message: names of tensor and parameter, and their shapes or rows.
     """
 
     kind: Kind
@@ -41,7 +41,7 @@ class Fault:
 
 
 class LoadError(CheckpointError):
-    """A checkpoint that does not match the model; ``faults`` has every mismatch, the message the first ones."""
+    """A checkpoint does not match the model; ``faults`` has every mismatch, the message has the first 20."""
 
     SHOWN = 20
 
@@ -58,7 +58,7 @@ class LoadError(CheckpointError):
 
 
 BATCH = 64
-"""Tensors copied before the mapped memory of their file is released; bounds the memory beside the parameters."""
+"""Number of tensors copied before the mapped memory of their file is released; bounds the memory in addition to parameters."""
 
 Target = tuple[str, ShardId]
 """(parameter name, shard id)."""
@@ -70,13 +70,13 @@ def load_weights(
     """Loads every row of every parameter of this rank exactly once.
 
     Args:
-        model: its layers' ``shards`` (layers/linear.py) are this rank's part of each checkpoint tensor; a layer without them
-            takes its tensors whole.
+        model: a layer's ``shards`` (layers/linear.py) is this rank's part of each checkpoint tensor; a layer without ``shards``
+            loads whole tensors.
         rows: the model's mapping rows.
-        ignored: whether a tensor may be unused.
+        ignored: returns whether the tensor of a name may be left unused.
 
     Raises:
-        LoadError: a tensor is unexpected, mis-shaped or duplicated, or a parameter is not covered. Nothing was copied.
+        LoadError: a tensor is unexpected or duplicated, has a wrong shape, or rows are in no tensor. Nothing was copied.
     """
     parameters = dict(model.named_parameters())
     shards = dict(_shards(model, parameters))
@@ -90,7 +90,7 @@ def load_weights(
             faults.append(Fault("duplicated", tensor, message))
         target = translate(tensor, rows)
         if target not in shards and target[0] in parameters:
-            message = f"{tensor} is stored fused, and the model takes {target[0]} from tensors of its own names"
+            message = f"{tensor} is stored fused, and the model loads {target[0]} from one tensor for each part"
             faults.append(Fault("duplicated", tensor, message))
         elif target not in shards:
             message = f"{tensor} goes to {target_name(target)}, which the model does not have"
@@ -117,8 +117,8 @@ def load_weights(
 
 
 def _copy(into: Tensor, tensor: Tensor) -> None:
-    """Copies a tensor, by numpy on one thread if no number is converted: torch divides each copy among all threads, which is
-    slower for hundreds of tensors, and much slower on a busy machine."""
+    """Copies ``tensor`` into ``into``, by numpy on one thread if the dtypes are equal: torch divides each copy among all threads,
+    which is slower for hundreds of tensors, and much slower on a busy machine."""
     if into.dtype == tensor.dtype and into.device.type == "cpu":
         np.copyto(into.view(torch.uint8).numpy(), tensor.view(torch.uint8).numpy())
     else:
@@ -160,6 +160,6 @@ def _uncovered(parameter: str, shards: Mapping[ShardId, Shard], found: Container
 
 
 def target_name(target: Target) -> str:
-    """A target in error messages: the parameter, with its shard id in brackets."""
+    """Returns a target's name for error messages: the parameter, with its shard id in brackets if not None."""
     parameter, shard = target
     return parameter if shard is None else f"{parameter} [{shard}]"

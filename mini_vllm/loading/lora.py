@@ -1,9 +1,9 @@
-"""Loads a LoRA adapter's directory, as peft's save_pretrained writes it, after checking it against the model.
+"""Loads a LoRA adapter from a directory that peft's save_pretrained wrote, after comparing all of it with the model.
 
     adapter_config.json          r, lora_alpha, target_modules, ...
     adapter_model.safetensors    base_model.model.MODULE.lora_A.weight (r, in) and base_model.model.MODULE.lora_B.weight (out, r)
 
-MODULE is the name in the base checkpoint, so the model's mapping rows map it to its layer.
+MODULE is the name in the base checkpoint, so the model's mapping rows translate it to a layer's name.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ REFUSED = (
     "use_bdlora",
     "use_qalora",
 )
-"""Keys of adapter_config.json that need more than two matrices per linear layer, unless they are false, empty or null."""
+"""Keys of adapter_config.json that mean more than two matrices per linear layer: refused unless false, empty or null."""
 
 INITS_WITHOUT_BASE_CHANGE = (None, True, False, "gaussian", "eva", "orthogonal")
-"""Values of init_lora_weights that do not change the base weights; an adapter of another needs a changed base."""
+"""Values of init_lora_weights that do not change the base weights; an adapter with any other value needs a changed base."""
 
 
 class AdapterError(CheckpointError):
-    """An adapter cannot be served; the message has names and shapes. Nothing of it was loaded."""
+    """An adapter does not fit the model or is not supported; nothing of it was loaded. The message has names and shapes."""
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """adapter_config.json; the names are peft's.
+    """Settings in adapter_config.json; named as in peft.
 
     Attributes:
-        target_modules: suffixes of the adapter's module names; empty when it is a pattern.
-        rank_pattern: suffix of module names -> their r; alpha_pattern the same for lora_alpha.
+        target_modules: suffixes of the adapter's module names; empty when the file has a pattern instead of a list.
+        rank_pattern: suffix of module names -> r of these modules; ``alpha_pattern`` the same for lora_alpha.
     """
 
     r: int
@@ -73,7 +73,7 @@ class LoRAConfig:
 
     @classmethod
     def read(cls, folder: Path) -> LoRAConfig:
-        """Reads a directory's adapter_config.json; raises AdapterError if it is missing or needs what is not served."""
+        """Reads a directory's adapter_config.json; raises AdapterError if it is missing or not supported."""
         if not (folder / CONFIG).is_file():
             raise AdapterError(f"there is no {CONFIG} in {folder}; lora_path is a directory that peft's save_pretrained wrote")
         config = read_json(folder / CONFIG)
@@ -89,7 +89,7 @@ class LoRAConfig:
         value("bias", "none", lambda bias: bias == "none", "only 'none' is served: train the adapter without biases")
         for key in REFUSED:
             value(key, False, lambda asked: not asked, "only plain LoRA is served: train the adapter without it")
-        changed_base = "it goes with a base that peft changed: save it with path_initial_model_for_weight_conversion"
+        changed_base = "it needs a base that peft changed: save the adapter with path_initial_model_for_weight_conversion"
         value("init_lora_weights", True, lambda init: init in INITS_WITHOUT_BASE_CHANGE, changed_base)
         targets = value("target_modules", [], _names_or_pattern, "it must be a list of module names or a pattern")
         return cls(
@@ -103,25 +103,25 @@ class LoRAConfig:
         )
 
     def rank(self, module: str) -> int:
-        """A module's r."""
+        """Returns a module's r."""
         return next((r for name, r in self.rank_pattern.items() if _ends_in(module, name)), self.r)
 
     def scaling(self, module: str) -> float:
-        """The factor of a module's product; use_rslora: Kalajdzievski 2023, "A Rank Stabilization Scaling Factor"."""
+        """Returns the factor s of a module's product; use_rslora: Kalajdzievski 2023, "A Rank Stabilization Scaling Factor"."""
         alpha = next((alpha for name, alpha in self.alpha_pattern.items() if _ends_in(module, name)), self.lora_alpha)
         r = self.rank(module)
         return alpha / (math.sqrt(r) if self.use_rslora else r)
 
 
 def load_lora(model: object, lora_id: int, folder: Path) -> None:
-    """Adds an adapter to a model's linear layers, for requests with ``lora_id``; each rank takes its shard.
+    """Adds an adapter to a model's linear layers, for requests with ``lora_id``; each rank loads its shard.
 
     Raises:
-        AdapterError: it cannot be read, or does not match; the model is unchanged.
-        CheckpointError: a file of it is damaged.
+        AdapterError: the adapter is not supported, or does not fit the model; the model is unchanged.
+        CheckpointError: a file of the adapter is damaged; the model is unchanged.
     """
     if not isinstance(model, nn.Module):
-        raise AdapterError(f"the model, a {type(model).__name__}, has no linear layers for the adapter in {folder} to go to")
+        raise AdapterError(f"the model, a {type(model).__name__}, has no linear layers for the adapter in {folder}")
     config = LoRAConfig.read(folder)
     if (folder / PICKLE).exists() and not (folder / TENSORS).exists():
         raise AdapterError(
@@ -152,14 +152,14 @@ def load_lora(model: object, lora_id: int, folder: Path) -> None:
     if faults:
         more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
         raise AdapterError(
-            f"the adapter in {folder} does not fit the model: {faults[0]}{more}; nothing was loaded; serve the model that it was "
-            f"made for, which it calls {config.base_model_name_or_path!r}"
+            f"the adapter in {folder} does not fit the model: {faults[0]}{more}; nothing was loaded; serve the model that "
+            f"the adapter was trained on, {config.base_model_name_or_path!r}"
         )
     read: dict[LinearBase, list[tuple[Shard, Tensor, Tensor]]] = {}
     for place in places.values():
         a, b = (checkpoint[_tensor(place.module, letter)].float() for letter in "AB")
         read.setdefault(place.layer, []).append((place.shard, a, b * config.scaling(place.module)))
-    # Every file is read by now, so that nothing can fail between two layers.
+    # Every file was read above, so that no error can leave an adapter in some of the layers only.
     for layer, weights in [(layer, _fused(layer, parts)) for layer, parts in read.items()]:
         layer.lora[lora_id] = weights
 
@@ -171,13 +171,13 @@ class _Place(NamedTuple):
 
 
 def _modules(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """The modules that have a lora_A or a lora_B, and the faults of the adapter's tensors."""
+    """Returns the names of the modules that have a lora_A or a lora_B, and messages about wrong or missing tensors."""
     tensors = {name: re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", name) for name in checkpoint}
     faults = [f"{name} is no linear layer's lora_A.weight or lora_B.weight" for name, found in tensors.items() if not found]
     modules = list(dict.fromkeys(found[1] for found in tensors.values() if found))
     for module in modules:
         lacking = [_tensor(module, letter) for letter in "AB" if _tensor(module, letter) not in tensors]
-        faults += [f"{name} is not in {TENSORS}, and its other half is" for name in lacking]
+        faults += [f"{name} is not in {TENSORS}, and its other matrix is" for name in lacking]
     return modules, faults if tensors else [f"{TENSORS} has no tensors"]
 
 
@@ -186,14 +186,14 @@ def _tensor(module: str, letter: str) -> str:
 
 
 def _place(module: str, target: Target, layer: nn.Module | None) -> _Place | str:
-    """The layer and the shard that a module's two matrices belong to, or an error message."""
+    """Returns the layer and the shard that a module's lora_A and lora_B belong to, or an error message."""
     if layer is None:
         return f"{module} goes to {target_name(target)}, which the model does not have"
     if not isinstance(layer, LinearBase) or isinstance(layer, ParallelLMHead):
         return f"{module} is a {type(layer).__name__}, and only the linear layers between embedding and head take adapters"
     shards = layer.shards("weight")
     if target[1] not in shards:
-        return f"{module} is several modules in one here, {', '.join(map(str, shards))}, and an adapter of each is what it takes"
+        return f"{module} is a fused layer of {', '.join(map(str, shards))}, and needs a lora_A and a lora_B for each of them"
     return _Place(module, layer, shards[target[1]])
 
 
@@ -205,7 +205,7 @@ def _wrong_shapes(checkpoint: Checkpoint, module: str, target: str, shape: tuple
 
 
 def _fused(layer: LinearBase, parts: Sequence[tuple[Shard, Tensor, Tensor]]) -> LoRALayerWeights:
-    """This rank's part of one A and one B, fused from those of the layer's projections as layers/lora.py shows."""
+    """Returns this rank's part of one A and one B, fused from the A and B of each projection as layers/lora.py shows."""
     lora_a, lora_b, first = [], layer.weight.new_zeros(layer.output_size, sum(len(a) for _, a, _ in parts)), 0
     for shard, a, b in parts:
         sharded_by_outputs = shard.dim == 0
@@ -217,7 +217,7 @@ def _fused(layer: LinearBase, parts: Sequence[tuple[Shard, Tensor, Tensor]]) -> 
 
 
 def _ends_in(module: str, name: str) -> bool:
-    """Whether a name in adapter_config.json matches the module, as in peft."""
+    """Whether a name in adapter_config.json is the module's full name or its last parts, as in peft."""
     return f".{module}".endswith(f".{name}")
 
 
@@ -234,7 +234,7 @@ def _number(value: object) -> bool:
 
 
 def _by_name(fits: Callable[[object], bool]) -> Callable[[object], bool]:
-    """Names only: peft takes patterns too, but an untrusted pattern can take hours to match."""
+    """Returns a check of {name: value}. Names only: peft allows patterns, but an untrusted pattern can take hours to match."""
     return lambda value: (
         isinstance(value, dict) and all(re.fullmatch(r"[\w.]+", name) and fits(own) for name, own in value.items())
     )

@@ -1,4 +1,4 @@
-"""Mapping rows: the fused parameter of each checkpoint tensor; vLLM's stacked_params_mapping."""
+"""Mapping rows: which part of which fused parameter a checkpoint tensor is loaded into; vLLM's stacked_params_mapping."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def translate(name: str, rows: Sequence[StackedRow]) -> tuple[str, ShardId]:
     A row matches the whole name of the tensor's module, never a part of it: ``backup_proj`` does not match ``up_proj``.
 
     Returns:
-        (parameter name, shard id); the name itself and None when no row matches.
+        (parameter name, shard id); (``name``, None) when no row matches.
     """
     *path, module, kind = ("", *name.split("."))
     for fused, original, shard_id in rows:

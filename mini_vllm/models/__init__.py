@@ -1,1 +1,1 @@
-"""The architectures that come with the engine, and the place to add one."""
+"""The architectures that come with the engine; registry.py adds others."""

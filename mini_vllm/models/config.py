@@ -1,4 +1,4 @@
-"""A decoder's config.json, with each family's defaults."""
+"""Sizes and features of a decoder, from config.json and each family's defaults."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mini_vllm.loading.checkpoint import CheckpointError
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a decoder like Llama; most names are config.json's.
+    """Sizes of a decoder like Llama; most fields are named as in config.json.
 
     Attributes:
         defaults: a family's values for keys that config.json leaves out, as in Hugging Face.
         rope_scaling: "rope_type" and the keys that it requires; see layers/rope_scaling.py.
-        sliding_windows: each layer's sliding window, None for none.
+        sliding_windows: each layer's sliding window in tokens, None for none.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -41,7 +41,7 @@ class DecoderConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
-        """Reads config.json's object; raises CheckpointError if a size is missing or invalid, or a feature not supported."""
+        """Reads config.json's object; raises CheckpointError if a size is missing or invalid, or a feature is not supported."""
         config = {**cls.defaults, **config}
         check_sizes(config)
         try:
@@ -71,7 +71,10 @@ class DecoderConfig:
         except KeyError as error:
             raise CheckpointError(f"config.json has no {error.args[0]}, which is required; fetch the checkpoint again") from error
         if heads % sizes.num_key_value_heads:
-            raise CheckpointError(f"config.json: {heads} query heads cannot share {sizes.num_key_value_heads} kv heads evenly")
+            raise CheckpointError(
+                f"config.json: {heads} query heads cannot share {sizes.num_key_value_heads} kv heads evenly; "
+                "fetch the checkpoint again"
+            )
         if sizes.head_dim % 2:
             raise CheckpointError(f"config.json: head_dim is {sizes.head_dim}; it must be even, as rope pairs its two halves")
         if config.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -87,7 +90,7 @@ def check_sizes(config: Mapping[str, Any]) -> None:
 
 
 def _rope(config: Mapping[str, Any], head_dim: int, max_position: int) -> tuple[float, Mapping[str, Any]]:
-    """theta and the scaling, from rope_parameters (transformers 5) or from rope_scaling with rope_theta beside it."""
+    """Returns theta and the scaling, from rope_parameters (transformers 5), or from the keys rope_scaling and rope_theta."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or max_position
@@ -108,7 +111,7 @@ def _rope(config: Mapping[str, Any], head_dim: int, max_position: int) -> tuple[
 
 
 def _sliding_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
-    """One per layer: from layer_types, or else a window from layer max_window_layers on, unless use_sliding_window is false."""
+    """Returns each layer's window or None: by layer_types, or else for layers from max_window_layers on if use_sliding_window."""
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     first = config.get("max_window_layers", 0)
     plain = ["sliding_attention" if window and i >= first else "full_attention" for i in range(num_layers)]

@@ -1,4 +1,4 @@
-"""Decoder body shared by Llama and similar families: layers of attention and feed-forward. A family brings its own attention."""
+"""Decoder shared by Llama and similar families, without the LM head: layers of attention, which the family defines, and MLP."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class DecoderMLP(nn.Module):
         self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, config.mlp_bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(T, H) to (T, H)."""
+        """Maps (T, H) to (T, H)."""
         return self.down_proj(self.act_fn(self.gate_up_proj(hidden)))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
     """One layer: attention and feed-forward, each after a norm and with a residual connection.
 
-    As in vLLM, the output of each half is added to the residual by the next norm, which reads it anyway.
+    As in vLLM, the output of attention or MLP is added to the residual by the next norm, in the same pass over memory.
     """
 
     def __init__(self, config: DecoderConfig, attention: nn.Module) -> None:
@@ -45,7 +45,7 @@ class DecoderLayer(nn.Module):
         self.mlp = DecoderMLP(config)
 
     def forward(self, hidden: Tensor, residual: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, H) still to be added to the residual, and the residual (T, H), None before the first layer; returns both."""
+        """Maps hidden (T, H), not yet added to the residual, and the residual (T, H), None in the first layer, to the new two."""
         if residual is None:
             hidden, residual = self.input_layernorm(hidden), hidden
         else:
@@ -55,7 +55,7 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderModel(nn.Module):
-    """Everything but the LM head. ``replay``, if set, runs the layers with replay of decode steps (kernels/decode_graph.py)."""
+    """A decoder without its LM head. ``replay``, if set, is called instead of run_layers (kernels/decode_graph.py)."""
 
     def __init__(self, config: DecoderConfig, attention: AttentionOf) -> None:
         super().__init__()
@@ -66,11 +66,11 @@ class DecoderModel(nn.Module):
         self.replay: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(T,) and (T,) to hidden states (T, H)."""
+        """Maps tokens (T,) and positions (T,) to hidden states (T, H)."""
         return (self.replay or self.run_layers)(self.embed_tokens(tokens), *self.rotary_emb(positions))
 
     def run_layers(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(T, H) to (T, H), through every layer and the last norm."""
+        """Maps hidden (T, H) through every layer and the last norm to (T, H); cos and sin are (T, 1, D)."""
         residual = None
         for layer in self.layers:
             hidden, residual = layer(hidden, residual, cos, sin)

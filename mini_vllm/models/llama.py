@@ -27,7 +27,7 @@ STACKED_PARAMS_MAPPING: tuple[StackedRow, ...] = (
 
 
 class LlamaConfig(DecoderConfig):
-    """No biases and no sliding window, unless config.json has them."""
+    """Llama's config: no biases and no sliding window, unless config.json has them."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"max_position_embeddings": 2048, "use_sliding_window": False}
 
@@ -44,7 +44,7 @@ class LlamaAttention(nn.Module):
         self.attn = Attention(f"layers.{layer}", config.sliding_windows[layer])
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(T, H) to (T, H); cos and sin are (T, 1, D)."""
+        """Maps (T, H) to (T, H); cos and sin are (T, 1, D)."""
         qkv = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim)
         # q and k are adjacent, so one call rotates the heads of both.
         num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
@@ -54,7 +54,7 @@ class LlamaAttention(nn.Module):
 
 
 class LlamaForCausalLM(nn.Module):
-    """Llama as a contract.Model. A similar family overrides its config, its attention or its mapping rows."""
+    """Llama as a contract.Model. A similar family overrides the class attributes: config, attention or mapping rows."""
 
     config_class: ClassVar[type[DecoderConfig]] = LlamaConfig
     attention_class: ClassVar[type[nn.Module]] = LlamaAttention
@@ -68,7 +68,7 @@ class LlamaForCausalLM(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(T,) and (T,) to logits (R, V)."""
+        """Maps tokens (T,) and positions (T,) to logits (R, V)."""
         return self.lm_head(self.model(tokens, positions))  # type: ignore[no-any-return]
 
     @classmethod
@@ -77,7 +77,7 @@ class LlamaForCausalLM(nn.Module):
         model = cls(cls.config_class.from_hf(config))
         tied = model.lm_head.weight is model.model.embed_tokens.weight
 
-        def is_unused(name: str) -> bool:  # rope's frequencies, or the copy of a tied head
+        def is_unused(name: str) -> bool:  # rope's frequencies, or a copy of the embedding for a tied head
             return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
 
         load_weights(model, checkpoint, cls.stacked_params_mapping, is_unused)

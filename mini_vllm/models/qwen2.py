@@ -10,7 +10,7 @@ from mini_vllm.models.llama import LlamaForCausalLM
 
 
 class Qwen2Config(DecoderConfig):
-    """Biases on q, k and v, none on o; a sliding window from max_window_layers on, if use_sliding_window."""
+    """Qwen2's config: biases on q, k, v, none on o; a sliding window from layer max_window_layers on, if use_sliding_window."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "max_position_embeddings": 32768,

@@ -13,7 +13,7 @@ from mini_vllm.models.llama import LlamaAttention, LlamaForCausalLM
 
 
 class Qwen3Config(DecoderConfig):
-    """A head size in config.json; no biases; a sliding window from max_window_layers on, if use_sliding_window."""
+    """Qwen3's config: head_dim 128, no biases; a sliding window from layer max_window_layers on, if use_sliding_window."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "max_position_embeddings": 32768,
@@ -26,7 +26,7 @@ class Qwen3Config(DecoderConfig):
 
 
 class Qwen3Attention(LlamaAttention):
-    """Self-attention of one layer."""
+    """Self-attention of one layer, with a norm of each head of q and k."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -34,7 +34,7 @@ class Qwen3Attention(LlamaAttention):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(T, H) to (T, H); cos and sin are (T, 1, D)."""
+        """Maps (T, H) to (T, H); cos and sin are (T, 1, D)."""
         qkv = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim)
         q, k, v = qkv.split([self.qkv_proj.num_heads, *[self.qkv_proj.num_kv_heads] * 2], dim=1)
         q, k = self.rotary(self.q_norm(q), cos, sin), self.rotary(self.k_norm(k), cos, sin)

@@ -12,7 +12,7 @@ from mini_vllm.contract import Model
 from mini_vllm.loading.checkpoint import Checkpoint, CheckpointError
 
 Factory = Callable[[Mapping[str, Any], Checkpoint], Model]
-"""(config.json's object, checkpoint) -> a model; called with torch's default dtype set to the dtype of the model."""
+"""(config.json's object, checkpoint) -> a model; called while torch's default dtype is the dtype of the model."""
 
 PLUGINS = "mini_vllm.general_plugins"
 """Entry-point group of packages that register architectures, like vLLM's ``vllm.general_plugins``."""
@@ -23,19 +23,19 @@ BUILT_IN = {
     "Qwen2ForCausalLM": "mini_vllm.models.qwen2",
     "Qwen3ForCausalLM": "mini_vllm.models.qwen3",
 }
-"""Architecture, also the class name, -> module; imported when it is used, as in vLLM's registry."""
+"""Architecture, also the class name -> module, which is imported on first use, as in vLLM's registry."""
 
 
 _factories: dict[str, Factory] = {}
 
 
 def register_model(architecture: str, factory: Factory) -> None:
-    """Registers an architecture of config.json's "architectures"; replaces an earlier registration."""
+    """Registers ``factory`` for a name in config.json's "architectures"; replaces an earlier registration."""
     _factories[architecture] = factory
 
 
 def build_model(config: Mapping[str, Any], checkpoint: Checkpoint) -> Model:
-    """Builds the model of a checkpoint's config.json; CheckpointError if no architecture is registered, or a plugin fails."""
+    """Builds the model that ``config`` names; CheckpointError if no architecture in it is registered, or a plugin fails."""
     load_plugins()
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list):

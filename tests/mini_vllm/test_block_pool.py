@@ -21,7 +21,7 @@ def test_a_block_returned_twice_is_refused() -> None:
     pool = BlockPool(4)
     pool.allocate(2)
     pool.free([0])
-    with pytest.raises(ValueError, match="block 0 is freed and has no references; 3 of 4 are free"):
+    with pytest.raises(ValueError, match="block 0 is freed and is already free; 3 of 4 are free"):
         pool.free([0])
 
 

@@ -53,7 +53,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors], str]] = {
     "experts": ({"target_parameters": ["mlp.experts"]}, dict, r"has target_parameters = \['mlp.experts'\]"),
     "tokens": ({"trainable_token_indices": [1, 2]}, dict, r"has trainable_token_indices = \[1, 2\]"),
     "aLoRA": ({"alora_invocation_tokens": [5]}, dict, r"has alora_invocation_tokens = \[5\]"),
-    "changed base": ({"init_lora_weights": "pissa"}, dict, "has init_lora_weights = 'pissa'; it goes with a base that peft"),
+    "changed base": ({"init_lora_weights": "pissa"}, dict, "has init_lora_weights = 'pissa'; it needs a base that peft"),
     "no LoRA": ({"peft_type": "LOHA"}, dict, "has peft_type = 'LOHA'; only LORA"),
     "rank 0": ({"r": 0}, dict, "has r = 0; it must be a whole number from 1 up"),
     "rank in words": ({"r": "4"}, dict, "has r = '4'; it must be a whole number"),
@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors], str]] = {
     "half": (
         {},
         without(Q_B),
-        r"0\.self_attn\.q_proj\.lora_B\.weight is not in adapter_model\.safetensors, and its other half is",
+        r"0\.self_attn\.q_proj\.lora_B\.weight is not in adapter_model\.safetensors, and its other matrix is",
     ),
     "other half": ({}, without(Q_A), r"0\.self_attn\.q_proj\.lora_A\.weight is not in adapter_model\.safetensors"),
     "strange": (
@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Tensors], Tensors], str]] = {
     "fused": (
         {},
         beside("model.layers.0.self_attn.qkv_proj"),
-        "qkv_proj is several modules in one here, q, k, v, and an adapter of each",
+        "qkv_proj is a fused layer of q, k, v, and needs a lora_A and a lora_B for each",
     ),
     "head": ({}, beside("lm_head"), "lm_head is a ParallelLMHead, and only the linear layers between embedding and head"),
     "embedding": ({}, beside("model.embed_tokens"), r"model\.embed_tokens is a VocabParallelEmbedding, and only"),

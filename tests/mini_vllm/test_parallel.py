@@ -70,7 +70,7 @@ def test_every_row_has_a_rank_and_every_parameter_is_full(size: int, heads: int,
     }
     kind = data.draw(st.sampled_from(sorted(build)))
     if kind == "qkv" and kv % min(size, kv) | size % min(size, kv):
-        with pytest.raises(ParallelError, match=f"{size} ranks can neither share {kv} kv heads"):
+        with pytest.raises(ParallelError, match=f"{kv} kv heads and {size} ranks: one must be a multiple"):
             of_each_rank(build[kind], size)
         return
     layers = of_each_rank(build[kind], size)
@@ -95,8 +95,8 @@ def test_every_row_has_a_rank_and_every_parameter_is_full(size: int, heads: int,
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: QKVParallelLinear(8, 2, 9, 3), "9 query heads cannot be shared evenly by 2 ranks; start 1 or 3 of them"),
-        (lambda: QKVParallelLinear(8, 2, 6, 3), "2 ranks can neither share 3 kv heads evenly nor all have one"),
+        (lambda: QKVParallelLinear(8, 2, 9, 3), "9 query heads cannot be shared evenly by 2 ranks; start 1 or 3 ranks"),
+        (lambda: QKVParallelLinear(8, 2, 6, 3), "3 kv heads and 2 ranks: one must be a multiple of the other; start fewer"),
         (lambda: MergedColumnParallelLinear(8, [6, 7]), "7 outputs of a merged projection cannot be shared evenly by 2 ranks"),
         (lambda: RowParallelLinear(5, 8), "5 inputs of a RowParallelLinear cannot be shared evenly by 2 ranks; start 1 or 5"),
         (lambda: ColumnParallelLinear(8, 3), "3 outputs of a ColumnParallelLinear cannot be shared evenly by 2 ranks"),

@@ -245,7 +245,7 @@ GROUP_64 = {"quant_method": "int4", "group_size": 64}
     ("argument", "in_file", "said"),
     [
         (8, None, "quantization is 8, and the engine has int8 and int4"),
-        ("awq", None, r"quantization is 'awq', and the engine has int8 and int4; take a checkpoint whose weights are not"),
+        ("awq", None, r"quantization is 'awq', and the engine has int8 and int4; serve a checkpoint whose weights are not"),
         (None, {"quant_method": "gptq", "bits": 4, "group_size": 128}, "quantization is 'gptq', and the engine has"),
         (None, {"bits": 4}, "quantization is None, and the engine has"),
         ("int8", {"quant_method": "int4"}, r"is int8, and config.json's quantization_config says int4, group_size 32; leave one"),
@@ -335,5 +335,5 @@ def test_perplexity_stays_within_the_bars(smollm2: Path) -> None:
 def test_quantized_weights_on_a_gpu_are_refused(tiny_model: Callable[..., tuple[Path, Any]]) -> None:
     """They would be served as they are, and nobody told."""
     folder, _ = tiny_model("llama")
-    with pytest.raises(ValueError, match="quantization is int8 and device is 'cuda'; take one or the other"):
+    with pytest.raises(ValueError, match="quantization is int8 and device is 'cuda'; only 'cpu' can quantize"):
         LLM(folder, device="cuda", quantization="int8")

@@ -172,7 +172,7 @@ def test_prompt_logprobs_are_those_of_the_next_prompt_token() -> None:
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"logprobs": -2}, "logprobs is -2"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens is 5, above max_tokens, 4"),
-        ({"n": 2, "temperature": 0}, "n is 2 and temperature is 0: 2 greedy answers are the same one"),
+        ({"n": 2, "temperature": 0}, "n is 2 and temperature is 0: 2 greedy answers would be the same"),
         ({"stop": ""}, "stop holds an empty text"),
         ({"stop": "x", "detokenize": False}, "stop asks to look for texts and detokenize=False makes none"),
         ({"logit_bias": {3: 101}}, "logit_bias of token 3 is 101; it must be from -100 to 100"),

@@ -70,7 +70,7 @@ def test_smollm2_on_three_ranks(smollm2: Path, tmp_path: Path) -> None:
     assert answers_of_ranks(3, smollm2, prompts, tmp_path) == answers_alone(smollm2, prompts)
     job = torchrun("--standalone", "--nproc-per-node", "2", "-m", "mini_vllm", "generate", smollm2, "Hello")
     assert job.returncode == 1
-    assert "9 query heads cannot be shared evenly by 2 ranks; start 1 or 3 of them" in job.stderr
+    assert "9 query heads cannot be shared evenly by 2 ranks; start 1 or 3 ranks" in job.stderr
     assert "mini_vllm/" not in job.stderr, "a sentence, and no traceback of ours"
 
 
@@ -140,7 +140,7 @@ def test_a_host_that_is_lost_ends_the_other(tiny_model: TinyModel, tmp_path: Pat
         SERVE, task(folder, PROMPTS, die=1), tmp_path / "answers.json", said=tmp_path / "said"
     )
     assert (here, there) == (1, 1)
-    assert "rank 0 of 2 has lost another rank, and the model is whole only with all" in said_here
+    assert "rank 0 of 2 has lost another rank, and the model cannot run without it" in said_here
     assert "SIGKILL" in said_there
 
 
@@ -154,4 +154,4 @@ def test_one_job_serves_one_model(tiny_model: TinyModel, tmp_path: Path) -> None
     )
     job = torchrun("--standalone", "--nproc-per-node", "2", script, folder)
     assert job.returncode == 1
-    assert "these 2 ranks serve a model already, and the others follow that one; start a job for each model" in job.stderr
+    assert "these 2 ranks serve a model already, and the other ranks run its steps only; start a job for each model" in job.stderr
