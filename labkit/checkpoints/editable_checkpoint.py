@@ -1,4 +1,4 @@
-"""A copy of a checkpoint that can be edited: its tensors and config.json in memory, written to another directory in one rename.
+"""Editable copies of checkpoints: tensors and config.json are edited in memory, then written to another directory in one rename.
 
 The tensors stay memory-mapped in the source's files until they are written: 16 GB of weights need the memory of one file at most.
 """
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NOT_COPIED = (".safetensors", ".safetensors.index.json", *PICKLES)
-"""Suffixes of files that are not copied: the weights are written anew, and pickles hold the unchanged weights."""
+"""Suffixes of files that are not copied: the weights are written anew, and pickles hold the source's unchanged weights."""
 REPLACED = ("config.json", "README.md", "mini-vllm-labs.json")
-"""Files that are written anew, or describe the source."""
+"""Other files that are not copied: the first two are written anew, and the third is the source's manifest."""
 
 
 @dataclass
 class EditableCheckpoint:
-    """A checkpoint to be changed and written; iterates over the names of its tensors.
+    """A checkpoint in memory, to be changed and written; iterating over it yields the names of its tensors.
 
     Attributes:
-        source: the directory it was read from, which is not changed.
-        files: the tensors of each safetensors file.
-        indexed: whether to write an index.
-        index_overrides: tensor -> file, where the index must differ from the last file that holds the tensor.
-        bytes_lost: bytes to cut off at the end of the last file.
+        source: the directory that was read; it is never changed.
+        files: safetensors file name -> {tensor name -> tensor}.
+        indexed: whether ``write`` also writes model.safetensors.index.json.
+        index_overrides: tensor name -> the file that the index names, instead of the last file that holds the tensor.
+        bytes_lost: the number of bytes that ``write`` cuts off the end of the last safetensors file.
     """
 
     source: Path
@@ -48,7 +48,7 @@ class EditableCheckpoint:
 
     @classmethod
     def read(cls, source: Path) -> EditableCheckpoint:
-        """Reads config.json and all tensors of a directory; raises UserError if a file is missing or broken."""
+        """Reads config.json and all tensors of a checkpoint directory; raises UserError if a file is missing or broken."""
         from safetensors import safe_open
 
         config, files = read_config(source), {}
@@ -65,7 +65,7 @@ class EditableCheckpoint:
         return self._file_of(name)[name]
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
-        """Replaces a tensor in its file; a new one goes into the last file."""
+        """Replaces the tensor of this name in the file that holds it; a tensor with a new name is added to the last file."""
         file = self._file_of(name) if name in self else list(self.files.values())[-1]
         file[name] = tensor.contiguous()
 
@@ -77,15 +77,15 @@ class EditableCheckpoint:
 
     def _file_of(self, name: str) -> dict[str, Tensor]:
         if name not in self:
-            raise UserError(f"{self.source} has no {name}; give a checkpoint that has")
+            raise UserError(f"{self.source} has no {name}; give a checkpoint that has this tensor")
         return next(tensors for tensors in self.files.values() if name in tensors)
 
     def write(self, to: Path, metadata: Mapping[str, str], readme: str) -> None:
-        """Writes the directory atomically: a killed run leaves only a directory of another name, without config.json.
+        """Writes the checkpoint to ``to`` in one rename: a killed run leaves only a temporary directory ``.NAME.*`` beside it.
 
         Args:
-            to: a directory outside the source that does not exist yet or is empty; else UserError, and nothing is changed.
-            metadata: entries for the metadata of every safetensors file.
+            to: a directory outside the source that is missing or empty; for any other, raises UserError and changes nothing.
+            metadata: key -> value, added to the metadata of every safetensors file.
         """
         from safetensors import SafetensorError
 
@@ -102,11 +102,11 @@ class EditableCheckpoint:
                 made.rename(to)
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"cannot write {to}: {getattr(error, 'strerror', None) or error}; name a directory in a folder of yours"
+                f"cannot write {to}: {getattr(error, 'strerror', None) or error}; name a directory in a folder that you may write"
             ) from error
 
     def _write_weights(self, made: Path, metadata: Mapping[str, str]) -> None:
-        """Writes the safetensors files and the index, and copies the other files."""
+        """Writes the safetensors files, and the index if ``indexed``, into ``made``; copies the source's other files there."""
         from safetensors.torch import save_file
 
         for path in sorted(self.source.iterdir()):
@@ -129,6 +129,6 @@ def _check_target(to: Path, source: Path) -> None:
     if source.resolve() in (inside, *inside.parents):
         raise UserError(f"{to} is in {source}, where nothing is changed; name a directory outside it")
     if to.is_symlink() or (to.exists() and not to.is_dir()):
-        raise UserError(f"{to} exists and is no directory; name one that does not exist yet")
+        raise UserError(f"{to} exists and is not a directory; name a directory that does not exist yet")
     if to.is_dir() and (held := sorted(path.name for path in to.iterdir())):
         raise UserError(f"{to} holds {held[0]} ({len(held)} in all); name a directory that does not exist yet, or an empty one")

@@ -1,6 +1,6 @@
-"""Fault injection: ``./lab break`` writes copies of a checkpoint with one named fault each, to test what detects them.
+"""Fault injection: ``./lab break`` writes copies of a checkpoint with one named fault each, to test the tools that detect faults.
 
-A fault is made in the last layer if it can be, and changes only what its title says.
+A fault changes only what its title says, in the last layer where that is possible.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ GATE, UP, DOWN = (f"{MLP}.{name}_proj" for name in ("gate", "up", "down"))
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault.
+    """A fault that can be injected into a checkpoint.
 
     Attributes:
-        name: its name, in kebab-case.
-        apply: makes the fault in a checkpoint in memory, given ``arguments``; raises UserError if the checkpoint cannot have it.
+        name, title: the fault in kebab-case, as ``./lab break --fault`` takes it, and in words.
+        apply: function of an EditableCheckpoint and ``arguments`` that injects the fault; raises UserError if that is impossible.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Fault:
 
 
 def inject_fault(source: Path, name: str, to: Path) -> Fault:
-    """Writes a copy of a checkpoint of the FAMILY with the fault of this name; the source is not changed.
+    """Writes a copy of a checkpoint with the named fault to ``to``; returns the fault. ``source`` is not changed.
 
-    Raises UserError if there is no such fault, the checkpoint cannot have it or cannot be read, or the copy cannot be written.
+    Raises UserError if no fault has this name, the checkpoint is unreadable or cannot have it, or the copy cannot be written.
     """
     if name not in FAULTS:
         near = difflib.get_close_matches(name, FAULTS, n=3)
-        known = f"nearest: {', '.join(near)}" if near else "./lab break --list has them all"
+        known = f"nearest: {', '.join(near)}" if near else "./lab break --list shows all faults"
         raise UserError(f"there is no fault {name!r}; {known}")
     fault, source = FAULTS[name], source.expanduser()
     checkpoint = EditableCheckpoint.read(source)
@@ -54,7 +54,7 @@ def inject_fault(source: Path, name: str, to: Path) -> Fault:
     except UserError as error:
         raise UserError(f"{name} cannot be made of this checkpoint: {error}") from error
     except (RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:  # config.json and the tensors disagree
-        raise UserError(f"{name} cannot be made of this checkpoint, whose config.json does not fit it: {error}") from error
+        raise UserError(f"{name} cannot be made of this checkpoint: config.json does not fit its tensors: {error}") from error
     readme = (
         f"# A faulty copy: {name}\n\nMade by `./lab break --fault {name}` from `{source.resolve()}`.\n\n"
         f"The fault: {fault.title}. Everything else is as in the source. Do not serve this checkpoint: it is broken on purpose.\n"
@@ -64,7 +64,7 @@ def inject_fault(source: Path, name: str, to: Path) -> Fault:
 
 
 def _check_family(checkpoint: EditableCheckpoint) -> None:
-    """Checks that names and shapes are those of the Llama family, unquantized."""
+    """Raises UserError if the architecture is not in FAMILY, or the weights are quantized or have no q_proj or no embedding."""
     named = checkpoint.config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else named
     if architecture not in FAMILY:
@@ -79,7 +79,7 @@ def _check_family(checkpoint: EditableCheckpoint) -> None:
 
 
 def _layer(checkpoint: EditableCheckpoint) -> str:
-    """The name of the last layer."""
+    """The prefix of the last layer's tensor names, such as ``model.layers.31``."""
     count = checkpoint.config.get("num_hidden_layers")
     if type(count) is not int or count < 1:
         raise UserError(f"config.json says num_hidden_layers {count!r}; it must be a whole number from 1 up")
@@ -87,14 +87,14 @@ def _layer(checkpoint: EditableCheckpoint) -> str:
 
 
 def _weight(checkpoint: EditableCheckpoint, module: str) -> str:
-    """The name of a module's weight; all modules but the embedding and the head are in the last layer."""
+    """The tensor name of a module's weight: in the last layer, except for EMBED and HEAD."""
     if module == HEAD and HEAD not in checkpoint:
-        raise UserError(f"it has no {HEAD}: the embedding is tied to it")
+        raise UserError(f"it has no {HEAD}: the head is tied to the embedding")
     return module if module in (EMBED, HEAD) else f"{_layer(checkpoint)}.{module}.weight"
 
 
 def _tensors(checkpoint: EditableCheckpoint, module: str) -> list[str]:
-    """The names of a module's weight and bias, if it has one."""
+    """The names of a module's tensors: the weight, and the bias if there is one."""
     weight = _weight(checkpoint, module)
     names = [name for name in checkpoint if name.startswith(weight.removesuffix("weight"))]
     if not names:
@@ -103,7 +103,7 @@ def _tensors(checkpoint: EditableCheckpoint, module: str) -> list[str]:
 
 
 def _heads(checkpoint: EditableCheckpoint) -> tuple[int, int, int]:
-    """N, K and D."""
+    """The number of query heads, the number of kv heads, and the head size."""
     heads, kv_heads = head_counts(checkpoint.config)
     return heads, kv_heads, checkpoint.config.get("head_dim") or checkpoint.config["hidden_size"] // heads
 
@@ -119,7 +119,7 @@ def _missing_layer(checkpoint: EditableCheckpoint) -> None:
 
 
 def _resized(checkpoint: EditableCheckpoint, module: str, axis: int, quarters: int) -> None:
-    """A weight with another number of rows (axis 0) or columns (axis 1), in quarters of the original; more repeat the first."""
+    """Resizes a weight along ``axis`` (0: rows, 1: columns) to ``quarters`` quarters of its size; added ones repeat the first."""
     import torch
 
     tensor = checkpoint[_weight(checkpoint, module)]
@@ -130,10 +130,10 @@ def _resized(checkpoint: EditableCheckpoint, module: str, axis: int, quarters: i
 
 
 def _mha_into_gqa(checkpoint: EditableCheckpoint) -> None:
-    """Each kv head repeated for every query head that shares it, as a multi-head model stores them."""
+    """Repeats each kv head for every query head that shares it, as a multi-head model stores k_proj and v_proj."""
     heads, kv_heads, head_size = _heads(checkpoint)
     if heads == kv_heads:
-        raise UserError(f"its config is multi-head, {heads} query heads and {kv_heads} kv heads; give a grouped-query model")
+        raise UserError(f"its model is multi-head, {heads} query heads and {kv_heads} kv heads; give a grouped-query model")
     for name in _tensors(checkpoint, K) + _tensors(checkpoint, V):
         split = checkpoint[name].reshape(kv_heads, head_size, -1).repeat_interleave(heads // kv_heads, 0)
         checkpoint[name] = split.reshape(heads * head_size, *checkpoint[name].shape[1:])
@@ -146,7 +146,7 @@ def _swapped(checkpoint: EditableCheckpoint, one: str, other: str) -> None:
 
 
 def _permuted(checkpoint: EditableCheckpoint) -> None:
-    """The two rows of each rotary pair adjacent, as llama.cpp stores them, instead of half a head apart."""
+    """Puts the two rows of each rotary pair side by side, as llama.cpp stores them, instead of half a head apart."""
     *_, head_size = _heads(checkpoint)
     for name in _tensors(checkpoint, Q) + _tensors(checkpoint, K):
         halves = checkpoint[name].reshape(-1, 2, head_size // 2, *checkpoint[name].shape[1:])
@@ -161,7 +161,7 @@ def _fused_beside_parts(checkpoint: EditableCheckpoint) -> None:
 
 
 def _in_two_files(checkpoint: EditableCheckpoint) -> None:
-    """k_proj in a second file with other values, while the index names the first; an unsharded checkpoint is split before."""
+    """Adds k_proj with other values to a file that the index does not name for it; splits an unsharded checkpoint first."""
     name = _weight(checkpoint, K)
     if len(checkpoint.files) == 1:
         (tensors,) = checkpoint.files.values()
@@ -176,12 +176,12 @@ def _in_two_files(checkpoint: EditableCheckpoint) -> None:
 def _unread_bias(checkpoint: EditableCheckpoint) -> None:
     weight, bias = _weight(checkpoint, Q), f"{_layer(checkpoint)}.{Q}.bias"
     if bias in checkpoint:
-        raise UserError(f"its model has a bias there, {bias}; give one without")
+        raise UserError(f"its model already has {bias}; give a checkpoint without this bias")
     checkpoint[bias] = checkpoint[weight][:, 0].clone()
 
 
 def _inv_freq(checkpoint: EditableCheckpoint) -> None:
-    """The frequencies of rotary embedding, base ** (-2i / D), which old exports store in every layer."""
+    """Adds the frequencies of rotary embedding, base ** (-2i / D), which old exports store in every layer."""
     import torch
 
     *_, head_size = _heads(checkpoint)
@@ -191,7 +191,7 @@ def _inv_freq(checkpoint: EditableCheckpoint) -> None:
 
 
 def _tied_head(checkpoint: EditableCheckpoint) -> None:
-    """Adds a head to a tied model; else sets tie_word_embeddings."""
+    """Adds an lm_head to a tied model; declares any other model as tied in config.json."""
     if HEAD in checkpoint:
         checkpoint.config["tie_word_embeddings"] = True
     else:
@@ -202,7 +202,7 @@ def _float16(checkpoint: EditableCheckpoint) -> None:
     name = _weight(checkpoint, DOWN)
     stored, rounded = checkpoint[name], checkpoint[name].half()
     if rounded.to(stored.dtype).equal(stored):
-        raise UserError(f"float16 holds every value of {name} as it is, so none would be rounded; give a float32 checkpoint")
+        raise UserError(f"float16 represents every value of {name} exactly, so none would be rounded; give a float32 checkpoint")
     checkpoint[name] = rounded
 
 
@@ -223,7 +223,7 @@ def _without_prefix(checkpoint: EditableCheckpoint) -> None:
 
 
 def _missing_file(checkpoint: EditableCheckpoint) -> None:
-    """The index assigns the last tensor to a file that does not exist."""
+    """Makes the index assign the last tensor to a file that does not exist."""
     count = len(checkpoint.files) + 1
     checkpoint.indexed = True
     checkpoint.index_overrides[list(checkpoint)[-1]] = f"model-{count:05}-of-{count:05}.safetensors"
@@ -270,4 +270,4 @@ FAULTS = {
         Fault("cut-short", "a file cut short: its last 1000 bytes are missing", _cut_short),
     )
 }
-"""Every fault by its name."""
+"""Fault name -> fault."""

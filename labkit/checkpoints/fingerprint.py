@@ -1,6 +1,6 @@
 """Identifies the model of a checkpoint by comparing the names and shapes in its headers with the known models' configs.
 
-Shapes are no proof: the output lists what they cannot show.
+Equal shapes are no proof: the output also lists the properties that shapes cannot show.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OTHER_FORMATS = {
     r"^(language_model|model\.language_model)\.": "a text model under a prefix, as in multimodal checkpoints",
     r"^(transformer|gpt_neox|backbone)\.": "names of another family (GPT-2, GPT-NeoX, Mamba or similar)",
 }
-"""Patterns of names that no plain Llama has -> what such a checkpoint is."""
+"""Regular expression for tensor names that no plain Llama has -> description of a checkpoint with such a name."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Sizes:
     """The sizes that the names and shapes of a Llama-family checkpoint show.
 
     Attributes:
-        query_rows: N * D, rows of q_proj.
-        kv_rows: K * D, rows of k_proj.
-        biases: the modules of layer 0 that have one.
-        head_size: D, if norms of q and k show it; else None.
+        query_rows: the number of rows of q_proj, N * D.
+        kv_rows: the number of rows of k_proj, K * D.
+        biases: the modules of layer 0 that have a bias, sorted, such as ``self_attn.q_proj``.
+        head_size: D, which is the length of q_norm; None if there is no q_norm.
         head_stored: whether there is an lm_head.
     """
 
@@ -59,7 +59,7 @@ class Sizes:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Shape]) -> Sizes | None:
-        """The sizes, or None if a tensor that shows them is missing."""
+        """The sizes, or None if the embedding, or q, k or gate of layer 0, is missing or not a matrix."""
         needed = [EMBED, *(f"{FIRST}{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj"))]
         if any(len(shape := shapes.get(name, ())) != 2 or 0 in shape for name in needed):
             return None
@@ -70,7 +70,7 @@ class Sizes:
         return cls(layers, hidden, intermediate, vocabulary, query_rows, kv_rows, tuple(biases), head_size, HEAD in shapes)
 
     def splits(self) -> list[tuple[int, int, int]]:
-        """Every (N, K, D) that gives these rows, the likeliest first: D a power of two near 128, or near 64 in small models."""
+        """Every (N, K, D) with these rows of q and k, likeliest first: D nearest to 128, or to 64 up to hidden size 2048."""
         if self.query_rows % self.kv_rows:
             return []
         usual = 64 if self.hidden_size <= 2048 else 128
@@ -80,7 +80,7 @@ class Sizes:
         return sorted(found, key=lambda split: (abs(math.log(split[2] / usual)), -split[2]))
 
     def distance(self, other: Sizes) -> float:
-        """The sum of the absolute logarithms of the six sizes' ratios, plus one for each other difference."""
+        """The sum of the absolute logarithms of the first six fields' ratios, plus 1 for each other field that differs."""
         pairs = list(zip(astuple(self), astuple(other), strict=True))
         return sum(abs(math.log(a / b)) for a, b in pairs[:6]) + float(sum(a != b for a, b in pairs[6:]))
 
@@ -90,10 +90,10 @@ class Fingerprint:
     """The result of comparing a checkpoint's headers with the known models.
 
     Attributes:
-        sizes: None if it is no plain checkpoint of the Llama family.
+        sizes: the sizes that the shapes show; None if the checkpoint is not a plain one of the Llama family.
         names: the known models that have exactly these names and shapes.
-        nearest: the nearest known model, if ``names`` is empty; ``differences`` from it in words.
-        disagreements: the differences from the config.json beside the files, in words.
+        nearest, differences: the nearest known model, and how the checkpoint differs from it in words; empty if ``names`` is not.
+        disagreements: the differences between the files and the config.json beside them, in words.
     """
 
     stored: Mapping[str, StoredTensor]
@@ -105,7 +105,7 @@ class Fingerprint:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Identifies a directory or a file by its headers and config.json; raises UserError for what ``read_checkpoint`` refuses."""
+    """Identifies the model of a directory or file by headers and config.json; raises UserError as ``read_checkpoint`` does."""
     stored = read_checkpoint(path)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not name.endswith(UNREAD_SUFFIXES)}
     sizes = Sizes.of(shapes)
@@ -120,7 +120,7 @@ def fingerprint(path: Path) -> Fingerprint:
 
 
 def _matches(name: str, sizes: Sizes, shapes: Mapping[str, Shape]) -> bool:
-    """Whether these are the tensors of a known model; a tied model may also store a copy of its head."""
+    """Whether the tensors are exactly those of the known model ``name``; a tied model may also store its lm_head."""
     config, known = _known(name)
     copied = sizes.head_stored and bool(config.get("tie_word_embeddings"))
     if replace(sizes, head_stored=known.head_stored if copied else sizes.head_stored) != known:
@@ -139,7 +139,7 @@ def _known(name: str) -> tuple[Mapping[str, Any], Sizes]:
 
 
 def differing(shapes: Mapping[str, Shape], config: Mapping[str, Any], sizes: Sizes | None = None) -> list[str]:
-    """The differences from the shapes that a config implies, in words: by size if ``sizes`` is given, else by tensor."""
+    """The differences from the shapes that ``config`` implies, in words: by size if ``sizes`` differ, else by tensor."""
     mine = Sizes.of(shapes)
     if sizes and mine and mine != sizes:
         pairs = [(each.name, getattr(mine, each.name), getattr(sizes, each.name)) for each in fields(Sizes)]
@@ -169,22 +169,22 @@ def _value_text(value: object) -> str:
 
 
 def _against_config(path: Path, shapes: Mapping[str, Shape]) -> Iterator[str]:
-    """The differences between the files and their own config.json, in words."""
+    """Yields the differences between the files' tensors and those that the config.json at ``path`` implies, in words."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["architectures"][0] not in FAMILY or "quantization_config" in config:
             return
         if (layers := config.get("num_hidden_layers", 0)) > MAX_LAYERS:
-            yield f"it says {layers:,} layers, more than any model has"
+            yield f"config.json says {layers:,} layers, more than any model has"
             return
         tied = bool(config.get("tie_word_embeddings"))
         yield from differing({name: shape for name, shape in shapes.items() if name != HEAD or not tied}, config)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, IndexError, RecursionError) as error:
-        yield f"it cannot be read as the config of a {FAMILY[0]} ({type(error).__name__}: {error})"
+        yield f"config.json cannot be read as the config of a {FAMILY[0]} ({type(error).__name__}: {error})"
 
 
 def report_lines(found: Fingerprint, path: Path) -> Iterator[str]:
-    """Describes the checkpoint, and lists what its headers cannot show."""
+    """Yields lines that describe the checkpoint, and that list the properties that its headers cannot show."""
     held = sum(tensor.bytes[1] - tensor.bytes[0] for tensor in found.stored.values())
     files = len({tensor.file for tensor in found.stored.values()})
     types = ", ".join(f"{count} {dtype}" for dtype, count in Counter(t.dtype for t in found.stored.values()).most_common())
@@ -209,7 +209,7 @@ def report_lines(found: Fingerprint, path: Path) -> Iterator[str]:
 
 
 def cannot_tell(found: Fingerprint) -> Iterator[str]:
-    """Lists what the headers cannot show."""
+    """Yields one line for each property that the headers cannot show."""
     assert found.sizes
     if len(found.names) > 1:
         configs = [_known(name)[0] for name in found.names]
@@ -226,7 +226,7 @@ def cannot_tell(found: Fingerprint) -> Iterator[str]:
 
 
 def _other_format(stored: Mapping[str, StoredTensor]) -> Iterator[str]:
-    """Describes a checkpoint that is no plain one of the Llama family."""
+    """Yields lines that describe a checkpoint that is not a plain one of the Llama family."""
     yield f"No plain checkpoint of the Llama family: it has no {EMBED} with q, k and gate of a layer 0."
     for pattern, words in OTHER_FORMATS.items():
         if name := next((name for name in stored if re.search(pattern, name)), None):

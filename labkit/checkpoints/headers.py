@@ -22,7 +22,7 @@ from labkit.system.errors import UserError
 Shape = tuple[int, ...]
 
 MAX_HEADER = 100_000_000
-"""Bytes; the safetensors library's limit."""
+"""The largest header in bytes, the same limit as the safetensors library's."""
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 8),
@@ -31,7 +31,7 @@ BITS = {
 }
 """Bits per element of each element type of the format."""
 MAX_NUMBER = 2**64 - 1
-"""The format's numbers, and the products of a shape, have 64 bits."""
+"""The largest number in a header, and the largest number of bits of a tensor: the format has 64-bit integers."""
 INDEX = "model.safetensors.index.json"
 UNREAD_SUFFIXES = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", ".g_idx")
 """Suffixes of tensors that a load may ignore: rope is computed, and GPTQ's g_idx matters only where its parameter exists."""
@@ -49,7 +49,7 @@ class StoredTensor:
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one file, or of a directory's ``weight_files``; a name in two files is that of the later, as in vLLM.
+    """Tensor name -> tensor, of a file or of a directory's ``weight_files``; the last file with a name counts, as in vLLM.
 
     Raises UserError if there is no safetensors file, and as ``weight_files`` and ``read_header`` do.
     """
@@ -62,14 +62,14 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
         raise UserError(f"{path} cannot be read: {error.strerror}; look at the path and its permissions") from error
     if not files:
         only = f", only {pickled[0]}, a pickle: reading one runs the code in it" if pickled else ""
-        raise UserError(f"there is no safetensors file in {path}{only}; fetch one that has")
+        raise UserError(f"there is no safetensors file in {path}{only}; fetch a checkpoint that has one")
     return {name: tensor for file in files for name, tensor in read_header(file).items()}
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a directory: those that its index names, or all.
+    """The safetensors files of a directory, sorted: those that its index names, or all if it has no index.
 
-    Raises UserError if the index cannot be read, or names a missing file or one in another directory.
+    Raises UserError if the index cannot be read, or names a missing file or a file in another directory.
     """
     index = directory / INDEX
     if not index.is_file():
@@ -80,14 +80,14 @@ def weight_files(directory: Path) -> list[Path]:
         raise UserError(f"{index} has no weight_map that can be read ({error!r:.200}); fetch it again") from error
     for name in names:
         if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
-            raise UserError(f"{index} names {name!r}, which is no file name in its own folder; nothing outside it is read")
+            raise UserError(f"{index} names {name!r}, which is no file name in its folder; fetch the checkpoint again")
         if not (directory / name).is_file():
             raise UserError(f"{index} names {name}, and there is no such file beside it; fetch the checkpoint again")
     return [directory / name for name in names]
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one safetensors file, in the header's order; raises UserError if it is none, or its header is wrong."""
+    """Tensor name -> tensor of one safetensors file, in the header's order; raises UserError if the file is broken."""
     if file.suffix in PICKLES:
         raise UserError(f"{file} is a pickle, and reading one runs the code in it; convert it to safetensors first")
     try:
@@ -96,7 +96,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > size - 8:
-                raise UserError(f"{broken}: its header alone would take {8 + length:,}; fetch it again")
+                raise UserError(f"{broken}: its header alone would take {8 + length:,} bytes; fetch it again")
             if length > MAX_HEADER:
                 raise UserError(f"{broken}: a header of {length:,} bytes is over the limit of {MAX_HEADER:,}")
             header = json.loads(opened.read(length).decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number)
@@ -123,7 +123,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(file: Path, name: str, entry: Any, data: int) -> StoredTensor:
-    """One entry of a header whose data begins at byte ``data``."""
+    """The tensor of one header entry, in a file whose data begins at byte ``data``; raises UserError if the entry is wrong."""
     match entry:
         case {"dtype": str(dtype), "shape": list(dimensions), "data_offsets": [start, stop]} if (
             dtype in BITS
@@ -144,7 +144,7 @@ def _stored(file: Path, name: str, entry: Any, data: int) -> StoredTensor:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without duplicate names, of which one reader would keep the first and another the last."""
+    """The dict of a JSON object; raises ValueError for a duplicate name, of which readers keep the first or the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

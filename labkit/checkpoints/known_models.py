@@ -17,7 +17,7 @@ from labkit.system.errors import UserError
 
 KNOWN = Path(__file__).resolve().parent / "known"
 FAMILY = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""The architectures whose tensors follow from config.json; any other needs the headers of its files."""
+"""The architectures whose tensors follow from config.json; of any other, the headers of the files are needed."""
 
 MAX_LAYERS = 1_000_000
 VOCAB_PADDING = 64
@@ -32,13 +32,13 @@ class Model:
     """A checkpoint to trace.
 
     Attributes:
-        name: the user's name for it, a directory or a known name.
-        directory: the directory of config.json.
-        files: its safetensors files; none if only shapes are known.
+        name: the directory or known name that the user gave.
+        directory: the directory that holds config.json.
+        files: the safetensors files; empty if only the shapes are known.
         stored: every tensor in the files; a name in two files is that of the later file.
         shapes: the shape of every checkpoint tensor, from the files' headers, or from the config if there are no files.
         arch: the class to build, ``module:Class``, in place of vLLM's class for the architecture.
-        trust_remote_code: whether code beside the checkpoint may be run.
+        trust_remote_code: whether Python code in the checkpoint's directory may be run.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Model:
 
 
 def resolve(model: str | Path) -> Model:
-    """The model of a known name, of a directory with config.json, or of a JSON file of headers beside one.
+    """The model of a known name, of a directory with config.json, or of a JSON file of headers beside a config.json.
 
     Raises UserError if a file is missing or broken, or the tensors follow neither from files nor from config.json.
     """
@@ -78,7 +78,7 @@ def known_names() -> list[str]:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of config.json in a directory; raises UserError if there is none, or it is no JSON object."""
+    """The content of config.json in a directory; raises UserError if the file is missing, unreadable or not a JSON object."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    """config.json with at least one architecture."""
+    """The content of config.json; raises UserError if the file is missing or names no architecture."""
     if not (directory / "config.json").is_file():
         near = difflib.get_close_matches(str(directory), known_names(), n=3, cutoff=0.4) or ["llama-3-8b"]
         raise UserError(
@@ -104,7 +104,7 @@ def _config(directory: Path) -> dict[str, Any]:
     config = read_config(directory)
     if not isinstance(config.get("architectures"), list) or not config["architectures"]:
         path = directory / "config.json"
-        raise UserError(f'{path} names no architecture; vLLM finds its class by "architectures": ["{FAMILY[0]}"]')
+        raise UserError(f'{path} names no architecture, by which vLLM finds the class; add one: "architectures": ["{FAMILY[0]}"]')
     return config
 
 
@@ -123,12 +123,12 @@ def _headers(file: Path) -> dict[str, Shape]:
 
 
 def _known_shapes(directory: Path, config: Mapping[str, Any]) -> dict[str, Shape]:
-    """The shapes that follow from config.json, for a directory without safetensors files."""
+    """The shapes that follow from config.json, for a directory without safetensors files; raises UserError if none follow."""
     path, architecture = directory / "config.json", config["architectures"][0]
     if architecture not in FAMILY:
         raise UserError(
             f"{path} names {architecture}, and there is no safetensors file beside it; "
-            f"from config.json alone, traced are {', '.join(FAMILY)}"
+            f"add the files: from config.json alone, only {', '.join(FAMILY)} can be traced"
         )
     if "quantization_config" in config:
         raise UserError(f"{path} describes a quantized checkpoint, whose tensors do not follow from it; put its files beside it")
@@ -146,11 +146,12 @@ def _is_size(value: object) -> bool:
 
 
 def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """The shapes of a checkpoint of this config, of one of the FAMILY's architectures, in the order of the layers.
+    """Tensor name -> shape, in the order of the layers, of a checkpoint with this config; its architecture must be in FAMILY.
 
     With H the hidden size, I the intermediate size, V the vocabulary, N query heads, K kv heads and D the head size:
     q_proj (N*D, H), k_proj and v_proj (K*D, H), o_proj (H, N*D), gate_proj and up_proj (I, H), down_proj (H, I), norms (H,),
-    embed_tokens and lm_head (V, H). A tied model has no lm_head. Biases only if the config has them.
+    embed_tokens and lm_head (V, H). A tied model has no lm_head.
+    Qwen3 also has q_norm and k_norm (D,). Qwen2 has biases of q, k and v; the others only the biases that the config names.
     """
     hidden, intermediate, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads, kv_heads = head_counts(config)
@@ -187,13 +188,13 @@ def implied_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def head_counts(config: Mapping[str, Any]) -> tuple[int, int]:
-    """The numbers of query heads and of kv heads, equal without num_key_value_heads."""
+    """The numbers of query heads and of kv heads; they are equal if the config has no num_key_value_heads."""
     heads = config["num_attention_heads"]
     return heads, config.get("num_key_value_heads") or heads
 
 
 def check_ranks(config: Mapping[str, Any], tp_size: int, ranks: Sequence[int]) -> None:
-    """Raises UserError if the model cannot be divided over ``tp_size`` ranks (with the sizes that fit), or a rank is none."""
+    """Raises UserError if the model cannot be divided over ``tp_size`` ranks, or ``ranks`` is empty or names a missing rank."""
     if obstacle := _obstacle(config, tp_size):
         fitting = [str(size) for size in range(1, config["num_attention_heads"] + 1) if not _obstacle(config, size)]
         raise UserError(f"{obstacle}; TP sizes that fit this model: {', '.join(fitting)}")

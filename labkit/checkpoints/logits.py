@@ -1,6 +1,6 @@
-"""Compares what two checkpoints compute: mini_vllm serves both in float32, and their log-probabilities are compared.
+"""Compares the log-probabilities that two checkpoints compute for the same prompts; mini_vllm serves both in float32.
 
-This finds faults that change no shape: k swapped with v, permuted rows, a rounded tensor.
+The comparison finds faults that change no shape: k swapped with v, permuted rows, a rounded tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROMPTS, LENGTH, ANSWER = 8, 32, 16
 ROUNDING = 1e-4
 """The largest difference due to rounding, relative to the spread (standard deviation) of the reference's log-probabilities.
 
-Relative, because float32 rounds in proportion: if all tokens of a model are about equally likely, a fault changes them less, too.
+The bound is relative: float32 rounds in proportion, and if all tokens are about equally likely, a fault changes them less.
 Measured with these prompts, the largest difference relative to the spread:
 
                                                                   SmolLM2-135M    lab 02's tiny Llama
@@ -35,7 +35,7 @@ stored in a shorter element type counts as different; the size of the difference
 """
 
 Answer = list[tuple[int, float]]
-"""Token ids with the logarithm of the probability that the model gave to each."""
+"""Pairs of a token id and the natural logarithm of the probability that the model gave to it."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Difference:
     """The difference between two checkpoints.
 
     Attributes:
-        largest: the largest difference of the log-probabilities of a prompt token, natural logarithm; NaN if one is NaN.
-        position: the token of that difference within ``prompt``, from 0.
+        largest: the largest absolute difference between the two log-probabilities of a prompt token; NaN if either is NaN.
+        prompt, position: the indices of the prompt and of its token that have the largest difference, from 0.
         spread: the standard deviation of the reference's log-probabilities.
-        first_differing: for each prompt, the index in the greedy answer at which the two first differ; None if they agree.
+        first_differing: for each prompt, the index of the first token at which the two greedy answers differ; None if they agree.
     """
 
     largest: float
@@ -57,19 +57,19 @@ class Difference:
 
     @property
     def rounding(self) -> float:
-        """The largest difference that float32 accounts for."""
+        """The largest difference that rounding in float32 explains: ROUNDING times ``spread``."""
         return ROUNDING * self.spread
 
     @property
     def is_rounding(self) -> bool:
-        """Whether the two compute the same, up to rounding."""
+        """Whether rounding explains the largest difference."""
         return self.largest <= self.rounding
 
 
 def compare(directory: Path, reference: Path) -> Difference:
-    """Serves both checkpoints with the same prompts: random token ids from a fixed seed.
+    """Serves both checkpoints with the same prompts, random token ids from a fixed seed; returns how their outputs differ.
 
-    Raises UserError if architectures or vocabularies differ, or one cannot be served (with mini_vllm's message).
+    Raises UserError if architectures or vocabulary sizes differ, or a checkpoint cannot be served (with mini_vllm's message).
     """
     mine, other = read_config(directory), read_config(reference)
     for folder, config in ((directory, mine), (reference, other)):
@@ -85,7 +85,7 @@ def compare(directory: Path, reference: Path) -> Difference:
 
 
 def report_lines(found: Difference) -> Iterator[str]:
-    """Describes the difference, and whether it is rounding."""
+    """Yields lines that describe the difference and say whether rounding explains it."""
     yield f"{PROMPTS} prompts of {LENGTH} random token ids, both served by mini_vllm in float32"
     where = f", at token {found.position} of prompt {found.prompt}" if found.largest else ""
     yield f"largest difference of log-probabilities: {found.largest:.2g}{where}"
@@ -96,7 +96,7 @@ def report_lines(found: Difference) -> Iterator[str]:
 
 
 def _serve(directory: Path, vocabulary: int) -> list[tuple[Answer, Answer]]:
-    """For each prompt, its tokens but the first, and the greedy answer."""
+    """For each prompt, two Answers: the prompt's tokens except the first, and the tokens generated greedily."""
     from mini_vllm import LLM, RequestError, SamplingParams
     from mini_vllm.loading.checkpoint import CheckpointError
 

@@ -1,4 +1,4 @@
-"""Grades a class: each submission once; each result is a file, and a second run grades only what has no result."""
+"""Grades each submission of a class once: each result is a file, and a second run grades only submissions without a result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Classroom:
 
     Attributes:
         output: the folder: results/NAME.json, grades.csv, grades.json, and a folder for each format.
-        version: identifies what a result depends on besides the submission: the tests, the engine, labkit and the image.
+        version: a text that changes with everything else that a result depends on: the tests, the engine, labkit and the image.
     """
 
     lab: Lab
@@ -48,7 +48,7 @@ class Classroom:
 
     @classmethod
     def make(cls, lab: Lab, output: Path, image: str | None) -> Classroom:
-        """Creates the folder for results; UserError: it cannot be created."""
+        """Creates the folder for results; returns the Classroom. UserError: the folder cannot be created."""
         try:
             (output / "results").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -96,7 +96,7 @@ class Classroom:
         return [self.output / each for each in ("grades.csv", "grades.json", *formats)]
 
     def _read(self, submission: Submission) -> dict[str, Any] | None:
-        """The result of an earlier run, if it is for the same bytes and version."""
+        """The result of an earlier run, or None if there is no valid one for the same bytes and version."""
         try:
             result = json.loads(Path(self.output, "results", f"{submission.name}.json").read_text(encoding="utf-8"))
             same = (result["sha256"], result["version"]) == (submission.sha256, self.version)
@@ -118,7 +118,7 @@ def version_of(lab: Lab, image: str | None) -> str:
 
 
 def in_threads(image: str | None, jobs: int) -> Grader:
-    """Returns a grader for this machine with so many threads; the work is done in containers or in child processes."""
+    """Returns a grader with ``jobs`` threads on this machine; they grade in containers or, without ``image``, child processes."""
 
     def grade(lab: Lab, submissions: list[Submission]) -> Iterator[Graded]:
         with ExitStack() as stack:
@@ -139,7 +139,7 @@ def in_threads(image: str | None, jobs: int) -> Grader:
 
 
 def answer(image: str | None, lab_number: str, source: bytes, start: Start = start_pytest) -> dict[str, Any]:
-    """Grades one submission: a report, or the sentence why there is none. An exception would end the whole class."""
+    """Grades one submission; returns its "report", or a "fault": why there is none. An exception would end the whole class."""
     try:
         return {"report": Container(image).grade(lab_number, source) if image else grade_source(lab_number, source, start)}
     except (ReportError, OSError) as error:

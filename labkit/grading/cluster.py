@@ -21,10 +21,10 @@ from labkit.system.errors import UserError
 from labkit.system.labs import Lab, find_lab
 
 MAX_TRIES = 5
-"""How often a submission is started. Ray's own retries never end where a lack of memory ends the task."""
+"""The largest number of starts of a submission. Ray's own retries never end if each try is killed for lack of memory."""
 
 HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What a gRPC client sends first (RFC 9113, section 3.4), with empty settings; the server answers with a frame of type 4."""
+"""A gRPC client's first bytes (RFC 9113, section 3.4), with empty settings; the server answers with a frame of type 4."""
 
 
 def on_ray(address: str, image: str | None, version: str, jobs: int | None) -> Grader:
@@ -85,7 +85,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def report_text(image: str | None, version: str, lab_number: str, source: bytes) -> str:
-    """On a node: :func:`answer` as JSON."""
+    """Runs on a node: the result of :func:`answer` as JSON text, or a fault if the node has another version."""
     if version_of(find_lab(lab_number), image) == version:
         return json.dumps(answer(image, lab_number, source))
     fault = f"the node {socket.gethostname()} has other labs than this machine; give it the same work tree, then grade again"
@@ -108,4 +108,4 @@ def _check_address(address: str) -> None:
     with socket.create_connection((host, int(port)), timeout=10) as line:
         line.sendall(HTTP_2)
         if line.recv(9)[3:4] != b"\x04":
-            raise OSError("what answers there is not Ray")
+            raise OSError("the server at this address is not Ray")

@@ -21,7 +21,7 @@ from labkit.system.errors import UserError
 from labkit.system.labs import find_lab
 
 START_SECONDS = 90
-"""Seconds that a container has in addition to what a verdict may take."""
+"""Seconds that a container may run in addition to the time limit of a verdict."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Container:
                 return read_report(line[len(nonce) :])
         why = b"".join(errors).decode(errors="replace").strip().splitlines()
         raise ReportError(
-            f"no report came out of the container{f' ({why[-1][:200]})' if why else ''}; it ended, was ended, "
-            f"or took more than {limit} seconds"
+            f"no report came out of the container{f' ({why[-1][:200]})' if why else ''}; it exited, was killed, "
+            f"or took more than {limit} seconds; grade it again"
         )
 
     def options(self) -> list[str]:

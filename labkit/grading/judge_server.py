@@ -1,6 +1,6 @@
-"""Fork servers for the judges of a class: each has imported what a judge imports, and forks for each submission.
+"""Fork servers for the judges of a class: each has imported a judge's modules, and forks a judge for each submission.
 
-A fork does what a new judge does: it starts the sandbox that the learner's file runs in. The server never runs a learner's code.
+A forked judge acts as a new one: it starts the sandbox that the learner's file runs in. The server never runs a learner's code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def judge_servers() -> Iterator[Start]:
 
 
 def main(control: socket.socket) -> int:
-    """Serves; in a fork, does what :func:`labkit.check.check.start_pytest` starts. Returns the exit status."""
+    """Forks for each request; a fork runs pytest, as :func:`labkit.check.check.start_pytest` does. Returns the exit status."""
     import pytest
 
     end_with_parent()

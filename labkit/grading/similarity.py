@@ -19,7 +19,7 @@ def write_for_jplag(submissions: list[Submission], lab: Lab, output: Path) -> Pa
     """Replaces ``output``/submissions/NAME/starter.py and ``output``/base/starter.py; returns ``output``.
 
     Raises:
-        UserError: they cannot be written.
+        UserError: the files cannot be written.
     """
     try:
         for name in ("base", "submissions"):

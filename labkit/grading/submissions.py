@@ -14,7 +14,7 @@ from labkit.system.labs import Lab
 
 MAX_FILE = 1 << 20  # bytes of a graded file; the solutions have up to 16,000
 MAX_MEMBERS = 5000  # of an archive
-MAX_UNPACKED = 200 << 20  # bytes of all members of an archive together, as its directory says
+MAX_UNPACKED = 200 << 20  # bytes of all members of an archive together, as the archive's own directory says
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Submission:
 def read_submissions(folder: Path, lab: Lab) -> list[Submission]:
     """Reads a submission from each folder, archive and .py file in ``folder``, sorted by name.
 
-    UserError: there is no such folder, it holds no submission, or two with the same name.
+    UserError: there is no such folder, it holds no submission, or it holds two with the same name.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the one with a folder or a .zip for each learner")
@@ -85,7 +85,7 @@ def _read_archive(entry: Path, lab: Lab) -> bytes:
     except (UserError, OSError):
         raise
     except Exception as error:
-        raise UserError(f"{entry.name} is not a readable zip archive ({error}); hand in another") from error
+        raise UserError(f"{entry.name} is not a readable zip archive ({error}); hand in another archive") from error
 
 
 def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
@@ -100,11 +100,11 @@ def _check_members(name: str, members: list[zipfile.ZipInfo]) -> None:
         parts = PurePosixPath(member.filename.replace("\\", "/")).parts
         kind = stat.S_IFMT(member.external_attr >> 16)
         if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in member.filename:
-            raise UserError(f"{name} holds {member.filename!r}, which leads out of its folder; hand in another")
+            raise UserError(f"{name} holds {member.filename!r}, which leads out of its folder; hand in another archive")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(f"{name} holds {member.filename!r}, which is a link or not a regular file; hand in another")
+            raise UserError(f"{name} holds {member.filename!r}, which is a link or not a regular file; hand in another archive")
         if member.flag_bits & 1:
-            raise UserError(f"{name} is encrypted; hand in another")
+            raise UserError(f"{name} is encrypted; hand in an archive without a password")
 
 
 def _chosen(names: list[str], lab: Lab, what: str) -> str:

@@ -18,7 +18,7 @@ from labkit.isolation import sandbox
 from labkit.system.labs import ROOT, Lab, find_lab
 
 CHANGED = (
-    "the tests, the engine or labkit changed on disk while this was graded, so there is no verdict; see what did with `git "
+    "the tests, the engine or labkit changed on disk while this was graded, so there is no verdict; see the changes with `git "
     "status`, undo it with `git checkout -- labs mini_vllm labkit`, then grade again"
 )
 
@@ -51,7 +51,7 @@ def grade_source(lab_number: str, source: bytes, start: Start = start_pytest) ->
 
 
 def judge_environment() -> dict[str, str]:
-    """The environment of a judge: without what makes Python or pytest load other files."""
+    """The environment of a judge: without the variables that make Python or pytest load other files."""
     return clean_environment("PYTEST_PLUGINS", "PYTHONPATH", "PYTHONSTARTUP")
 
 
@@ -62,5 +62,5 @@ def trusted_files() -> list[Path]:
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """The digest of the files' bytes, one after the other."""
+    """The SHA-256 digest, in hex, of the files' bytes one after the other."""
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,6 +1,6 @@
-"""The engine's compiled kernels in the sandbox: it reads the ones on disk, and those that it compiles are deleted with it.
+"""Compiled kernels for the sandbox: it reads the kernels on disk; the kernels that it compiles are deleted with its folder.
 
-A kernel on disk is code that runs later, so a learner's process must not write one. The judge compiles what was missing. numba's
+A kernel on disk is code that runs later, so a learner's process must not write one. The judge adds missing ones later. numba's
 caching.py names the folder of a source file.
 
 ``python -m labkit.isolation.compiled_kernels`` compiles all of them; docker/Dockerfile does it when it builds an image.
@@ -26,7 +26,7 @@ CONFIG |= dict(rms_norm_eps=1e-5, rope_theta=10000.0, num_attention_heads=6, num
 
 
 def link_kernels(folder: Path) -> None:
-    """Links the kernels into the folder of a sandbox, which cannot write through a link."""
+    """Links the kernels on disk into a sandbox's folder; the sandbox cannot write through a link."""
     cache = os.environ.get("NUMBA_CACHE_DIR")
     kernels = _kernel_folder(Path(cache)) if cache else KERNELS / "__pycache__"
     links = _kernel_folder(folder / "numba")
@@ -37,13 +37,13 @@ def link_kernels(folder: Path) -> None:
 
 
 def compile_missing(folder: Path) -> None:
-    """Compiles the kernels in this process, which may write them, if the sandbox had to compile one."""
+    """Compiles all kernels in this process, which may write them to disk, if the sandbox had to compile one."""
     if not all(kernel.is_symlink() for kernel in _kernel_folder(folder / "numba").iterdir()):
         compile_kernels()
 
 
 def compile_kernels() -> None:
-    """Generates with a one-layer Llama for each kind of weights; numba writes the kernels that it compiles for it."""
+    """Generates tokens with a one-layer Llama for each element type of weights; numba writes the compiled kernels to disk."""
     import torch
 
     from mini_vllm import LLMEngine, SamplingParams
@@ -69,7 +69,7 @@ def compile_kernels() -> None:
 
 
 def _kernel_folder(cache: Path) -> Path:
-    """The folder of the kernels in a NUMBA_CACHE_DIR."""
+    """The folder in which numba caches the kernels, if NUMBA_CACHE_DIR is ``cache``."""
     return cache / f"{KERNELS.name}_{sha1(str(KERNELS).encode()).hexdigest()}"
 
 

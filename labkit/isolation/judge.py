@@ -1,6 +1,6 @@
 """The pytest plugin of the judge: the fixture ``lab`` is a proxy for the learner's file, which runs in the sandbox.
 
-``./lab grade`` runs the tests with it. ``./lab check`` and plain pytest import the file into the tests' process.
+``./lab grade`` runs the tests with this plugin. ``./lab check`` and plain pytest import the file into the tests' process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from labkit.system.errors import UserError
 
 
 class Judge:
-    """Starts the learner's process with pytest, so that both import torch at the same time, and ends it with the session."""
+    """Starts the learner's process with pytest, so that both import torch at the same time; ends the process with the session."""
 
     def __init__(self, graded: Path, folder: Path) -> None:
         self.graded, self.folder = graded, folder
@@ -56,7 +56,7 @@ class Judge:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Fails every test that ran without the learner's process, with one message."""
+        """Fails every test that ran after the learner's process was lost; the message says why it was lost."""
         report = yield
         has_message = call.excinfo and call.excinfo.errisinstance(pytest.fail.Exception)  # pytest-timeout's, for instance
         if report.when == "call" and self.connection.lost and not has_message:
@@ -88,7 +88,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def lab(pytestconfig: pytest.Config) -> ModuleProxy:
-    """The implementation under test, as a proxy."""
+    """The proxy for the learner's file, which is loaded anew for each test module."""
     connection = pytestconfig.stash[JUDGE].connection
     try:
         connection.request("load")

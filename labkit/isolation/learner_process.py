@@ -58,7 +58,7 @@ class Learner:
         self._factories = dict(registry._factories)
 
     def answer(self, request: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], Packer]:
-        """Executes a request; answers with a value or an error, what it changed, and the architectures registered."""
+        """Executes a request; returns its value or error, changed arguments and new models, with the Packer of their tensors."""
         unpacker, packer = Unpacker(data, self._unpack_other), Packer(self._pack_object)
         try:
             for number in request.get("free", ()):
@@ -102,7 +102,7 @@ class Learner:
 
     @contextmanager
     def _torch_state(self, state: dict[str, Any], unpacker: Unpacker) -> Iterator[None]:
-        """Sets the judge's default dtype, threads, gradient mode and forward context."""
+        """Sets the judge's default dtype, threads, gradient mode and forward context for one request."""
         torch.set_default_dtype(unpacker.unpack(state["dtype"]))
         if torch.get_num_threads() != state["threads"]:
             torch.set_num_threads(state["threads"])
@@ -127,7 +127,7 @@ class Learner:
         raise ValueError(kind)
 
     def _pack_object(self, thing: Any, pack: Callable[[Any], Any]) -> dict[str, Any]:
-        """Keeps an object here; packs its number, the names of its class and bases, and those of a dataclass's fields."""
+        """Keeps an object in this process; packs its number, the names of its class and bases, and a dataclass's field names."""
         if (number := self._numbers.get(id(thing))) is None:
             number = self._numbers[id(thing)] = next(self._unused)
             self._objects[number] = thing
@@ -137,6 +137,7 @@ class Learner:
             "object": [
                 number,
                 _names(kind)[:-1],
+                # The judge compares dataclasses by these fields, and requests their values one by one.
                 [f.name for f in fields(thing)] if is_dataclass(thing) and kind is not type else None,
             ]
         }
@@ -157,7 +158,7 @@ def _names(kind: type) -> list[str]:
 
 
 def answer_interrupts(end: socket.socket, path: Path) -> None:
-    """For each byte received, sends the line of the file that runs, then interrupts it. Runs in its own thread."""
+    """For each byte received, sends the lines of the learner's file that the main thread runs, then interrupts that thread."""
     main = threading.main_thread().ident or 0
     while end.recv(1):
         frames = traceback.walk_stack(sys._current_frames()[main])
@@ -167,7 +168,7 @@ def answer_interrupts(end: socket.socket, path: Path) -> None:
 
 
 def main(path: Path, calls: socket.socket, interrupts: socket.socket) -> None:
-    """Sends that it is ready, then answers requests until the judge closes the connection."""
+    """Sends a ready message, then answers requests until the judge closes the connection."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
     threading.Thread(target=answer_interrupts, args=(interrupts, path), daemon=True).start()
     learner = Learner(path)

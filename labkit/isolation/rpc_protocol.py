@@ -47,11 +47,11 @@ def receive(end: socket.socket) -> tuple[dict[str, Any], bytearray]:
     lengths = _exactly(end, 16)
     text, rest = int.from_bytes(lengths[:8], "little"), int.from_bytes(lengths[8:], "little")
     if text + rest > MAX_MESSAGE:
-        raise ProtocolError(f"a message of {text + rest} bytes; the limit is {MAX_MESSAGE}")
+        raise ProtocolError(f"the message has {text + rest} bytes; the limit is {MAX_MESSAGE}")
     try:
         message = dict(json.loads(_exactly(end, text)))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ProtocolError("a message that is not a JSON object") from error
+        raise ProtocolError("the message is not a JSON object") from error
     return message, _exactly(end, rest)
 
 
@@ -69,11 +69,11 @@ class Packer:
     """Packs values as JSON, and the bytes of their tensors as ``parts``.
 
     Args:
-        other: packs a value that is not plain; it gets the value, and the function that packs values.
+        other: function that packs a value that is not plain; its arguments are the value and ``pack``.
 
     Attributes:
-        given: the containers and tensors, in the order in which they were packed, which is the order of unpacking.
-        known: id of an object that the other process sent -> its number in that process's ``given``, which is packed for it.
+        given: the packed containers and tensors, in the order of packing, in which the other process unpacks them.
+        known: id of each object that the other process sent -> the number in that process's ``given`` as which it is packed.
         parts: the bytes of the tensors.
     """
 
@@ -85,7 +85,7 @@ class Packer:
         self._size = 0
 
     def pack(self, value: Any) -> Any:
-        """The value as JSON: itself, or an object with one key, the kind of the value."""
+        """The value as JSON: unchanged if JSON has its type, else an object with one key, the kind of the value."""
         kind = type(value)
         if value is None or kind in (bool, int, float, str):
             return value
@@ -122,15 +122,15 @@ class Packer:
 
 
 class Unpacker:
-    """Unpacks the values of a message, and finds the tensors and containers that a call has changed since.
+    """Unpacks the values of a message; after the call that got them, finds the tensors and containers that the call has changed.
 
     Args:
         data: the bytes of the message's tensors.
-        other: unpacks a kind that is not plain; it gets the kind, the value, and the function that unpacks values.
-        sent: ``given`` of the request that the message answers.
+        other: function that unpacks a value of a kind that is not plain; its arguments are the kind, the value and ``unpack``.
+        sent: ``given`` of the Packer of the request that this message answers.
 
     Attributes:
-        given: the containers and tensors, in the order of unpacking.
+        given: the unpacked containers and tensors, in the order of unpacking.
     """
 
     def __init__(self, data: bytearray, other: Callable[[str, Any, Callable[[Any], Any]], Any], sent: Sequence[Any] = ()) -> None:
@@ -140,7 +140,7 @@ class Unpacker:
         self._memory: dict[int, tuple[int, bytearray]] = {}
 
     def unpack(self, packed: Any) -> Any:
-        """The inverse of :meth:`Packer.pack`; ProtocolError: it does not produce such a value."""
+        """The inverse of :meth:`Packer.pack`; ProtocolError: ``pack`` never returns such JSON."""
         if not isinstance(packed, dict):
             return packed
         try:
@@ -152,10 +152,10 @@ class Unpacker:
                 return tensor if kind == "tensor" else tensor.numpy() if kind == "array" else tensor.numpy().tobytes()
             return self.sent[value] if kind == "given" else self.other(kind, value, self.unpack)
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-            raise ProtocolError(f"a value that cannot be unpacked: {error}") from error
+            raise ProtocolError(f"a value cannot be unpacked: {error}") from error
 
     def written(self) -> list[tuple[int, bytearray]]:
-        """The received tensors whose bytes have changed since: the number in ``given``, and the memory with the new bytes."""
+        """Each received tensor whose bytes have changed since: its number in ``given``, and its memory, with the new bytes."""
         return [
             (number, memory)
             for number, (start, memory) in self._memory.items()
@@ -163,7 +163,7 @@ class Unpacker:
         ]
 
     def changed(self) -> list[int]:
-        """The numbers of the containers with other elements, and of the tensors with another shape, stride, dtype or memory."""
+        """The numbers in ``given`` of containers whose elements and tensors whose shape, stride, dtype or memory changed."""
         return [number for number, (before, _) in enumerate(self._before) if before != _structure(self.given[number])]
 
     def _keep(self, value: Any) -> Any:
@@ -176,7 +176,7 @@ class Unpacker:
         count = int(np.prod(shape, dtype=np.int64))
         memory = self.data[start : start + count * dtype.itemsize]
         if min(shape, default=0) < 0 or start < 0 or len(memory) != count * dtype.itemsize:
-            raise ProtocolError(f"the message has {len(memory)} bytes for a tensor of shape {shape} and dtype {dtype}")
+            raise ProtocolError(f"a {dtype} tensor {shape} needs {count * dtype.itemsize} bytes; the message has {len(memory)}")
         if count:
             self._memory[len(self.given)] = start, memory
         flat = torch.frombuffer(memory, dtype=dtype) if count else torch.empty(0, dtype=dtype)
@@ -184,7 +184,7 @@ class Unpacker:
 
 
 def _structure(value: Any) -> Any:
-    """Differs after a container has got other elements, or a tensor another shape or memory; the elements must be kept alive."""
+    """A value that differs once a container has other elements, or a tensor another shape or memory, if elements stay alive."""
     match value:
         case Tensor():
             return value.shape, value.stride(), value.dtype, value.data_ptr()
@@ -207,7 +207,7 @@ KINDS: dict[str, tuple[type, Callable[[Any], Iterable[Any]], Callable[[list[Any]
     "dtype": (torch.dtype, lambda value: [str(value).removeprefix("torch.")], lambda parts: _dtype(*parts)),
     "path": (Path, lambda value: [str(value)], lambda parts: Path(*parts)),
 }
-"""Each kind of plain value: its type, the values that it is made of, and what makes it of them again."""
+"""Kind of plain value -> its type, the function that splits a value into parts, and the function that joins the parts."""
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -218,9 +218,9 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def unpack_dataclass(name: str, values: dict[str, Any]) -> Any:
-    """A dataclass of mini_vllm, from its name and the values of its fields; ProtocolError: it has none of this name."""
+    """An instance of a dataclass of mini_vllm, from the class's name and field values; ProtocolError: there is no such class."""
     if not (isinstance(cls := resolve_name(name), type) and is_dataclass(cls)):
-        raise ProtocolError(f"{name!r} is not a dataclass of the engine")
+        raise ProtocolError(f"{name!r} is not a dataclass of mini_vllm")
     return cls(**values)
 
 
@@ -233,8 +233,8 @@ def resolve_name(name: str) -> Any:
     """
     module, _, qualname = name.partition(":")
     if not module.startswith(MODULES) or module not in sys.modules:
-        raise ProtocolError(f"{name!r} is not in the engine")
+        raise ProtocolError(f"{name!r} is not in a module of mini_vllm")
     found = attrgetter(qualname)(sys.modules[module])
     if not str(getattr(found, "__module__", "")).startswith(MODULES):
-        raise ProtocolError(f"{name!r} is not defined in the engine")
+        raise ProtocolError(f"{name!r} is not defined by mini_vllm")
     return found

@@ -31,7 +31,7 @@ from mini_vllm.loading.checkpoint import Checkpoint
 from mini_vllm.models.registry import register_model
 
 INTERRUPT_SECONDS = 10.0
-"""Seconds for the other process to say which line it runs, and as many to stop."""
+"""Seconds that the learner's process has to send the line that it runs; it has as many again to stop."""
 
 
 class LearnerError(Exception):
@@ -39,11 +39,11 @@ class LearnerError(Exception):
 
 
 class ProcessLostError(ModelLostError):
-    """The learner's process has ended; the message says how."""
+    """The learner's process no longer answers; the message says why."""
 
 
 class LearnerTraceback(Exception):
-    """The lines of the learner's file that an error came through; it is the error's cause."""
+    """The lines of the learner's file that an error came through; this exception is the error's ``__cause__``."""
 
 
 class LearnerConnection:
@@ -55,8 +55,8 @@ class LearnerConnection:
         describe_exit: returns a sentence about how the process ended.
 
     Attributes:
-        lost: why no request is answered any more; empty while the process answers.
-        released: numbers of objects that have no proxy any more.
+        lost: the reason why no request is answered any more; empty while the process answers.
+        released: numbers of objects that have no proxy any more; the next request frees them.
     """
 
     def __init__(self, path: Path, calls: socket.socket, interrupts: socket.socket, describe_exit: Callable[[], str]) -> None:
@@ -78,8 +78,8 @@ class LearnerConnection:
         """Sends one request and returns its result.
 
         Raises:
-            ProcessLostError: the process has ended.
-            Exception: what the learner's code raised, as a type that the judge knows; its cause is a :class:`LearnerTraceback`.
+            ProcessLostError: the process no longer answers.
+            Exception: the learner's code raised it; its type is one that the judge knows, its cause a :class:`LearnerTraceback`.
         """
         if self.lost:
             raise ProcessLostError(self.lost)
@@ -101,7 +101,7 @@ class LearnerConnection:
             raise ProcessLostError(self.lost) from None
 
     def _result(self, message: dict[str, Any], data: bytearray, packer: Packer) -> Any:
-        """Changes the arguments as the call did, and registers its models; returns its value or raises its error."""
+        """Changes the arguments and registers models as the call did; returns the call's value or raises the call's error."""
         unpacker = Unpacker(data, self._unpack_other, packer.given)
         try:
             for number, packed in message["wrote"]:
@@ -126,7 +126,7 @@ class LearnerConnection:
         if names[0] == "labkit.system.errors:UserError":
             return UserError(text), traceback
         if names[0] in ("builtins:SystemExit", "builtins:KeyboardInterrupt"):
-            return LearnerError(f"{self.path.name} ended with {names[0][9:]}({text}); take out what exits"), traceback
+            return LearnerError(f"{self.path.name} ended with {names[0][9:]}({text}); remove the call that exits"), traceback
         for kind in filter(None, map(_find_exception, names)):
             error = kind.__new__(kind)
             Exception.__init__(error, text)
@@ -140,7 +140,7 @@ class LearnerConnection:
         return LearnerTraceback("".join(f"\n{self.path.name}:{int(line)}: in {name}" for line, name in lines[:20]))
 
     def _interrupt(self) -> LearnerTraceback:
-        """Asks the process which line it runs and interrupts it; a process that does not stop is lost."""
+        """Interrupts the process; returns the lines that it was running. Sets ``lost`` if the process does not stop."""
         lines: list[Any] = []
         try:
             self.interrupts.settimeout(INTERRUPT_SECONDS)
@@ -156,7 +156,7 @@ class LearnerConnection:
         return LearnerTraceback()
 
     def _torch_state(self, packer: Packer) -> dict[str, Any]:
-        """The judge's torch settings and its forward context, which the request runs in."""
+        """The judge's torch settings and forward context, which the learner's process sets while it runs the request."""
         state: dict[str, Any] = {
             "dtype": packer.pack(torch.get_default_dtype()),
             "threads": torch.get_num_threads(),
@@ -191,7 +191,7 @@ class LearnerConnection:
 
 
 class Proxy:
-    """An object of the learner's process, by its number; 0 is the learner's module."""
+    """Proxy for the object that has this number in the learner's process; number 0 is the learner's module."""
 
     _rpc: LearnerConnection
     _rpc_number: int
@@ -248,7 +248,7 @@ class ModuleProxy(Proxy):
 
 
 def _change(own: Any, new: Any) -> None:
-    """Makes the judge's own object equal to the one that the call left behind."""
+    """Changes the judge's object ``own`` in place to ``new``, the object's state after the call."""
     match new:
         case torch.Tensor():
             own.data = new
@@ -258,12 +258,12 @@ def _change(own: Any, new: Any) -> None:
             own.clear()
             own.update(new)
         case _:
-            raise ProtocolError(f"a changed {type(new).__name__}")
+            raise ProtocolError(f"a {type(new).__name__} cannot be changed in place")
 
 
 @lru_cache(256)
 def _proxy_class(names: tuple[str, ...], of_fields: tuple[str, ...] | None) -> type[Proxy]:
-    """The proxy class for a class of these names, the most derived first; isinstance() and dataclasses.fields() work with it."""
+    """The proxy class for a class and its bases, named most derived first; isinstance() and dataclasses.fields() work with it."""
     name = names[0].rpartition(":")[2]
     bases = (Proxy, nn.Module) if "torch.nn.modules.module:Module" in names else (Proxy,)
     kind: Any = type(name, bases, {})
@@ -280,14 +280,14 @@ def _values(proxy: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def _find_class(name: str) -> type | None:
-    """The class of mini_vllm with this name."""
+    """The class of mini_vllm with this name, or None."""
     with suppress(ProtocolError, AttributeError):
         return found if isinstance(found := resolve_name(name), type) else None
     return None
 
 
 def _find_exception(name: str) -> type[Exception] | None:
-    """The exception of Python or of mini_vllm with this name."""
+    """The exception class of Python or of mini_vllm with this name, or None."""
     module, _, qualname = name.partition(":")
     found = getattr(builtins, qualname, None) if module == "builtins" else _find_class(name)
     simple = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, (ExceptionGroup, UnicodeError))

@@ -1,4 +1,4 @@
-"""The sandbox that a learner's process runs in. Linux only; elsewhere it has the limits and nothing else.
+"""The sandbox that a learner's process runs in. Linux only; on other systems it sets the limits and nothing else.
 
 The Linux kernel provides every layer, and none needs root. A layer that a machine lacks is left out (:func:`layers`).
 
@@ -35,10 +35,10 @@ MAX_MEMORY = 6 << 30
 MAX_PROCESSES = 256  # and threads; two ranks on a large machine start about a hundred
 MAX_FILE = 256 << 20  # bytes
 FOLDER = "MINI_VLLM_LABS_SANDBOX"
-"""The environment variable with the sandbox's folder, in the judge."""
+"""The environment variable that tells the judge the path of the sandbox's folder."""
 
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "OMP_NUM_THREADS", "MINI_VLLM_LABS_ENVIRONMENT", "VIRTUAL_ENV", "NO_COLOR")
-"""The environment variables of the learner's process: no token, no proxy, nothing that makes Python load a file."""
+"""The environment variables that the learner's process inherits: no token, no proxy, nothing that makes Python load a file."""
 
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
@@ -54,7 +54,7 @@ def sandboxed(folder: Path, command: list[str]) -> list[str]:
 
 @cache
 def layers() -> tuple[str, ...]:
-    """The layers that this machine has, besides the limits."""
+    """The names of the sandbox's layers that this machine has, besides the limits."""
     if sys.platform != "linux":
         return ()
     found = []
@@ -110,7 +110,7 @@ def run(folder: Path, command: list[str]) -> int:
 
 
 def _restrict(folder: Path) -> None:
-    """Applies the limits, drops all rights, and restricts writes to the folder."""
+    """Applies the limits, drops all capabilities, and restricts writes to the folder."""
     os.setsid()
     for limit, most in ((resource.RLIMIT_AS, MAX_ADDRESSES), (resource.RLIMIT_FSIZE, MAX_FILE), (resource.RLIMIT_CORE, 0)):
         _limit(limit, most)
@@ -170,7 +170,7 @@ def _landlock(folder: Path) -> None:
 
 
 def _unshare() -> bool:
-    """Creates namespaces for processes, network and shared memory, in a user namespace where that is necessary."""
+    """Creates namespaces for processes, network and shared memory, in a user namespace if necessary; returns whether it could."""
     user, group = os.getuid(), os.getgid()
     spaces = CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
     if _libc().unshare(spaces) and _libc().unshare(spaces | CLONE_NEWUSER):
@@ -193,7 +193,7 @@ def _cgroup_roots() -> list[Path]:
 
 @contextmanager
 def _control_group() -> Iterator[Callable[[], None]]:
-    """Creates a control group with the limits on all processes together; yields a function that joins it in the child."""
+    """Creates a control group with the limits on all processes together; yields a function by which the child joins the group."""
     groups = []
     limits = {"pids.max": MAX_PROCESSES, "memory.max": MAX_MEMORY, "memory.limit_in_bytes": MAX_MEMORY}
     for root in _cgroup_roots():

@@ -62,7 +62,7 @@ Why: {why}.
 
 @dataclass(frozen=True)
 class Fetched:
-    """A fetched checkpoint, with sentences for the user about this fetch."""
+    """A fetched checkpoint; ``notes`` are sentences for the user about this fetch."""
 
     directory: Path
     manifest: Manifest
@@ -70,7 +70,7 @@ class Fetched:
 
     @property
     def summary(self) -> str:
-        """The contents of the directory in one line, and the reason for dummy weights in another."""
+        """The contents of the directory in one line; for dummy weights, a second line gives the reason."""
         held = self.manifest
         size = f"{len(held.files)} files, {held.bytes / 1e9:.2f} GB"
         if held.weights == "dummy":
@@ -79,7 +79,7 @@ class Fetched:
 
     @property
     def json(self) -> str:
-        """All attributes as JSON."""
+        """The directory, the manifest with the names of its files, and the notes, as JSON text."""
         held = self.manifest
         about = {name: getattr(held, name) for name in ("model", "weights", "origin", "commit", "revision", "why", "bytes")}
         return json.dumps({"directory": str(self.directory), **about, "files": sorted(held.files), "notes": self.notes}, indent=2)
@@ -94,15 +94,15 @@ def fetch(
     layers: int | None = None,
     verify: bool = False,
 ) -> Fetched:
-    """Makes a directory with the model, if it does not exist in full.
+    """Makes a directory with the model's checkpoint, unless a complete one exists; returns the directory with notes for the user.
 
     Args:
         model: a hub id, or ``smollm2``.
         revision: a branch, a tag or a commit of the hub.
-        to: a directory that is missing, empty, or was made by an earlier fetch; default the model's own in ``checkpoint_folder``.
+        to: a directory that is missing, empty, or was made by an earlier fetch; default: the model's ``checkpoint_folder``.
         fallback: the replacement for real weights that cannot be fetched; ``auto``: dummy weights for a gated model, else none.
         layers: the number of layers of dummy weights; default all.
-        verify: check every byte of an existing directory; else only that each file exists in its size.
+        verify: check every byte of an existing directory; if False, only that each file exists and has the right size.
 
     Raises UserError if the checkpoint cannot be fetched; the message says why and what to try.
     """
@@ -149,7 +149,7 @@ def _smollm2(to: Path | None, verify: bool, *notes: str) -> Fetched:
 
 
 def _real(model: str, revision: str, to: Path | None, layers: int | None, verify: bool) -> Fetched:
-    """Real weights: from an earlier fetch, from the client's cache if the hub does not give them, or from the hub."""
+    """Fetches real weights: from an earlier fetch, from huggingface_hub's cache if the hub refuses, or from the hub."""
     # The client takes a quarter of a second to import, and smollm2 does not need it.
     from labkit.checkpoints.fetch.hub import Hub, use
     from labkit.checkpoints.fetch.hub_errors import GatedError, UnreachableError
@@ -171,11 +171,11 @@ def _real(model: str, revision: str, to: Path | None, layers: int | None, verify
                 raise UserError(f"{folder} is damaged ({fault}) and cannot be repaired now: {error}") from error
             raise
         commit = cached[0]
-        notes = (*notes, f"{error}. It is copied from the client's cache, which has it")
+        notes = (*notes, f"{error}. The checkpoint is copied from huggingface_hub's cache")
     if earlier and not fault:
         if earlier.commit != commit:
             moved = f"{revision} of {model} is now commit {commit[:12]}; this directory holds {earlier.commit[:12]} and is kept"
-            notes = (*notes, f"{moved}. For the new one, name another directory by --to, or remove this one")
+            notes = (*notes, f"{moved}. To fetch the new commit, name another directory by --to, or remove this one")
         return Fetched(folder, earlier, notes)
     if fault:
         notes = (*notes, f"{folder.name} was damaged ({fault}) and has been repaired")
@@ -201,7 +201,7 @@ def _dummy(model: str, to: Path | None, layers: int | None, why: str, verify: bo
     known = hub_ids().get(model)
     if known is None:
         available = ", ".join(dict.fromkeys(hub_ids().values()))
-        raise UserError(f"{why}. There are no dummy weights either, because its shapes are not known; they are for {available}")
+        raise UserError(f"{why}. There are no dummy weights either, because its shapes are not known; they exist for {available}")
     config = read_config(KNOWN / known)
     total = config["num_hidden_layers"]
     if layers is not None and not 1 <= layers <= total:
@@ -211,7 +211,7 @@ def _dummy(model: str, to: Path | None, layers: int | None, why: str, verify: bo
     folder = to or checkpoint_folder(f"{model.replace('/', '--')}-dummy" + ("" if count == total else f"-{count}-layers"))
     held = read_manifest(folder, model)
     if held and held.weights == "real":
-        raise UserError(f"{why}. {folder} holds real weights, and dummy weights do not replace them; name another by --to")
+        raise UserError(f"{why}. {folder} holds real weights; dummy weights do not replace them. Name another directory by --to")
     origin = f"{len(shapes)} tensors of {known}, {count} of {total} layers"
 
     def fill(scratch: Path, made: Path) -> Manifest:

@@ -5,8 +5,8 @@
         .smollm2-135m-instruct.x1y2z3w4.making/     during a fetch: the downloads, and the new directory
         .smollm2-135m-instruct.lock                 during a fetch: locked by the process that makes the directory
 
-A killed process leaves at most the last two. Its lock ends with it, and the next process that gets the lock removes every folder
-of the second kind, which no other process can be using.
+A killed process leaves at most the last two. The system releases the lock of a killed process, and the next process that gets the
+lock removes every folder of the second kind: no other process can be using it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from labkit.system.console import working
 from labkit.system.errors import UserError
 
 MANIFEST, MAKING = "mini-vllm-labs.json", ".making"
-"""The file of the manifest, which only a directory made here has, and the suffix of the folder in which it is made."""
+"""The manifest's file name, which only directories made by a fetch contain, and the suffix of the folder for work in progress."""
 
 Entry = Mapping[str, Any]
-"""A file in a manifest: its ``bytes``, and its hash under ``sha256`` or ``git sha1``, or ``dummy`` for dummy weights."""
+"""A file in a manifest: its size as ``bytes``, and its hash as ``sha256`` or ``git sha1``, or ``dummy`` for dummy weights."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a directory.
+    """The contents of a fetched directory, and their source.
 
     Attributes:
         model: the requested model, a hub id or ``smollm2``.
         weights: ``real`` or ``dummy``; ``unfinished`` while the files are being replaced.
         origin: the source of the files, in words.
-        commit, revision: of real weights from the hub, else "".
+        commit, revision: the commit and the requested revision of real weights from the hub, else "".
         why: the reason for dummy weights, else "".
     """
 
@@ -59,14 +59,14 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """The size of all files."""
+        """The size of all files together."""
         return sum(file["bytes"] for file in self.files.values())
 
 
 def checkpoint_folder(name: str) -> Path:
-    """The default directory of a checkpoint, in ``MINI_VLLM_LABS_CACHE``, or in mini-vllm-labs of ``XDG_CACHE_HOME`` or ~/.cache.
+    """The default directory of a checkpoint, in ``MINI_VLLM_LABS_CACHE``, else mini-vllm-labs in ``XDG_CACHE_HOME`` or ~/.cache.
 
-    Raises UserError if there is none of the three.
+    Raises UserError if neither variable names a folder and the user has no home directory.
     """
     if root := os.environ.get("MINI_VLLM_LABS_CACHE"):
         return Path(root).expanduser().absolute() / name
@@ -79,7 +79,7 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def read_manifest(folder: Path, model: str | None = None) -> Manifest | None:
-    """The manifest of a directory, or None if it cannot be read; raises UserError if it is that of another model."""
+    """The manifest of a directory, or None if it cannot be read; raises UserError if it names another model than ``model``."""
     try:
         manifest = Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -90,7 +90,7 @@ def read_manifest(folder: Path, model: str | None = None) -> Manifest | None:
 
 
 def fault_of(folder: Path, *, verify: bool = False) -> str | None:
-    """The first difference between a directory and its manifest, in words, or None; without ``verify``, sizes only."""
+    """The first difference between a directory and its manifest, in words, or None; ``verify`` compares contents, too."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.weights == "unfinished":
         return "it was not finished"
@@ -141,13 +141,13 @@ def build(
     *,
     verify: bool = False,
 ) -> Manifest:
-    """Makes the directory, unless it is current or another process makes it at the same time; returns its manifest.
+    """Makes the directory, unless it has the requested content or another process is making it; returns its manifest.
 
     Args:
         folder: a directory that is missing, empty, or was made here.
-        room: bytes of disk space needed beside it.
-        is_current: whether a manifest is that of the requested content.
-        fill: takes a folder for intermediate files and the new directory, both empty; fills the latter and returns its manifest.
+        room: the bytes of free disk space that are needed to make it.
+        is_current: returns whether a manifest describes the requested content.
+        fill: called with a folder for intermediate files and the new directory, which it fills; returns the new manifest.
         verify: as in ``fault_of``.
 
     Raises UserError if the directory holds other files, the disk is full, or the folder is not writable.
@@ -185,7 +185,7 @@ def build(
 
 
 def free_megabytes(folder: Path) -> str:
-    """The free disk space of a folder, or of its nearest existing parent, in words."""
+    """The free disk space in MB, as text, of a folder or of its nearest existing parent."""
     return f"{shutil.disk_usage(existing(folder)).free // 10**6:,}"
 
 
@@ -208,12 +208,12 @@ def _check_target(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Waits until no other process makes this directory; the lock ends with its process."""
+    """Locks the directory's name, after waiting for any other process that makes it; a killed process releases its lock."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        with working(f"Waiting for another run that makes {folder.name}"):
+        with working(f"Waiting for another process that fetches {folder.name}"):
             lock.acquire()
     try:
         yield

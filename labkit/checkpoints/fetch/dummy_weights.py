@@ -1,4 +1,4 @@
-"""Dummy weights: a checkpoint of a model's names, shapes and type, whose values follow from a rule.
+"""Dummy weights: a checkpoint with a model's tensor names, shapes and element type, whose values follow from a rule.
 
 The value of a tensor at (row, column) is the bf16 number whose 16 bits are
 
@@ -8,8 +8,8 @@ where rows and columns are the little-endian words of SHAKE128("<tensor> rows") 
 finite, its magnitude is between 2**-11 and 2**-7, and a slice in the wrong place has wrong values. A tensor of one dimension is
 one row.
 
-Layer 0 is written in full, of every other matrix each 256th row; the rest are holes in the file, which read as zeros and need no
-disk space: 16.06 GB of Llama-3-8B take 0.5 GB of disk. The safetensors library would write the zeros.
+Layer 0 is written in full, of every other matrix each 256th row; the other rows are holes in the file, which read as zeros and
+need no disk space: 16.06 GB of Llama-3-8B need 0.5 GB of disk. The safetensors library would write the zeros to disk.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ EVERY = 256
 MAX_VALUES = 1 << 22
 """The most values computed at once, at 2 bytes each."""
 PAGE = 4096
-"""Bytes; the data begins at a page, so that it covers the fewest pages."""
+"""The page size in bytes; the data begins at a multiple of it, so that it covers the fewest pages."""
 
 METADATA = {"format": "pt", "mini-vllm-labs": "DUMMY weights, not the model's own: shapes are true, values are made up"}
 
 
 def write_dummy(file: Path, shapes: Mapping[str, Shape]) -> None:
-    """Writes one safetensors file, bf16, whose data begins at a page; raises OSError if the disk is full."""
+    """Writes one safetensors file, bf16, whose data begins at a multiple of PAGE; raises OSError if the disk is full."""
     header: dict[str, Any] = {"__metadata__": METADATA}
     end = 0
     for name, shape in shapes.items():
@@ -64,7 +64,7 @@ def disk_bytes(shapes: Mapping[str, Shape]) -> int:
 
 
 def dummy_fault(file: Path) -> str | None:
-    """The fault of a file of dummy weights, a broken header or the first value that violates the rule, in words; or None."""
+    """The first fault of a file of dummy weights in words: a broken header, or rows that violate the rule; or None."""
     try:
         stored = read_header(file)
         with file.open("rb") as opened:
@@ -72,14 +72,14 @@ def dummy_fault(file: Path) -> str | None:
                 for row, words in _written(name, tensor.shape):
                     opened.seek(tensor.bytes[0] + 2 * row * words.shape[1])
                     if opened.read(words.nbytes) != words.tobytes():
-                        return f"{name} of {file.name} has other values at row {row} or in the {len(words)} from it"
+                        return f"{name} of {file.name} has wrong values in rows {row} to {row + len(words) - 1}"
     except UserError as error:
         return str(error)
     return None
 
 
 def dummy_values(name: str, shape: Shape, rows: range) -> Words:
-    """The bits of a tensor's values in some rows: uint16 of shape (len(rows), columns)."""
+    """The bf16 bit patterns of the given rows of a tensor: uint16 of shape (len(rows), columns)."""
     count, columns = (1, *shape)[-2:]
     row_words = _words(f"{name} rows", count)[rows.start : rows.stop : rows.step]
     column_words = _words(f"{name} columns", columns) & np.uint16(0x81FF)
@@ -95,7 +95,7 @@ def _rows(name: str, shape: Shape) -> range:
 
 
 def _written(name: str, shape: Shape) -> Iterator[tuple[int, Words]]:
-    """Blocks of adjacent rows to write, each with the number of its first row."""
+    """Yields each block of adjacent rows to write: the number of its first row, and its values, of shape (rows, columns)."""
     rows = _rows(name, shape)
     size = max(1, MAX_VALUES // shape[-1])
     for first in range(0, len(rows), size):

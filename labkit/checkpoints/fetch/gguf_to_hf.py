@@ -1,6 +1,6 @@
 """Conversion of a llama.cpp GGUF file to the directory that transformers, vLLM and mini_vllm read.
 
-Besides the container, three things differ:
+Besides the file format, three things differ:
 
 - names: ``blk.7.attn_q.weight`` is ``model.layers.7.self_attn.q_proj.weight``;
 - numbers: blocks of 32 four-bit integers with a scale and a minimum (Q4_1) become bf16;
@@ -11,7 +11,7 @@ Besides the container, three things differ:
 
   With the rows in llama.cpp's order every shape still fits, and the model's output is nonsense.
 
-transformers can convert GGUF files too; the base environment does not have it. Source of the order of rows: llama.cpp,
+transformers can convert GGUF files too; the base environment has no transformers. Source of the order of rows: llama.cpp,
 convert_hf_to_gguf.py, ``LlamaModel.permute``.
 """
 
@@ -90,7 +90,7 @@ def convert(gguf: Path, to: Path) -> None:
 
 
 def read_weights(reader: GGUFReader, num_heads: int, num_kv_heads: int) -> dict[str, Tensor]:
-    """Every tensor of the file by its Hugging Face name, bf16, shape (out, in) or (H,)."""
+    """Hugging Face name -> tensor, bf16 of shape (out, in) or (H,), for every tensor of the file."""
     weights = {}
     for tensor in reader.tensors:
         values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
@@ -112,7 +112,7 @@ def unpermute(weight: NDArray[Any], num_heads: int) -> NDArray[Any]:
 
 
 def huggingface_name(name: str) -> str:
-    """``blk.7.attn_q.weight`` -> ``model.layers.7.self_attn.q_proj.weight``; raises UserError if it is unknown."""
+    """``blk.7.attn_q.weight`` -> ``model.layers.7.self_attn.q_proj.weight``; raises UserError if the name is unknown."""
     match name.split("."):
         case ["blk", layer, part, "weight"] if part in LAYER_NAMES:
             return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
@@ -151,7 +151,7 @@ def config_of(keys: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 
 
 def tokenizer_of(keys: dict[str, Any]) -> Tokenizer:
-    """llama.cpp's ``smollm`` tokenizer: GPT-2's byte-level BPE, with every digit split off before."""
+    """llama.cpp's ``smollm`` tokenizer: GPT-2's byte-level BPE, applied after every digit is split off."""
     tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
     merges = [(left, right) for left, right in (merge.split(" ") for merge in keys["tokenizer.ggml.merges"])]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))

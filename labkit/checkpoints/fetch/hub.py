@@ -1,6 +1,6 @@
 """Download of a checkpoint from the Hugging Face hub: only the files that a load needs, each checked against the hub's hash.
 
-The client downloads into its own cache, where transformers and vLLM find the files too, also offline. It compares sizes only, so
+huggingface_hub (the client) downloads into its cache, where transformers and vLLM find the files too. It compares only sizes, so
 every file is linked or copied into the new directory and hashed there, while the next one is downloaded; a file with another hash
 is downloaded once more. The client's ``verify_repo_checksums`` is not used: it always asks the hub, so it cannot check offline,
 and it hashes only after the last download (sha256 takes 1 s per GB).
@@ -43,7 +43,7 @@ NEEDED = re.compile(
 
 WEIGHTS = ".safetensors"
 ATTEMPTS = 3
-"""How often a file is requested if the connection is reset, which the client does not retry."""
+"""The largest number of attempts to download a file if the connection breaks; the client itself does not try again."""
 MIN_LINKED_BYTES = 10_000_000
 """Smaller files are copied, not linked: an editor that writes in place would change the client's cache, too."""
 
@@ -68,7 +68,7 @@ class Hub:
         """The commit of the revision, by one request for the head of config.json.
 
         Raises:
-            GatedError: the files may not be read.
+            GatedError: the model is gated, and this user has no access.
             UnreachableError: the hub did not answer, or ``HF_HUB_OFFLINE`` is set.
             UserError: no such repository or revision, no config.json, or the token is not accepted.
         """
@@ -83,9 +83,9 @@ class Hub:
         return metadata.commit_hash
 
     def files(self, commit: str) -> Files:
-        """The files of a commit that a load may need: all weights, of which the index may name fewer.
+        """The files of a commit that a load may need, with all weights, even those that the index does not name.
 
-        Raises UserError if there is no safetensors file, or a file name is no plain one.
+        Raises UserError if there is no safetensors file, or a needed file has an unusual name.
         """
         try:
             listed = [entry for entry in HfApi().list_repo_tree(self.model, revision=commit) if isinstance(entry, RepoFile)]
@@ -106,9 +106,9 @@ class Hub:
         }
 
     def download(self, commit: str, files: Files, made: Path, earlier: Path) -> Files:
-        """Puts files of a commit into the empty directory ``made``, without weights that the index does not name; returns them.
+        """Puts files of a commit into the empty directory ``made``, except weights that the index does not name; returns them.
 
-        Correct files of the directory ``earlier`` are used. Raises UnreachableError if the connection broke in three attempts,
+        Correct files in ``earlier`` are not downloaded. Raises UnreachableError if the connection broke in three attempts,
         and UserError if the disk is full, or a file twice had another hash than the hub's.
         """
         if INDEX in files:
@@ -166,7 +166,7 @@ class Hub:
                     kind = "sha256" if "sha256" in entry else "git sha1"
                     raise UserError(
                         f"{name} of {self.model} was downloaded twice with other bytes than the hub has ({kind} {entry[kind]}); "
-                        "nothing of it was kept. The network changes bytes: try another network"
+                        "nothing of it was kept. The network changed the bytes: try another network"
                     )
 
     def _fetch(self, what: str, commit: str, files: Files, made: Path) -> Files:
@@ -194,7 +194,7 @@ class Hub:
         raise AssertionError  # the last attempt returns or raises
 
     def _remove_orphans(self, files: Files) -> None:
-        """Removes partial downloads of these files by killed processes, which the client never uses again."""
+        """Removes partial downloads of these files that killed processes left; the client never resumes them."""
         locks = self._cache.parent / ".locks" / self._cache.name
         for digest in (entry.get("sha256") or entry["git sha1"] for entry in files.values()):
             if orphans := list((self._cache / "blobs").glob(f"{digest}.*.incomplete")):
@@ -229,7 +229,7 @@ def _progress_bar(received: Callable[[int], None]) -> Any:
 
 
 def use(path: Path, entry: Entry, made: Path) -> bool:
-    """Links or copies a file into ``made``; returns whether it exists and agrees with the entry, and removes it if not."""
+    """Links or copies a file into ``made``; returns whether it exists and agrees with the entry, and else removes the copy."""
     target = made / path.name
     if not path.is_file():
         return False
@@ -246,13 +246,13 @@ def use(path: Path, entry: Entry, made: Path) -> bool:
 
 
 def _remove_from_cache(path: Path) -> None:
-    """Removes a file and its link from the client's cache, which would return it again."""
+    """Removes a wrong file and its link from the client's cache; else the client would return the file again."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
 def _without_unindexed(files: Files, index: Path, model: str) -> Files:
-    """The files without the weights that the index does not name; raises UserError if it names one that is not there."""
+    """``files`` except weights that the index does not name; raises UserError if the index names a file that is missing."""
     try:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

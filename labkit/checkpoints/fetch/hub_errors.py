@@ -19,15 +19,15 @@ from labkit.system.foreign_text import printable
 
 
 class GatedError(UserError):
-    """The model is gated, and this user has no access: dummy weights may replace it."""
+    """The model is gated, and this user has no access; dummy weights may be made instead."""
 
 
 class UnreachableError(UserError):
-    """The hub did not answer: an earlier download may replace it."""
+    """The hub did not send the files; an earlier download may be used instead."""
 
 
 def token() -> str | None:
-    """The token that the client sends; raises UserError if it fits no HTTP header: the client's own message would print it."""
+    """The access token that the client sends, or None; raises UserError if it fits no HTTP header: the client would print it."""
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None
     found = get_token()

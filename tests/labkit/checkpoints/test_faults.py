@@ -234,7 +234,7 @@ def test_float16_rounds_and_says_so_where_nothing_would_be(llama: Path, tmp_path
     assert 2**-13 < error.max() <= 2**-11 or (old[name].abs().min() < 2**-14), "half of the last of 11 bits"
     held = torch.linspace(0.01, 0.02, old[name].numel()).reshape(old[name].shape).bfloat16()
     save_file(old | {name: held}, llama / "model.safetensors")
-    with pytest.raises(UserError, match=r"float16 holds every value of .*down_proj\.weight as it is"):
+    with pytest.raises(UserError, match=r"float16 represents every value of .*down_proj\.weight exactly"):
         inject_fault(llama, "float16-down", tmp_path / "again")
 
 
@@ -398,7 +398,7 @@ def test_slips_of_the_pen_are_sentences(lab: Lab, llama: Path, tmp_path: Path) -
     )
     status, said = lab("break", llama, "--fault", "nonsense", "-o", tmp_path / "faulty")
     assert status == 1
-    assert "lab: there is no fault 'nonsense'; ./lab break --list has them all" in said
+    assert "lab: there is no fault 'nonsense'; ./lab break --list shows all faults" in said
 
 
 def test_nothing_heavy_is_imported_to_list_them() -> None:

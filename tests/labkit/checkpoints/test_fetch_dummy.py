@@ -80,7 +80,7 @@ def test_what_lies_in_the_file_can_be_checked_at_any_time(tmp_path: Path) -> Non
     with file.open("r+b") as opened:
         opened.seek(at)
         opened.write(b"\0\0")
-    assert dummy_fault(file) == "model.norm.weight of model.safetensors has other values at row 0 or in the 1 from it"
+    assert dummy_fault(file) == "model.norm.weight of model.safetensors has wrong values in rows 0 to 0"
     with file.open("r+b") as opened:
         opened.truncate(at)
     assert "fetch it again" in (dummy_fault(file) or "")

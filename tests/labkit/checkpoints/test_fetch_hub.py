@@ -542,7 +542,7 @@ def test_a_cached_model_that_has_been_gated_since_says_so(
     assert_whole(folder_of(ran), files)
     assert "tiny/llama is gated, and there is no token" in ran.said
     assert ("The checkpoint of an earlier fetch is here and complete" in ran.said) == (where == "our directory")
-    assert ("It is copied from the client's cache, which has it" in ran.said) == (where != "our directory")
+    assert ("The checkpoint is copied from huggingface_hub's cache" in ran.said) == (where != "our directory")
 
 
 def test_damaged_and_gated_since_is_told_and_never_overwritten_by_dummies(fetch: Fetch, hub: Hub, tmp_path: Path) -> None:

@@ -247,6 +247,6 @@ def test_what_nobody_made_by_accident_ends_in_words(tmp_path: Path) -> None:
     found = fingerprint(tmp_path)
     assert found.sizes is not None
     assert found.sizes.num_hidden_layers == 1
-    assert found.disagreements == ("it says 1,000,000,000,000 layers, more than any model has",)
+    assert found.disagreements == ("config.json says 1,000,000,000,000 layers, more than any model has",)
     with pytest.raises(UserError, match="File name too long"):
         fingerprint(tmp_path / ("a" * 300))

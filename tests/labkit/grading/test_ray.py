@@ -172,5 +172,5 @@ def test_another_server_is_not_taken_for_ray() -> None:
 
         answering = threading.Thread(target=answer)
         answering.start()
-        assert "what answers there is not Ray" in no_cluster(f"127.0.0.1:{server.getsockname()[1]}")
+        assert "the server at this address is not Ray" in no_cluster(f"127.0.0.1:{server.getsockname()[1]}")
         answering.join()
