@@ -40,7 +40,7 @@ class Fault:
 def inject_fault(source: Path, name: str, to: Path) -> Fault:
     """Writes a copy of a checkpoint with the named fault to ``to``; returns the fault. ``source`` is not changed.
 
-    Raises UserError if no fault has this name, the checkpoint is unreadable or cannot have it, or the copy cannot be written.
+    Raises UserError if no fault has this name, the checkpoint is broken or cannot have the fault, or ``to`` cannot be written.
     """
     if name not in FAULTS:
         near = difflib.get_close_matches(name, FAULTS, n=3)
@@ -119,7 +119,7 @@ def _missing_layer(checkpoint: EditableCheckpoint) -> None:
 
 
 def _resized(checkpoint: EditableCheckpoint, module: str, axis: int, quarters: int) -> None:
-    """Resizes a weight along ``axis`` (0: rows, 1: columns) to ``quarters`` quarters of its size; added ones repeat the first."""
+    """Resizes a weight along ``axis`` (0: rows, 1: columns) to ``quarters`` quarters of its size; more repeat the first ones."""
     import torch
 
     tensor = checkpoint[_weight(checkpoint, module)]

@@ -35,7 +35,7 @@ class Model:
         name: the directory or known name that the user gave.
         directory: the directory that holds config.json.
         files: the safetensors files; empty if only the shapes are known.
-        stored: every tensor in the files; a name in two files is that of the later file.
+        stored: tensor name -> tensor, from all files; the last file with a name counts.
         shapes: the shape of every checkpoint tensor, from the files' headers, or from the config if there are no files.
         arch: the class to build, ``module:Class``, in place of vLLM's class for the architecture.
         trust_remote_code: whether Python code in the checkpoint's directory may be run.

@@ -44,7 +44,7 @@ class Difference:
 
     Attributes:
         largest: the largest absolute difference between the two log-probabilities of a prompt token; NaN if either is NaN.
-        prompt, position: the indices of the prompt and of its token that have the largest difference, from 0.
+        prompt, position: the indices of the prompt and of the prompt's token that have the largest difference, from 0.
         spread: the standard deviation of the reference's log-probabilities.
         first_differing: for each prompt, the index of the first token at which the two greedy answers differ; None if they agree.
     """

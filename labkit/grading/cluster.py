@@ -101,7 +101,7 @@ def _read(text: str) -> dict[str, Any]:
 
 
 def _check_address(address: str) -> None:
-    """Checks that a gRPC server answers at HOST:PORT; where none does, Ray would retry for minutes."""
+    """Checks that a gRPC server answers at HOST:PORT; without a server, Ray would retry for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError("an address is HOST:PORT")

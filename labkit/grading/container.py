@@ -26,7 +26,7 @@ START_SECONDS = 90
 
 @dataclass(frozen=True)
 class Container:
-    """A container for one submission; its image has this version of the labs."""
+    """A container for one submission, with its limits; ``image`` must contain this version of the labs."""
 
     image: str
     memory: str = "6g"
@@ -86,14 +86,14 @@ class Container:
 
 
 def docker() -> str:
-    """The path of the docker client; UserError: it is not installed."""
+    """The path of the docker client; UserError: docker is not installed."""
     if (found := shutil.which("docker")) is None:
         raise UserError("there is no docker here; install it, or grade your own code with --no-sandbox")
     return found
 
 
 def find_image(image: str) -> str:
-    """The id of an image; UserError: no Docker Engine answers, or it has no such image."""
+    """The id of an image; UserError: no Docker Engine answers, or the engine has no such image."""
     found = subprocess.run([docker(), "image", "inspect", "--format", "{{.Id}}", image], capture_output=True, text=True)
     if found.returncode:
         why = (found.stderr.strip().splitlines() or ["no answer"])[-1]

@@ -19,7 +19,7 @@ MAX_UNPACKED = 200 << 20  # bytes of all members of an archive together, as the 
 
 @dataclass(frozen=True)
 class Submission:
-    """What one learner has handed in: the graded file's bytes, or why it cannot be graded.
+    """One learner's submission: ``source`` is the graded file's bytes, ``fault`` the reason why there is no graded file.
 
     ``name`` is that of the folder or the archive, without the suffix.
     """

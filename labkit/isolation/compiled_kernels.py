@@ -3,7 +3,7 @@
 A kernel on disk is code that runs later, so a learner's process must not write one. The judge adds missing ones later. numba's
 caching.py names the folder of a source file.
 
-``python -m labkit.isolation.compiled_kernels`` compiles all of them; docker/Dockerfile does it when it builds an image.
+``python -m labkit.isolation.compiled_kernels`` compiles all kernels; docker/Dockerfile runs this command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONFIG: dict[str, float] = dict(
     hidden_size=64, intermediate_size=96, num_hidden_layers=1, vocab_size=128, max_position_embeddings=64
 )
 CONFIG |= dict(rms_norm_eps=1e-5, rope_theta=10000.0, num_attention_heads=6, num_key_value_heads=2, head_dim=8)
-"""A Llama with lab 01's shapes, which its kernels are compiled for."""
+"""The config of a Llama with lab 01's shapes; the kernels are compiled for these shapes."""
 
 
 def link_kernels(folder: Path) -> None:

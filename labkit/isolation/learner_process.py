@@ -1,6 +1,6 @@
 """The learner's process: imports the learner's file and answers the judge's requests until the judge closes the connection.
 
-judge.py starts it in the sandbox of sandbox.py.
+judge.py starts this process in the sandbox of sandbox.py.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class LearnerConnection:
         return LearnerTraceback("".join(f"\n{self.path.name}:{int(line)}: in {name}" for line, name in lines[:20]))
 
     def _interrupt(self) -> LearnerTraceback:
-        """Interrupts the process; returns the lines that it was running. Sets ``lost`` if the process does not stop."""
+        """Interrupts the process; returns the lines that the process was running. Sets ``lost`` if the process does not stop."""
         lines: list[Any] = []
         try:
             self.interrupts.settimeout(INTERRUPT_SECONDS)

@@ -95,7 +95,7 @@ def _rows(name: str, shape: Shape) -> range:
 
 
 def _written(name: str, shape: Shape) -> Iterator[tuple[int, Words]]:
-    """Yields each block of adjacent rows to write: the number of its first row, and its values, of shape (rows, columns)."""
+    """Yields each block of adjacent rows to write: the number of the first row, and the values, of shape (rows, columns)."""
     rows = _rows(name, shape)
     size = max(1, MAX_VALUES // shape[-1])
     for first in range(0, len(rows), size):

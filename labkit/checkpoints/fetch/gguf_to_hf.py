@@ -48,7 +48,7 @@ OTHER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", 
 
 
 class ArrayReader(GGUFReader):
-    """The gguf package's reader on a plain array: each of its million slices is much slower on a ``numpy.memmap``."""
+    """The gguf package's reader on a plain array: each of the reader's million slices is much slower on a ``numpy.memmap``."""
 
     @property
     def data(self) -> Any:
@@ -64,7 +64,7 @@ def convert(gguf: Path, to: Path) -> None:
     """Writes config.json, generation_config.json, model.safetensors, tokenizer.json and tokenizer_config.json.
 
     A GGUF file always gives the same bytes. Raises OSError if the files cannot be written, and UserError for another architecture
-    than ``llama``, another tokenizer than ``smollm``, an unknown tensor, or a result that does not fit its config.
+    than ``llama``, another tokenizer than ``smollm``, an unknown tensor, or a result that does not fit config.json.
     """
     reader = ArrayReader(gguf)
     keys = {name: field.contents() for name, field in reader.fields.items()}

@@ -106,7 +106,7 @@ class Hub:
         }
 
     def download(self, commit: str, files: Files, made: Path, earlier: Path) -> Files:
-        """Puts files of a commit into the empty directory ``made``, except weights that the index does not name; returns them.
+        """Puts a commit's files into the empty ``made``, except weights that the index does not name; returns the copied files.
 
         Correct files in ``earlier`` are not downloaded. Raises UnreachableError if the connection broke in three attempts,
         and UserError if the disk is full, or a file twice had another hash than the hub's.
