@@ -174,7 +174,7 @@ print(*{test.message for result in report.tasks for test in result.tests}, sep="
 def test_without_vllm_lab_04_is_skipped_and_not_passed(tmp_path: Path) -> None:
     """In an environment that has every package of this one but vLLM."""
     venv.EnvBuilder(symlinks=True).create(tmp_path)
-    ours, theirs = (Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, tmp_path))
+    ours, theirs = Path(torch.__file__).parents[1], Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path)}))
     for package in ours.iterdir():
         if not package.name.startswith("vllm") and not (theirs / package.name).exists():
             (theirs / package.name).symlink_to(package)

@@ -308,7 +308,7 @@ def test_requested_logits_that_cannot_be_compared_are_not_verified() -> None:
 def test_tp_sizes() -> None:
     assert parse_sizes("1, 2,4,2") == (1, 2, 4)
     for text in ("", "1,,2", "0", "two"):
-        with pytest.raises(UserError, match="say it as 1,2,4,8"):
+        with pytest.raises(UserError, match="write it as 1,2,4,8"):
             parse_sizes(text)
     with pytest.raises(UserError, match="32 query heads cannot be divided over 3 ranks; TP sizes that fit this model: 1, 2, 4"):
         verify_model(KNOWN / "llama-3-8b", (3,))
