@@ -125,7 +125,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _device(name: str) -> torch.device:
     if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device is {name!r}; it must be 'cpu', or 'cuda' where torch finds a GPU")
+        raise ValueError(f"device is {name!r}; pass 'cpu', or 'cuda' if torch.cuda.is_available()")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 

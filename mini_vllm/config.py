@@ -66,7 +66,7 @@ class QuantizationConfig:
         """Reads {"quant_method": "int4", "group_size": 64}, or a method's name; the default group size is 32.
 
         Raises:
-            ValueError: the method is not "int8" or "int4", or does not have one of the settings.
+            ValueError: the method is not "int8" or "int4", group_size is invalid, or the method has no setting of that name.
         """
         settings: dict[str, Any] = dict(config) if isinstance(config, Mapping) else {"quant_method": config}
         method = settings.pop("quant_method", None)

@@ -108,7 +108,7 @@ _current: ContextVar[ForwardContext | None] = ContextVar("forward_context", defa
 def set_forward_context(context: ForwardContext) -> Iterator[None]:
     """Makes :func:`get_forward_context` return ``context`` inside the block; raises RuntimeError while another step runs."""
     if _current.get() is not None:
-        raise RuntimeError("a forward context is already set: one step must end before the next begins")
+        raise RuntimeError("a forward context is already set; leave that set_forward_context block before you enter another")
     token = _current.set(context)
     try:
         with torch.inference_mode():

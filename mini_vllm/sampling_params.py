@@ -121,5 +121,5 @@ class SamplingParams:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """``stop`` as a tuple."""
+        """``stop`` as a tuple of texts, empty for None."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())

@@ -74,7 +74,9 @@ class Tokenizer:
             template = environment.from_string(self._chat_template())
             return template.render(messages=list(messages), add_generation_prompt=True, **self._special_tokens())
         except TemplateError as error:
-            raise CheckpointError(f"the chat template of {self.folder} fails: {error}; see the template there") from error
+            raise CheckpointError(
+                f"the chat template of {self.folder} fails: {error}; change the messages, or the template in that directory"
+            ) from error
 
     def _chat_template(self) -> str:
         """Reads chat_template.jinja, or chat_template in tokenizer_config.json: a text, or a list whose "default" is returned."""

@@ -48,11 +48,11 @@ class BlockPool:
         return len(self._free)
 
     def find(self, hashes: Sequence[BlockHash]) -> list[int]:
-        """Returns the cached blocks of a prefix, in order: one for each of the first hashes, up to a hash that is not cached."""
+        """Returns ids of a prefix's cached blocks, in order: one for each of the first hashes, up to one that is not cached."""
         return [self._cached[each] for each in takewhile(self._cached.__contains__, hashes)]
 
     def allocate(self, count: int, shared: Sequence[int] = ()) -> list[int] | None:
-        """Allocates and returns ``count`` blocks, adds 1 to counts of ``shared``; None, no change, if too few are free."""
+        """Allocates ``count`` blocks, returns their ids, adds 1 to counts of ``shared``; None, no change, if too few are free."""
         if count > len(self._free) - sum(self._references[block] == 0 for block in shared):
             return None
         for block in shared:

@@ -74,7 +74,7 @@ class LLMEngine:
         return bool(self._unfinished)
 
     def abort_requests(self, request_ids: Iterable[str]) -> list[RequestOutput]:
-        """Ends requests, frees their blocks, and returns their answers so far; unknown ids are ignored, as in vLLM."""
+        """Ends requests and frees their blocks; returns an output for each, in any order. Ignores unknown ids, as in vLLM."""
         parents = [self._unfinished[request_id] for request_id in set(request_ids) & self._unfinished.keys()]
         released = self.scheduler.abort({child for parent in parents for child in parent.children})
         if self._trace:
@@ -84,7 +84,7 @@ class LLMEngine:
         return [parent.output() for parent in parents]
 
     def step(self) -> list[RequestOutput]:
-        """Calls the model once; returns the answers so far of every request that has a new token or has ended.
+        """Runs one step; returns an output, with all answers so far, for each request that has a new token or has failed.
 
         A request on which the model fails ends with ``finish_reason`` "error"; only ModelLostError is raised.
         """

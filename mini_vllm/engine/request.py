@@ -114,7 +114,7 @@ class Request:
             self.num_cached_tokens = self.num_computed_tokens
 
     def lose_blocks(self) -> list[int]:
-        """Empties the block table and returns its blocks, for the caller to free; all tokens have to be computed again."""
+        """Empties the block table; returns the block ids that it had, for the caller to free. All tokens are uncomputed again."""
         blocks, self.blocks = self.blocks, []
         self.num_computed_tokens = 0
         return blocks

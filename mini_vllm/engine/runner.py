@@ -21,7 +21,7 @@ class Runner:
         self.kv_cache = KVCache(num_blocks, block_size)
 
     def run(self, step: Step) -> Tensor:
-        """Returns the logits that the chunks need, (R, V), in the order of ``step.chunks``; ContractError if they are none."""
+        """Returns the logits that the chunks need, (R, V), in the order of ``step.chunks``; ContractError if they are invalid."""
         chunks = step.chunks
         tokens = torch.tensor([token for c in chunks for token in c.request.token_ids[c.start : c.stop]])
         positions = torch.tensor([position for c in chunks for position in range(c.start, c.stop)])

@@ -132,7 +132,7 @@ def truncated(logits: Tensor, min_p: float, top_k: int, top_p: float) -> Tensor:
 
 
 def top_logprobs(logits: Tensor, token: int, count: int, decode_token: DecodeToken | None = None) -> PositionLogprobs:
-    """Returns the log probabilities, from logits (V,), of ``token``, then of the ``count`` most likely tokens (-1: all)."""
+    """Returns token id -> Logprob, from logits (V,): of ``token``, then of the ``count`` most likely tokens (-1: all)."""
     logprobs = logits.float().log_softmax(dim=-1)
     own = logprobs[token]
     ranked = {token: (float(own), int((logprobs >= own).sum()))}

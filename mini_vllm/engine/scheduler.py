@@ -154,11 +154,11 @@ class Scheduler:
                 self.pool.cache(request.blocks[index], request.block_hashes[index])
 
     def release_finished(self) -> list[Released]:
-        """Removes the running requests that have a finish_reason, and frees and returns their blocks."""
+        """Removes running requests that have a finish_reason, and frees their blocks; returns each with the blocks it had."""
         return [self._release(request) for request in [request for request in self.running if request.finish_reason]]
 
     def abort(self, requests: set[Request]) -> list[Released]:
-        """Ends requests, running or waiting, and frees and returns their blocks."""
+        """Ends requests, running or waiting, and frees their blocks; returns each request with the blocks that it had."""
         for request in requests:
             request.finish_reason = request.finish_reason or "abort"
         waited = [Released(request, ()) for request in self.waiting if request in requests]

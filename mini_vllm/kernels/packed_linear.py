@@ -1,4 +1,4 @@
-"""Products of linear layers with packed weights, float32 or quantized, for any number of rows."""
+"""Products of linear layers with packed weights, float32 or quantized: few tokens at the speed of reading weights, or many."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def padded_rows(vocab_size: int) -> int:
 
 
 def vocab_shard(table: VocabParallelEmbedding | ParallelLMHead, parameter: str = "weight") -> Mapping[ShardId, Shard]:
-    """Returns this rank's rows of the checkpoint tensor, which are loaded into the first rows of the parameter."""
+    """Returns {None: shard}: this rank's rows of the checkpoint tensor, loaded into the first rows of the parameter."""
     rows, hidden_size = table.weight.shape
     first, last = (min(rank * rows, table.vocab_size) for rank in (table.tp.rank, table.tp.rank + 1))
     return {None: Shard((table.vocab_size, hidden_size), 0, (first, last), (0, last - first))}

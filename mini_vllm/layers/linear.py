@@ -52,7 +52,7 @@ class LinearBase(nn.Module):
         return self.bias
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """Returns this rank's shards of the parameter "weight" or "bias": here one, all of a checkpoint tensor."""
+        """Returns shard id -> this rank's shard for the parameter "weight" or "bias"; here {None: a whole checkpoint tensor}."""
         shape = (self.output_size, self.input_size) if parameter == "weight" else (self.output_size,)
         return {None: Shard(shape, 0, (0, self.output_size), (0, self.output_size))}
 
@@ -78,7 +78,7 @@ class ColumnParallelLinear(LinearBase):
         super().__init__(input_size, sum(size // pieces for size, pieces in output_size.values()), bias)
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """Returns this rank's shard of each checkpoint tensor."""
+        """Returns shard id -> this rank's rows of that checkpoint tensor, in the order of the parameter's rows."""
         rest, shards, start = (self.input_size,) if parameter == "weight" else (), {}, 0
         for shard_id, (size, pieces) in self._pieces.items():
             rows = size // pieces
@@ -132,7 +132,7 @@ class RowParallelLinear(LinearBase):
         return self.bias if self.tp.rank == 0 else None
 
     def shards(self, parameter: str) -> Mapping[ShardId, Shard]:
-        """Returns this rank's columns of "weight", or all of "bias"."""
+        """Returns {None: shard}: this rank's columns of "weight", or all of "bias"."""
         if parameter == "bias":
             return super().shards(parameter)
         in_size, first = self.input_size, self.tp.rank * self.input_size

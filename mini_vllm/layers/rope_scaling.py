@@ -1,6 +1,6 @@
 """Frequencies of rotary position embedding, also for models that are scaled to contexts longer than in training.
 
-linear divides every pair's frequency by one factor, llama3 and yarn only low ones, longrope each by another factor.
+linear divides every pair's frequency by one factor, llama3 and yarn only low ones, longrope divides each by a different factor.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def dynamic_theta(head_dim: int, max_position: int, theta: float, scaling: Mappi
 
 
 def llama3(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1's scaling: frequencies with more than high_freq_factor turns in the original length are not changed, with fewer
-    than low_freq_factor turns divided by factor, and between interpolated. (D / 2,) to (D / 2,)."""
+    """Returns frequencies (D / 2,) scaled as in Llama 3.1: not changed with more than high_freq_factor turns in the original
+    length, divided by factor with fewer than low_freq_factor turns, and interpolated between the two."""
     factor, low, high = float(scaling["factor"]), float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = frequency * float(scaling["original_max_position_embeddings"]) / (2 * math.pi)
     kept = ((turns - low) / (high - low)).clamp(0, 1)
@@ -76,8 +76,8 @@ def llama3(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
 
 
 def yarn(frequency: Tensor, theta: float, scaling: Mapping[str, Any]) -> Tensor:
-    """Peng et al. 2023, "YaRN", section 3.2: as llama3, but interpolates linearly in the pair's index i, between the pairs with
-    beta_fast and beta_slow turns in the original length. (D / 2,) to (D / 2,)."""
+    """Returns frequencies (D / 2,) scaled as in Peng et al. 2023, "YaRN", section 3.2: like llama3, but interpolated linearly in
+    the pair's index i, between the pairs with beta_fast and beta_slow turns in the original length."""
     half = len(frequency)
 
     def pair_with_turns(turns: float) -> float:
@@ -104,7 +104,7 @@ def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
 
 
 def longrope(frequency: Tensor, max_position: int, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """Ding et al. 2024, "LongRoPE": divides each pair's frequency by another factor. Returns (D / 2,) and the attention factor.
+    """Ding et al. 2024, "LongRoPE": divides each pair's frequency by that pair's factor. Returns (D / 2,) and attention factor.
 
     A checkpoint has two lists of factors. transformers switches from short to long when a sequence exceeds the original length; a
     KV cache needs one list for all sequences: long_factor if max_position exceeds that length (in vLLM: if max_model_len does).

@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"there is no {path.name} in {path.parent}; give a directory with config.json and safetensors"
+            f"there is no {path.name} in {path.parent}; give a model's directory, with config.json and safetensors files"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); fetch the checkpoint again") from error

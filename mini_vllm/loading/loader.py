@@ -53,7 +53,7 @@ class LoadError(CheckpointError):
         super().__init__(
             f"the checkpoint in {checkpoint.folder} does not fit the model, {len(faults)} faults:\n  "
             + "\n  ".join(lines)
-            + "\ncompare config.json with the checkpoint's shapes; nothing was loaded"
+            + "\nnothing was loaded; compare these names and shapes with config.json and the model's mapping rows"
         )
 
 
@@ -90,7 +90,10 @@ def load_weights(
             faults.append(Fault("duplicated", tensor, message))
         target = translate(tensor, rows)
         if target not in shards and target[0] in parameters:
-            message = f"{tensor} is stored fused, and the model loads {target[0]} from one tensor for each part"
+            message = (
+                f"{tensor} is stored fused, or its mapping row has a wrong shard id: the model loads {target[0]} from one tensor "
+                "per shard id; split the tensor, or correct the row"
+            )
             faults.append(Fault("duplicated", tensor, message))
         elif target not in shards:
             message = f"{tensor} goes to {target_name(target)}, which the model does not have"

@@ -103,7 +103,7 @@ class LoRAConfig:
         )
 
     def rank(self, module: str) -> int:
-        """Returns a module's r."""
+        """Returns the rank r of the module's two matrices: from rank_pattern if a suffix matches, else r."""
         return next((r for name, r in self.rank_pattern.items() if _ends_in(module, name)), self.r)
 
     def scaling(self, module: str) -> float:

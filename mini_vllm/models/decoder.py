@@ -18,7 +18,7 @@ AttentionOf = Callable[[DecoderConfig, int], nn.Module]
 
 
 class DecoderMLP(nn.Module):
-    """The feed-forward half of one layer."""
+    """The MLP of one layer, without its norm and residual: gate and up in one product, SiLU, down."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
