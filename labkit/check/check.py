@@ -57,7 +57,7 @@ def start_pytest(arguments: list[str], environment: dict[str, str], output: IO[b
 
 
 def check(lab: Lab, choice: str) -> Report:
-    """Grades one implementation without a sandbox, as plain pytest would run it.
+    """Grades one implementation without a sandbox, as plain pytest would run it; returns the report.
 
     ``choice`` is ``solution``, ``starter`` or the path of a .py file; UserError: there is no such file. A starter.py that has not
     been changed is not run: each of its tests is "not started".
@@ -112,7 +112,7 @@ def run_tests(lab: Lab, graded: Path, options: Sequence[str], environment: dict[
             "look for a loop that never ends, then check again"
         )
     elif status in (2, 3, 4) and printed:  # pytest was interrupted, had an internal error, or was called wrongly
-        results.broken = f"the tests could not be run: {printed.splitlines()[-1]}; correct this, then check again"
+        results.broken = f"pytest stopped with exit status {status}: {printed.splitlines()[-1]}; correct this, then check again"
     else:
         results.finished = results.finished and status in (0, 1)  # with another status pytest did not end by itself
         results.end(status)

@@ -93,7 +93,7 @@ class Report:
 
     @classmethod
     def of_results(cls, lab: Lab, graded: Path, results: dict[str, TestResult], broken: str = "") -> Report:
-        """Groups results by task. ``results``: test function -> result; a test function without a result was not run.
+        """Returns the report. ``results``: test function -> result; a test function without a result was not run.
 
         If ``broken`` is empty and all tests failed with the same message, this message becomes ``broken``, as for a file that
         cannot be imported.
@@ -119,7 +119,7 @@ class Report:
         return not self.broken and "passed" in statuses and statuses <= {"passed", "skipped"}
 
     def to_json(self) -> dict[str, Any]:
-        """The report as report.schema.json defines it."""
+        """Returns the report as the dict that report.schema.json defines."""
         against = [test.against for result in self.tasks for test in result.tests if test.against]
         live = any(each.endswith("live") for each in against)
         return {
@@ -144,13 +144,13 @@ class ReportError(UserError):
 
 
 def read_report(text: bytes) -> dict[str, Any]:
-    """Parses and validates a report from an untrusted source; ReportError: it is too large, not JSON, or violates the schema."""
+    """Returns a report from an untrusted source as a dict; ReportError: it is too large, not JSON, or violates the schema."""
     if len(text) > MAX_BYTES:
-        raise ReportError(f"the report has {len(text)} bytes; the limit is {MAX_BYTES}")
+        raise ReportError(f"the report on the graded file has {len(text)} bytes; the limit is {MAX_BYTES}; grade again")
     try:
         data: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ReportError(f"the report is not JSON: {error}") from error
+        raise ReportError(f"the report on the graded file is not JSON: {error}; grade again") from error
     if (fault := next(iter(validator().iter_errors(data)), None)) is not None:
         raise ReportError(f"the report does not fit {SCHEMA.name} at {fault.json_path}: {fault.message[:200]}")
     return data

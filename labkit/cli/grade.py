@@ -54,7 +54,7 @@ def grade(
 
     lab, formats = find_lab(number), formats or []
     if unknown := [name for name in formats if name not in FORMATS]:
-        raise UserError(f"there is no format {unknown[0]!r}; the formats are {', '.join(FORMATS)}")
+        raise UserError(f"--format {unknown[0]!r} does not exist; give one of {', '.join(FORMATS)}; for several, repeat --format")
     received = read_submissions(submissions, lab)
     if no_sandbox:
         console.print(NO_CONTAINER, soft_wrap=True)
@@ -67,7 +67,7 @@ def grade(
 
         grader = on_ray(ray, image_id, classroom.version, jobs)
     else:
-        raise UserError("--ray needs Ray, which is missing; `.venv/bin/python -m labkit.system.environment ray` installs it")
+        raise UserError("--ray needs Ray, which is not installed; run `.venv/bin/python -m labkit.system.environment ray` first")
     with working(f"Grading {len(received)} submissions of lab {lab.number}") as note:
         results = classroom.grade(received, grader, note)
     show(results, lab, console)

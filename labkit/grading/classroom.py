@@ -52,11 +52,11 @@ class Classroom:
         try:
             (output / "results").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make the folder {output}: {error.strerror}; name another with --output") from error
+            raise UserError(f"cannot create the folder {output}/results: {error.strerror}; give another --output") from error
         return cls(lab, output, version_of(lab, image))
 
     def grade(self, submissions: list[Submission], grader: Grader, note: Callable[[str], None]) -> list[dict[str, Any]]:
-        """Grades the submissions that have no result yet; returns all results, in the order of ``submissions``."""
+        """Grades the submissions that have no result yet; returns every submission's result, in the order of ``submissions``."""
         results = {each.name: found for each in submissions if (found := self._read(each))}
         left = [each for each in submissions if each.name not in results]
         gradable = [each for each in left if not each.fault]
@@ -67,7 +67,7 @@ class Classroom:
         return [results[each.name] for each in submissions]
 
     def write(self, results: list[dict[str, Any]], formats: list[str]) -> list[Path]:
-        """Writes grades.csv, grades.json and a folder of reports for each format; returns their paths."""
+        """Writes grades.csv, grades.json and a folder of reports for each format; returns their paths, in this order."""
         table = io.StringIO()
         tasks = [task.name for task in self.lab.tasks]
         rows = csv.writer(table)
@@ -113,7 +113,7 @@ class Classroom:
 
 
 def version_of(lab: Lab, image: str | None) -> str:
-    """Identifies what a result depends on besides the submission: the files on this machine, and the image."""
+    """Returns a text that identifies what a result depends on besides the submission: a digest of files here, and the image."""
     return f"{sha256_of([*trusted_files(), lab.folder / 'lab.toml'])} {image or 'no sandbox'}"
 
 
@@ -139,7 +139,7 @@ def in_threads(image: str | None, jobs: int) -> Grader:
 
 
 def answer(image: str | None, lab_number: str, source: bytes, start: Start = start_pytest) -> dict[str, Any]:
-    """Grades one submission; returns its "report", or a "fault": why there is none. An exception would end the whole class."""
+    """Grades one submission; returns {"report": dict} or {"fault": why}. An exception would end the whole class."""
     try:
         return {"report": Container(image).grade(lab_number, source) if image else grade_source(lab_number, source, start)}
     except (ReportError, OSError) as error:

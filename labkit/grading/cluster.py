@@ -85,7 +85,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def report_text(image: str | None, version: str, lab_number: str, source: bytes) -> str:
-    """Runs on a node: the result of :func:`answer` as JSON text, or a fault if the node has another version."""
+    """Runs on a node; returns the result of :func:`answer` as JSON text, or a "fault" if the node has another version."""
     if version_of(find_lab(lab_number), image) == version:
         return json.dumps(answer(image, lab_number, source))
     fault = f"the node {socket.gethostname()} has other labs than this machine; give it the same work tree, then grade again"

@@ -26,7 +26,7 @@ START_SECONDS = 90
 
 @dataclass(frozen=True)
 class Container:
-    """A container for one submission, with its limits; ``image`` must contain this version of the labs."""
+    """The image and the limits of a container for one submission; ``image`` must contain this version of the labs."""
 
     image: str
     memory: str = "6g"
@@ -34,9 +34,10 @@ class Container:
     pids: int = 512
 
     def grade(self, lab_number: str, source: bytes) -> dict[str, Any]:
-        """The report on a file with these bytes: they go in by standard input, the report comes out by standard output.
+        """Grades a file with these bytes in a new container and returns the report as a dict, as report.schema.json defines it.
 
-        The submission could write to standard output too, so the report begins with a nonce that only the judge knows.
+        Bytes and nonce go to the container's standard input, the report comes from its standard output. The submission could
+        write there too, so the report begins with the nonce, which only labkit's process in the container reads.
 
         Raises:
             ReportError: no report came out, or one that does not fit the schema.
@@ -71,12 +72,12 @@ class Container:
                 return read_report(line[len(nonce) :])
         why = b"".join(errors).decode(errors="replace").strip().splitlines()
         raise ReportError(
-            f"no report came out of the container{f' ({why[-1][:200]})' if why else ''}; it exited, was killed, "
-            f"or took more than {limit} seconds; grade it again"
+            f"the container returned no report{f' ({why[-1][:200]})' if why else ''}: it did not start, exited, was killed "
+            f"(memory limit: {self.memory}), or took more than {limit} seconds; run the same ./lab grade again to grade it"
         )
 
     def options(self) -> list[str]:
-        """The options of ``docker run``: no network, a read-only root with /tmp in memory, no capabilities, no root, limits."""
+        """Returns options of ``docker run``: no network, a read-only root, /tmp in memory, no capabilities, no root, limits."""
         return [
             *("--network", "none", "--read-only", "--tmpfs", "/tmp:rw,nosuid,nodev,size=1g,mode=1777"),
             *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "1000:1000"),
@@ -86,20 +87,20 @@ class Container:
 
 
 def docker() -> str:
-    """The path of the docker client; UserError: docker is not installed."""
+    """Returns the path of the docker client; UserError: the PATH has no docker."""
     if (found := shutil.which("docker")) is None:
-        raise UserError("there is no docker here; install it, or grade your own code with --no-sandbox")
+        raise UserError("docker is not on the PATH; install Docker, or grade your own code with --no-sandbox")
     return found
 
 
 def find_image(image: str) -> str:
-    """The id of an image; UserError: no Docker Engine answers, or the engine has no such image."""
+    """Returns the id of an image; UserError: no Docker Engine answers, or the engine has no such image."""
     found = subprocess.run([docker(), "image", "inspect", "--format", "{{.Id}}", image], capture_output=True, text=True)
     if found.returncode:
         why = (found.stderr.strip().splitlines() or ["no answer"])[-1]
         raise UserError(
-            f"the image {image} cannot be used ({why}); make it with `docker build -f docker/Dockerfile -t {image} .`, "
-            "or grade your own code with --no-sandbox"
+            f"the image {image} cannot be used ({why}); start Docker, build the image with "
+            f"`docker build -f docker/Dockerfile -t {image} .`, or grade your own code with --no-sandbox"
         )
     return found.stdout.strip()
 

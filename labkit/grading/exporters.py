@@ -21,7 +21,7 @@ from labkit.system.foreign_text import printable
 
 
 def junit(report: dict[str, Any]) -> str:
-    """JUnit XML: a test suite for the lab, a test case for each test; a test case's class name is the task."""
+    """Returns JUnit XML: a test suite for the lab, a test case for each test; a test case's class name is the task."""
     cases = [(task, test) for task in report["tasks"] for test in task["tests"]]
     numbers = {name: str(sum(test["status"] in kinds for _, test in cases)) for name, kinds in _JUNIT_COUNTS.items()}
     suites = ET.Element("testsuites")
@@ -42,7 +42,7 @@ _JUNIT_COUNTS = {"failures": ("fail",), "errors": ("error", "timeout"), "skipped
 
 
 def gradescope(report: dict[str, Any]) -> str:
-    """Gradescope's results.json: a test for each task, with all of the task's points or none."""
+    """Returns Gradescope's results.json as text: a test for each task, with all of the task's points or none."""
     tests = [
         {
             "name": f"{task['name']}: {task['title']}",
@@ -60,7 +60,7 @@ def gradescope(report: dict[str, Any]) -> str:
 
 
 def classroom(report: dict[str, Any]) -> str:
-    """A GitHub Classroom runner's result as JSON: a test for each task."""
+    """Returns a GitHub Classroom runner's result as JSON text: a test for each task."""
     status = {"pass": "pass", "fail": "fail"}
     tests = [
         {

@@ -30,7 +30,7 @@ class Submission:
 
     @property
     def sha256(self) -> str:
-        """The digest of the graded file, or of the reason why there is none."""
+        """The SHA-256, in hex, of the graded file's bytes; if there is no graded file, of the text of ``fault``."""
         return sha256(self.source or self.fault.encode()).hexdigest()
 
 
@@ -44,7 +44,7 @@ def read_submissions(folder: Path, lab: Lab) -> list[Submission]:
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "__"))]
     submissions = [_read(entry, lab) for entry in entries if entry.is_dir() or entry.suffix in (".zip", ".py")]
     if not submissions:
-        raise UserError(f"{folder} has no folder, .zip or .py file in it; each learner's is one of these")
+        raise UserError(f"{folder} has no folder, .zip or .py file; give a directory that has one of them for each learner")
     names = [submission.name for submission in submissions]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{folder} has {twice[0]} twice, as a folder and as a file; keep one of the two")

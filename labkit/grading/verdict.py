@@ -18,13 +18,13 @@ from labkit.isolation import sandbox
 from labkit.system.labs import ROOT, Lab, find_lab
 
 CHANGED = (
-    "the tests, the engine or labkit changed on disk while this was graded, so there is no verdict; see the changes with `git "
-    "status`, undo it with `git checkout -- labs mini_vllm labkit`, then grade again"
+    "a lab's test_lab.py or a .py file of mini_vllm or labkit changed while this was graded, so there is no verdict; see the "
+    "changes with `git status`, undo unwanted ones with `git checkout -- FILE`, then grade again"
 )
 
 
 def judge(lab: Lab, choice: str, start: Start = start_pytest) -> Report:
-    """Grades one implementation, which may loop, crash, exit or lie; ``choice`` is as in :func:`labkit.check.check.check`."""
+    """Grades a file that may loop, crash, exit or lie; returns the report. ``choice``: as in :func:`labkit.check.check.check`."""
     graded, trusted = find_implementation(lab, choice), sha256_of(trusted_files())
     environment, options = judge_environment(), []
     sandbox.protect_memory()
@@ -42,7 +42,7 @@ def judge(lab: Lab, choice: str, start: Start = start_pytest) -> Report:
 
 
 def grade_source(lab_number: str, source: bytes, start: Start = start_pytest) -> dict[str, Any]:
-    """The report, as JSON, on a file with these bytes, which is graded in a temporary folder."""
+    """Grades a file with these bytes in a temporary folder; returns the report as a dict, as report.schema.json defines it."""
     with TemporaryDirectory(prefix="lab-grade-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "starter.py"
         file.write_bytes(source)
@@ -51,16 +51,16 @@ def grade_source(lab_number: str, source: bytes, start: Start = start_pytest) ->
 
 
 def judge_environment() -> dict[str, str]:
-    """The environment of a judge: without the variables that make Python or pytest load other files."""
+    """Returns the environment variables of a judge, without those that make Python or pytest load other files."""
     return clean_environment("PYTEST_PLUGINS", "PYTHONPATH", "PYTHONSTARTUP")
 
 
 def trusted_files() -> list[Path]:
-    """The files that decide on a verdict: the labs' tests, the engine and labkit."""
+    """Returns sorted paths: the files that decide on a verdict, each lab's test_lab.py and mini_vllm's and labkit's .py files."""
     folders = (ROOT / "mini_vllm", ROOT / "labkit")
     return sorted([*(ROOT / "labs").glob("*/test_lab.py"), *(file for each in folders for file in each.rglob("*.py"))])
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """The SHA-256 digest, in hex, of the files' bytes one after the other."""
+    """Returns the SHA-256 digest, in hex, of the files' bytes one after the other."""
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

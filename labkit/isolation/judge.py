@@ -41,11 +41,14 @@ class Judge:
         self.patches.setattr(subprocess, "Popen", lambda command, **options: popen(sandboxed(folder, command), **options))
 
     def describe_exit(self) -> str:
-        """A sentence about how the learner's process ended."""
+        """Returns a sentence about how the learner's process ended or lost its connection."""
         try:
             status = self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            return f"{self.graded.name} has closed its connection to the tests, so nothing more is graded"
+            return (
+                f"{self.graded.name} has closed or broken its connection to the tests, so nothing more is graded; remove what "
+                "closes or writes a file descriptor or socket that it did not open, then check again"
+            )
         return describe_exit(self.graded, 128 - status if status > 128 else status)
 
     def pytest_collection_finish(self) -> None:

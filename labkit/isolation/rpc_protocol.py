@@ -85,7 +85,7 @@ class Packer:
         self._size = 0
 
     def pack(self, value: Any) -> Any:
-        """The value as JSON: unchanged if JSON has its type, else an object with one key, the kind of the value."""
+        """Returns the value as JSON: unchanged if JSON has its type, else an object with one key, the kind of the value."""
         kind = type(value)
         if value is None or kind in (bool, int, float, str):
             return value
@@ -140,7 +140,7 @@ class Unpacker:
         self._memory: dict[int, tuple[int, bytearray]] = {}
 
     def unpack(self, packed: Any) -> Any:
-        """The inverse of :meth:`Packer.pack`; ProtocolError: ``pack`` never returns such JSON."""
+        """Returns the value that :meth:`Packer.pack` packed as this JSON; ProtocolError: ``pack`` never returns such JSON."""
         if not isinstance(packed, dict):
             return packed
         try:
@@ -152,10 +152,10 @@ class Unpacker:
                 return tensor if kind == "tensor" else tensor.numpy() if kind == "array" else tensor.numpy().tobytes()
             return self.sent[value] if kind == "given" else self.other(kind, value, self.unpack)
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-            raise ProtocolError(f"a value cannot be unpacked: {error}") from error
+            raise ProtocolError(f"it sent a value that cannot be unpacked: {error}") from error
 
     def written(self) -> list[tuple[int, bytearray]]:
-        """Each received tensor whose bytes have changed since: its number in ``given``, and its memory, with the new bytes."""
+        """Returns each received tensor whose bytes have changed: its number in ``given``, and its memory, with the new bytes."""
         return [
             (number, memory)
             for number, (start, memory) in self._memory.items()
@@ -163,7 +163,7 @@ class Unpacker:
         ]
 
     def changed(self) -> list[int]:
-        """The numbers in ``given`` of containers whose elements and tensors whose shape, stride, dtype or memory changed."""
+        """Returns numbers in ``given``: containers whose elements, and tensors whose shape, stride, dtype or memory changed."""
         return [number for number, (before, _) in enumerate(self._before) if before != _structure(self.given[number])]
 
     def _keep(self, value: Any) -> Any:
@@ -176,7 +176,7 @@ class Unpacker:
         count = int(np.prod(shape, dtype=np.int64))
         memory = self.data[start : start + count * dtype.itemsize]
         if min(shape, default=0) < 0 or start < 0 or len(memory) != count * dtype.itemsize:
-            raise ProtocolError(f"a {dtype} tensor {shape} needs {count * dtype.itemsize} bytes; the message has {len(memory)}")
+            raise ProtocolError(f"it sent {len(memory)} of the {count * dtype.itemsize} bytes of a {dtype} tensor {shape}")
         if count:
             self._memory[len(self.given)] = start, memory
         flat = torch.frombuffer(memory, dtype=dtype) if count else torch.empty(0, dtype=dtype)
@@ -213,19 +213,19 @@ KINDS: dict[str, tuple[type, Callable[[Any], Iterable[Any]], Callable[[list[Any]
 def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
-        raise ProtocolError(f"{name!r} is not a dtype")
+        raise ProtocolError(f"it sent the dtype {name!r}, which torch does not have")
     return dtype
 
 
 def unpack_dataclass(name: str, values: dict[str, Any]) -> Any:
-    """An instance of a dataclass of mini_vllm, from the class's name and field values; ProtocolError: there is no such class."""
+    """Returns an instance of a dataclass of mini_vllm with these field values; ProtocolError: there is no such dataclass."""
     if not (isinstance(cls := resolve_name(name), type) and is_dataclass(cls)):
-        raise ProtocolError(f"{name!r} is not a dataclass of mini_vllm")
+        raise ProtocolError(f"it sent an object of class {name!r}, which is no dataclass of mini_vllm")
     return cls(**values)
 
 
 def resolve_name(name: str) -> Any:
-    """The object that mini_vllm defines as ``module:name``, in a module that is imported already.
+    """Returns the object that mini_vllm defines as ``module:name``, in a module that is imported already.
 
     Raises:
         ProtocolError: there is no such object, or another package defines it: through the modules that an engine module imports,
@@ -233,8 +233,8 @@ def resolve_name(name: str) -> Any:
     """
     module, _, qualname = name.partition(":")
     if not module.startswith(MODULES) or module not in sys.modules:
-        raise ProtocolError(f"{name!r} is not in a module of mini_vllm")
+        raise ProtocolError(f"it sent the name {name!r}, which is in no imported module of mini_vllm")
     found = attrgetter(qualname)(sys.modules[module])
     if not str(getattr(found, "__module__", "")).startswith(MODULES):
-        raise ProtocolError(f"{name!r} is not defined by mini_vllm")
+        raise ProtocolError(f"it sent the name {name!r}, which mini_vllm does not define")
     return found

@@ -118,7 +118,7 @@ class LearnerConnection:
         except ProtocolError:
             raise
         except Exception as wrong:
-            raise ProtocolError(f"{type(wrong).__name__}: {wrong}"[:300]) from wrong
+            raise ProtocolError(f"it sent an invalid answer, {type(wrong).__name__}: {wrong}"[:300]) from wrong
         raise error from traceback
 
     def _error(self, packed: dict[str, Any], unpacker: Unpacker) -> tuple[Exception, LearnerTraceback]:
@@ -185,7 +185,7 @@ class LearnerConnection:
         if kind == "known":
             return unpack_dataclass(value[0], {name: unpack(each) for name, each in value[1].items()})
         if kind != "object":
-            raise ProtocolError(f"{str(kind)[:40]!r} is not a kind of value")
+            raise ProtocolError(f"it sent a value of kind {str(kind)[:40]!r}, which does not exist")
         number, names, of_fields = value
         return _proxy_class(tuple(map(str, names)), None if of_fields is None else tuple(map(str, of_fields)))(self, int(number))
 
@@ -258,7 +258,9 @@ def _change(own: Any, new: Any) -> None:
             own.clear()
             own.update(new)
         case _:
-            raise ProtocolError(f"a {type(new).__name__} cannot be changed in place")
+            raise ProtocolError(
+                f"it sent a {type(new).__name__} as an argument's new content; only tensors, lists, dicts and sets can change"
+            )
 
 
 @lru_cache(256)

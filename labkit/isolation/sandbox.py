@@ -48,13 +48,13 @@ WRITING = 0b1111111111110 & ~0b1100
 
 
 def sandboxed(folder: Path, command: list[str]) -> list[str]:
-    """The command line that runs a command in the sandbox with this folder."""
+    """Returns the command line that runs a command in the sandbox with this folder."""
     return [sys.executable, "-P", "-m", "labkit.isolation.sandbox", str(folder), *command]
 
 
 @cache
 def layers() -> tuple[str, ...]:
-    """The names of the sandbox's layers that this machine has, besides the limits."""
+    """Returns the names of the sandbox's layers that this machine has, besides the limits."""
     if sys.platform != "linux":
         return ()
     found = []

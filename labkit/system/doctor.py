@@ -49,7 +49,7 @@ class Host:
     environment: Mapping[str, str] = os.environ
 
     def run(self, command: str) -> Answer:
-        """Runs a command line, without a shell. Its stdout includes stderr; status 127: no such command, 124: it timed out."""
+        """Runs a command line without a shell; returns status and stdout with stderr. 127: no such command; 124: it timed out."""
         try:
             return subprocess.run(
                 shlex.split(command), stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, timeout=TIMEOUT, text=True, errors="replace"
@@ -91,7 +91,7 @@ def torch_command(prefix: Path) -> str:
 
 
 def examine(host: Host, prefix: Path = Path(sys.prefix)) -> list[Finding]:
-    """Runs all checks of a host and of the Python environment at ``prefix``, the most important first."""
+    """Checks a host and the Python environment at ``prefix``; returns the findings in the order to print them."""
     gpu, docker = host.run(SMI), host.run(DOCKER_INFO)
     toolkit, editor = host.run("nvidia-ctk --version"), host.run("devcontainer --version")
     has_gpu = gpu.returncode == 0

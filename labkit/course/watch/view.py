@@ -51,7 +51,7 @@ def heading(lab: Lab, run: Run | None, polling: bool) -> list[RenderableType]:
 
 
 def failure(task: Task, shown: FailedTest, run: Run) -> list[RenderableType]:
-    """Returns the lines on one failed test: its message, the expected and the actual value, and the line to look at."""
+    """Returns the lines on one failed test: title, short compared values, message, source line, long compared values, output."""
     message = shown.result.message.splitlines()
     if shown.compared:  # pytest repeats both sides
         message = list(takewhile(lambda line: not line.startswith("assert "), message))
@@ -75,7 +75,7 @@ def failure(task: Task, shown: FailedTest, run: Run) -> list[RenderableType]:
 
 
 def broken(report: Report) -> list[RenderableType]:
-    """The line of the screen that says why there is no verdict."""
+    """Returns the line of the screen that says why there is no verdict, in a list."""
     return [Text.assemble(("no verdict: ", STYLES["failing"]), report.broken)]
 
 
