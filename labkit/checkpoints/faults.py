@@ -89,7 +89,7 @@ def _layer(checkpoint: EditableCheckpoint) -> str:
 def _weight(checkpoint: EditableCheckpoint, module: str) -> str:
     """The tensor name of a module's weight: in the last layer, except for EMBED and HEAD."""
     if module == HEAD and HEAD not in checkpoint:
-        raise UserError(f"it has no {HEAD}: the head is tied to the embedding")
+        raise UserError(f"it has no {HEAD}: the head is tied to the embedding; give a model that is not tied")
     return module if module in (EMBED, HEAD) else f"{_layer(checkpoint)}.{module}.weight"
 
 
@@ -98,7 +98,7 @@ def _tensors(checkpoint: EditableCheckpoint, module: str) -> list[str]:
     weight = _weight(checkpoint, module)
     names = [name for name in checkpoint if name.startswith(weight.removesuffix("weight"))]
     if not names:
-        raise UserError(f"it has no {weight}")
+        raise UserError(f"it has no {weight}; give a checkpoint that has it")
     return names
 
 

@@ -105,7 +105,7 @@ class Fingerprint:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Identifies the model of a directory or file by headers and config.json; raises UserError as ``read_checkpoint`` does."""
+    """Identifies the model of a directory or file by headers and config.json; raises UserError if a file is missing or broken."""
     stored = read_checkpoint(path)
     shapes = {name: tensor.shape for name, tensor in stored.items() if not name.endswith(UNREAD_SUFFIXES)}
     sizes = Sizes.of(shapes)
@@ -199,7 +199,7 @@ def report_lines(found: Fingerprint, path: Path) -> Iterator[str]:
     if found.names:
         yield f"Every name and shape is that of {' or '.join(found.names)}."
     else:
-        yield f"No known model; the nearest is {found.nearest}, but for:"
+        yield f"No known model has these names and shapes; the nearest is {found.nearest}. This checkpoint differs from it:"
         yield from (f"  {words}" for words in found.differences)
     if found.disagreements:
         yield "The files and the config.json beside them disagree:"

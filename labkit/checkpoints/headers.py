@@ -51,7 +51,7 @@ class StoredTensor:
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
     """Tensor name -> tensor, of a file or of a directory's ``weight_files``; the last file with a name counts, as in vLLM.
 
-    Raises UserError if there is no safetensors file, and as ``weight_files`` and ``read_header`` do.
+    Raises UserError if there is no safetensors file, or if the index or a file cannot be read or is broken.
     """
     try:
         if not path.exists():

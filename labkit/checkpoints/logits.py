@@ -67,7 +67,7 @@ class Difference:
 
 
 def compare(directory: Path, reference: Path) -> Difference:
-    """Serves both checkpoints with the same prompts, random token ids from a fixed seed; returns how their outputs differ.
+    """Serves both checkpoints with the same prompts, random token ids from a fixed seed; returns the difference of outputs.
 
     Raises UserError if architectures or vocabulary sizes differ, or a checkpoint cannot be served (with mini_vllm's message).
     """

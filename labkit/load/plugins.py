@@ -65,7 +65,7 @@ def write_plugin(source: Path, name: str, entry_points: Mapping[str, Mapping[str
 
 
 def missing_methods(model: type) -> list[str]:
-    """Describes the methods and arguments of MODEL_METHODS that a class lacks: ``compute_logits(hidden_states)``."""
+    """The methods and arguments of MODEL_METHODS that a class lacks, in its order, as text: ``compute_logits(hidden_states)``."""
     from torch import nn
 
     missing = []

@@ -26,7 +26,7 @@ CHARACTER = 6.2  # the largest width of a character of 11 pixels
 
 
 def element(parent: ET.Element, tag: str, text: str | None = None, **attributes: str | float) -> ET.Element:
-    """Adds a child element: ``class_`` is written class, ``stroke_width`` stroke-width, and numbers with two decimals at most."""
+    """Adds and returns a child: ``class_`` is written class, ``stroke_width`` stroke-width, numbers with two decimals at most."""
     named = {
         name.rstrip("_").replace("_", "-"): value if isinstance(value, str) else f"{value:.2f}".rstrip("0").rstrip(".")
         for name, value in attributes.items()
@@ -37,7 +37,7 @@ def element(parent: ET.Element, tag: str, text: str | None = None, **attributes:
 
 
 def group(parent: ET.Element, class_: str, title: str) -> ET.Element:
-    """Adds a group with ``title`` as its tooltip."""
+    """Adds and returns a group with ``title`` as its tooltip."""
     child = element(parent, "g", class_=class_)
     element(child, "title", title)
     return child

@@ -94,13 +94,14 @@ def fetch(
     layers: int | None = None,
     verify: bool = False,
 ) -> Fetched:
-    """Makes a directory with the model's checkpoint, unless a complete one exists; returns the directory with notes for the user.
+    """Makes a directory with the model's checkpoint, unless a complete one exists; returns directory, manifest and notes.
 
     Args:
         model: a hub id, or ``smollm2``.
         revision: a branch, a tag or a commit of the hub.
         to: a directory that is missing, empty, or was made by an earlier fetch; default: the model's ``checkpoint_folder``.
-        fallback: the replacement for real weights that cannot be fetched; ``auto``: dummy weights for a gated model, else none.
+        fallback: the replacement for real weights that cannot be fetched; ``none``: raise; ``auto``: dummy weights for a gated
+            model, else raise.
         layers: the number of layers of dummy weights; default all.
         verify: check every byte of an existing directory; if False, only that each file exists and has the right size.
 

@@ -90,7 +90,7 @@ def read_manifest(folder: Path, model: str | None = None) -> Manifest | None:
 
 
 def fault_of(folder: Path, *, verify: bool = False) -> str | None:
-    """The first difference between a directory and its manifest, in words, or None; ``verify`` compares contents, too."""
+    """A directory's first difference from its manifest in words, or None: missing file, wrong size; if ``verify``, wrong hash."""
     manifest = read_manifest(folder)
     if manifest is None or manifest.weights == "unfinished":
         return "it was not finished"
@@ -129,7 +129,7 @@ def digest_of(path: Path, kind: str) -> str:
 
 
 def entry_of(path: Path) -> Entry:
-    """The manifest entry of an existing file."""
+    """The manifest entry of an existing file: its size and its sha256."""
     return {"bytes": path.stat().st_size, "sha256": digest_of(path, "sha256")}
 
 
@@ -141,14 +141,14 @@ def build(
     *,
     verify: bool = False,
 ) -> Manifest:
-    """Makes the directory, unless it has the requested content or another process is making it; returns its manifest.
+    """Makes the directory, unless it has the requested content; waits for another process that makes it; returns its manifest.
 
     Args:
         folder: a directory that is missing, empty, or was made here.
         room: the bytes of free disk space that are needed to make it.
         is_current: returns whether a manifest describes the requested content.
         fill: called with a folder for intermediate files and the new directory, which it fills; returns the new manifest.
-        verify: as in ``fault_of``.
+        verify: check the hashes of an existing directory; if False, only that each file exists and has the right size.
 
     Raises UserError if the directory holds other files, the disk is full, or the folder is not writable.
     """

@@ -65,7 +65,7 @@ class Hub:
         return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.model, repo_type="model"))
 
     def commit(self) -> str:
-        """The commit of the revision, by one request for the head of config.json.
+        """The commit hash of the revision, by one HEAD request for config.json.
 
         Raises:
             GatedError: the model is gated, and this user has no access.
@@ -83,7 +83,7 @@ class Hub:
         return metadata.commit_hash
 
     def files(self, commit: str) -> Files:
-        """The files of a commit that a load may need, with all weights, even those that the index does not name.
+        """Manifest entries of the files of a commit that a load may need, by name; of all weights, even if the index lacks them.
 
         Raises UserError if there is no safetensors file, or a needed file has an unusual name.
         """
@@ -106,7 +106,7 @@ class Hub:
         }
 
     def download(self, commit: str, files: Files, made: Path, earlier: Path) -> Files:
-        """Puts a commit's files into the empty ``made``, except weights that the index does not name; returns the copied files.
+        """Puts a commit's files into the empty ``made``, except weights that the index does not name; returns their entries.
 
         Correct files in ``earlier`` are not downloaded. Raises UnreachableError if the connection broke in three attempts,
         and UserError if the disk is full, or a file twice had another hash than the hub's.

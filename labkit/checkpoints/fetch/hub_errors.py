@@ -109,7 +109,7 @@ def explained(error: Exception, model: str, revision: str, known: list[str]) -> 
             return UserError(f"{error.filename or cache} cannot be written: {error.strerror}; look at its permissions")
         case _ if isinstance(error.__cause__, Exception):
             return explained(error.__cause__, model, revision, known)
-    return UserError(f"{model} could not be downloaded: {_without_token(str(error)) or type(error).__name__}")
+    return UserError(f"{model} could not be downloaded: {_without_token(str(error)) or type(error).__name__}; run this again")
 
 
 def _without_token(text: str) -> str:

@@ -95,7 +95,7 @@ def fetch_smollm2(to: Path | None = None, *, verify: bool = False) -> Path:
         to: a directory that is missing, empty, or was made by an earlier fetch; default ``checkpoint_folder(NAME)``.
         verify: check the sha256 of every file of an existing directory; if False, only each file's size.
 
-    Raises UserError if the package cannot be downloaded or differs from the pin, and as ``build`` does.
+    Raises UserError if the package cannot be downloaded or differs from the pin, or the directory cannot be written.
     """
     folder = (to or checkpoint_folder(NAME)).expanduser().resolve()
     read_manifest(folder, "smollm2")

@@ -52,7 +52,7 @@ class FixSearch:
 
 
 def find_fix(model: Model, progress: Callable[[str], None] = lambda text: None) -> FixSearch:
-    """Loads a checkpoint on meta at TP 1, and tries mapping rows until the load is whole or no proposal is left.
+    """Loads a checkpoint on meta at TP 1, tries mapping rows until a load is whole or none is left; returns all attempts.
 
     Raises UserError if vLLM's class for the model cannot be built.
     """

@@ -50,7 +50,7 @@ class SingleLoads:
 
 
 def load_each_tensor(model: Model) -> SingleLoads:
-    """Builds vLLM's class at TP 1 on the meta device, and loads each tensor (see MAX_TENSORS) by itself."""
+    """Builds vLLM's class at TP 1 on the meta device, and loads each tensor (see MAX_TENSORS) by itself; returns the results."""
     meta, dtype, result = torch.device("meta"), parameter_dtype(model), SingleLoads()
     with group_of_one(), as_rank(0, 1):
         built, _ = build(model, dtype, meta)

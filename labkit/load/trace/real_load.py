@@ -109,7 +109,7 @@ def record_load(
     rank: str,
     rename: Callable[[Tensors], Tensors] = lambda tensors: tensors,
 ) -> CopyRecorder:
-    """Runs ``load_weights`` and vLLM's check for uninitialized parameters; if one fails, raises VllmLoadError naming ``rank``."""
+    """Runs ``load_weights`` and vLLM's check for uninitialized parameters; returns the recorder; VllmLoadError names ``rank``."""
     recorder = CopyRecorder(dict(built.named_parameters()), lambda: built.state_dict(keep_vars=True))
     refused = f"vLLM {vllm.__version__} refused the load as {rank}"
     try:

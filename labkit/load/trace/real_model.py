@@ -72,7 +72,7 @@ def parameter_dtype(model: Model) -> torch.dtype:
     sizes = {"BF16": 0, "F16": 0, "F32": 0}
     for name, tensor in model.stored.items():
         if tensor.dtype not in DTYPES:
-            raise UserError(f"{name} is stored as {tensor.dtype}, which this torch does not have; known are {', '.join(DTYPES)}")
+            raise UserError(f"{name} has type {tensor.dtype}; ./lab loads only {', '.join(DTYPES)}: convert it to one of them")
         if tensor.dtype in sizes:
             sizes[tensor.dtype] += tensor.bytes[1] - tensor.bytes[0]
     return DTYPES[max(sizes, key=lambda name: sizes[name])]
@@ -102,7 +102,7 @@ def group_of_one() -> Iterator[None]:
 
 
 def as_rank(rank: int, size: int) -> AbstractContextManager[Any]:
-    """Sets the rank and the size of the tensor-parallel group that layers read, and restores them at the end.
+    """A context manager: sets the rank and the size of the tensor-parallel group that layers read; restores them at the end.
 
     Most layers read rank and size once, when they are built; Mamba layers read them again while they load. Neither building nor
     loading communicates.
@@ -200,9 +200,9 @@ def _unknown_architecture(model: Model) -> str:
     architecture = model.architecture
     unknown = f"vLLM {vllm.__version__} knows no architecture {architecture}"
     if version := _PREVIOUSLY_SUPPORTED_MODELS.get(architecture):
-        return f"{unknown}; the last version that did was {version}"
+        return f"{unknown}; load it with vLLM {version}, the last version that knew it"
     if plugin := _OOT_SUPPORTED_MODELS.get(architecture):
-        return f"{unknown} any more; the plugin for it is at {plugin}"
+        return f"{unknown} any more; install the plugin for it from {plugin}"
     if "auto_map" in model.config:
         code = f"config.json names code in the checkpoint's folder ({', '.join(sorted(model.config['auto_map']))})"
         return f"{unknown}, and {code}, which is not run without --trust-remote-code"

@@ -130,7 +130,10 @@ class CopyRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the b
             )
         self.copies += self._traced(parameter, written, read, origin, changed=False)
         if len(self.copies) > MAX_COPIES:
-            raise UserError(f"{parameter} is loaded in more than {MAX_COPIES:,} pieces; such a load is not traced")
+            raise UserError(
+                f"the load copies more than {MAX_COPIES:,} pieces (the last one into {parameter}), so nothing is traced; its "
+                "loader copies single numbers: copy whole rows or slices in load_weights"
+            )
 
     def _new_owner(self, written: Tensor) -> str | None:
         """Registers ``written`` as a parameter if it is one of the model's other tensors; returns its name, else None."""

@@ -175,7 +175,7 @@ def select(trace: Trace, tensors: Sequence[str]) -> Trace:
 
 
 def select_parameters_of(trace: Trace, tensors: Sequence[str]) -> Trace:
-    """The trace with all records of the parameters that ``tensors`` were copied into; raises UserError as ``select`` does."""
+    """The trace with all records of the parameters that ``tensors`` were copied into; raises UserError for an unknown name."""
     parameters = select(trace, tensors).parameter_shapes
     records = [record for record in trace.records if record.parameter in parameters]
     return _restricted(trace, records, [*tensors, *(record.tensor for record in records)])

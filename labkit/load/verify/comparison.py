@@ -62,7 +62,7 @@ class Reference:
 
 
 def run_reference(model: Model, against: Path | None, progress: Callable[[str], None]) -> Reference:
-    """Runs transformers on random prompts, with the model's checkpoint or with the checkpoint ``against``.
+    """Runs transformers on random prompts, with the model's checkpoint or ``against``; returns prompts and activations.
 
     Call it before vLLM builds a model: vLLM's wrapper of transformers' classes changes what transformers builds afterwards.
     Raises UserError with the reason if transformers cannot run the checkpoint.
@@ -82,7 +82,7 @@ def compare(model: Model, trace: Trace | None, reference: Reference, progress: C
     ``trace`` is the load at TP 1. Raises UserError if ``trace`` is None, or if vLLM cannot serve the model.
     """
     if trace is None:
-        raise UserError("there is no load at TP 1")
+        raise UserError("vLLM did not load the checkpoint at TP 1; correct that load first")
     progress("running vLLM")
     mine, theirs = run_vllm(model, reference.prompts), reference.activations
     size = min(each.logits.shape[-1] for each in (*mine, *theirs))

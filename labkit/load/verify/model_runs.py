@@ -71,7 +71,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def run_transformers(directory: Path, prompts: list[list[int]], trusted: bool) -> list[Activations]:
-    """Runs transformers' model of a checkpoint on each prompt; raises UserError with transformers' message if that fails."""
+    """Runs transformers' model of a checkpoint; returns the activations of each prompt; raises UserError if it cannot run."""
     captured = []
     try:
         with silence_stderr():
@@ -89,7 +89,7 @@ def run_transformers(directory: Path, prompts: list[list[int]], trusted: bool) -
 
 
 def run_vllm(model: Model, prompts: list[list[int]]) -> list[Activations]:
-    """Runs vLLM's engine on each prompt; raises UserError with vLLM's message if that fails."""
+    """Runs vLLM's engine; returns the activations of each prompt; raises UserError with vLLM's message if that fails."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model runs in this process, where it can be captured
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     settings: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "skip_tokenizer_init": True, "disable_log_stats": True}

@@ -243,7 +243,7 @@ def _logits(comparison: Comparison, model: str) -> Iterator[str]:
     first = comparison.first
     if first is None:
         if not comparison.same:
-            yield "  no module could be named: no module that both have for the same weights differs"
+            yield "  the first wrong module is unknown: no module that both models run with the same weights differs"
         return
     part = "" if first.part == first.module else f", in the part {first.part}"
     yield f"  first difference: the {first.what} of {first.module}{part}"

@@ -81,7 +81,7 @@ def _verify(found: Model, sizes: Sequence[int], against: Path | None, logits: bo
     reasons = {
         "--no-logits": logits is False,
         "there are no weights, only shapes": not found.files,
-        "the comparison needs TP 1": 1 not in sizes,
+        "the comparison needs a load at TP 1; add 1 to --tp": 1 not in sizes,
         "two copies in float32 would not fit into this machine's memory; --logits tries it nevertheless": not fits,
     }
     not_compared = next((reason for reason, applies in reasons.items() if applies), None)

@@ -142,7 +142,7 @@ class StepTrace(Header):
 
 
 def read(path: Path) -> StepTrace:
-    """Reads a step trace.
+    """Reads a step trace: the header of the run, and its complete steps in the order of the file.
 
     Raises:
         UserError: the file cannot be read, is no step trace, or has a wrong line; the message names file, line and field.

@@ -105,7 +105,7 @@ def of_requests(trace: StepTrace, found: Sequence[Row]) -> str:
 
 
 def of_run(trace: StepTrace) -> str:
-    """The engine's sizes, and the duration of the run."""
+    """The engine's sizes, and the seconds of all steps together, in one line."""
     seconds = sum(step.seconds for step in trace.steps)
     return (
         f"{trace.num_blocks} blocks of {trace.block_size} tokens; at most {trace.max_num_batched_tokens} tokens and "
@@ -158,20 +158,20 @@ def of_decodes(chunks: Sequence[Chunk], first: Step, last: Step) -> str:
 
 
 def of_hit(chunk: Chunk, step: Step) -> str:
-    """The tokens that the prefix cache had when the request was admitted."""
+    """The tokens that the prefix cache had when the request was admitted: number and positions, in one line."""
     positions = _positions(chunk.start - chunk.cached_tokens, chunk.cached_tokens)
     tokens = _count(chunk.cached_tokens, "token")
     return f"step {step.step}, request {printable(chunk.request)}: {tokens} found in the prefix cache, {positions}, not computed"
 
 
 def of_span(row: Row, first: Step, last: Step, waits: bool) -> str:
-    """The state of a request between two of its events."""
+    """The state of a request between two of its events, with the numbers of the first and the last step, in one line."""
     state = "waits after a preemption" if waits else "in the batch"
     return f"request {printable(row.request)}: {state}, steps {first.step} to {last.step}"
 
 
 def of_step(step: Step, trace: StepTrace) -> str:
-    """The tokens, requests and blocks of a step."""
+    """The numbers of tokens, requests and blocks of a step, and its milliseconds, in one line."""
     prefill, decode = step.num_tokens("prefill"), step.num_tokens("decode")
     return (
         f"step {step.step}: {prefill + decode} of {trace.max_num_batched_tokens} tokens ({prefill} prefill, {decode} decode), "

@@ -28,8 +28,9 @@ class Slice:
     """A part of a tensor that is drawn as one rectangle.
 
     Attributes:
-        kind: ``copy``: a part that was copied (``record``). ``padding``: a part filled without a tensor. ``read``: a part of a
-            checkpoint tensor that some rank read. ``missing``, ``twice`` and ``cut off``: a part with a fault, as in `Finding`.
+        kind: ``copy``: a part of a parameter that was copied into it. ``padding``: a part of a parameter that was filled with a
+            number. ``read``: a part of a checkpoint tensor that a rank read. ``missing``, ``twice``, ``cut off``: see `Finding`.
+        record: for a copy, its record in the trace; else None.
         label: for a copy, the short name of the checkpoint tensor (``q_proj``); else the kind.
         faults: the faults of this part; for a copy, the ``cut off`` and ``rounded`` faults of the copied tensor.
         lane: the number of the lane of the bar in which the slice is drawn, from 0 at the top.

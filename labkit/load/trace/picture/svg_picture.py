@@ -1,4 +1,4 @@
-"""Draws the SVG picture for a README: the bars of the HTML page, 800 pixels wide, each slice with a label and a tooltip."""
+"""Draws the SVG picture for a README: the bars of the HTML page, 800 pixels wide, with tooltips, and labels where they fit."""
 
 from __future__ import annotations
 
