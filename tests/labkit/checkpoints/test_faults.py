@@ -311,9 +311,9 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "other heads": (
         "mha-into-gqa",
         lambda folder: rewritten(folder, num_key_value_heads=3),
-        "config.json does not fit it: shape",
+        "config.json does not fit its tensors: shape",
     ),
-    "no number": ("inv-freq", lambda folder: rewritten(folder, rope_theta="x"), "does not fit it: could not"),
+    "no number": ("inv-freq", lambda folder: rewritten(folder, rope_theta="x"), "does not fit its tensors: could not"),
     "multi-head": ("mha-into-gqa", lambda folder: rewritten(folder, num_key_value_heads=4), "4 query heads and 4 kv heads; give"),
     "no layers": ("missing-k", lambda folder: rewritten(folder, num_hidden_layers=0), "num_hidden_layers 0; it must be"),
     "a layer less": (
