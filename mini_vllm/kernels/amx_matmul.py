@@ -114,7 +114,10 @@ def _release(builder: Any) -> None:
 
 @llvm_loop
 def _multiply(builder: Any, parts: Array, row: Any, pairs: Array, sums: Array) -> None:
-    """Multiplies 16 rows of x, from ``row`` on, with a block, into ``sums``. Tiles: 0 to 2 sums, 3 to 5 weights, 6 and 7 x."""
+    """Writes the products of 16 rows of x, from ``row`` on, and a block of weights to ``sums``.
+
+    AMX tile registers: 0 to 2 hold sums, 3 to 5 weights, 6 and 7 x.
+    """
     bytes_of_pairs = 2 * OUTPUTS * 2
     x, weights, totals = (builder.bitcast(array.data, BYTE.as_pointer()) for array in (parts, pairs, sums))
     _, num_rows, num_in = parts.shape

@@ -34,7 +34,7 @@ class Qwen3Attention(LlamaAttention):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Maps (T, H) to (T, H); cos and sin are (T, 1, D)."""
+        """Attention of (T, H), result (T, H); each head of q and k is normed before its rotation by cos and sin, (T, 1, D)."""
         qkv = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim)
         q, k, v = qkv.split([self.qkv_proj.num_heads, *[self.qkv_proj.num_kv_heads] * 2], dim=1)
         q, k = self.rotary(self.q_norm(q), cos, sin), self.rotary(self.k_norm(k), cos, sin)

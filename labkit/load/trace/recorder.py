@@ -29,8 +29,8 @@ MAX_COPIES = 200_000  # a load in more pieces is not traced: its loader copies s
 class Copy:
     """One ``copy_`` from a part of a checkpoint tensor (``source``) into a part of a parameter (``destination``).
 
-    ``shard`` is the attribute ``shard_id`` that vLLM's WeightsMapper set on the tensor, or None. ``changed``: the loader computed
-    with the values before it copied them. ``views``: tensor views of destination and source, elements in the same order.
+    ``shard`` is the attribute ``shard_id`` that vLLM's WeightsMapper set on the tensor, or None. ``changed``: the loader copied
+    new values computed from the tensor's, such as ``weight + 1``; a cast, transpose or slice does not count. ``views``: tensor views of destination and source, elements in the same order.
     """
 
     tensor: str

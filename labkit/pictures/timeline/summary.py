@@ -165,7 +165,7 @@ def of_hit(chunk: Chunk, step: Step) -> str:
 
 
 def of_span(row: Row, first: Step, last: Step, waits: bool) -> str:
-    """The state of a request between two of its events, with the numbers of the first and the last step, in one line."""
+    """Says in one line, with the first and the last step, that a request is in the batch or waits after a preemption."""
     state = "waits after a preemption" if waits else "in the batch"
     return f"request {printable(row.request)}: {state}, steps {first.step} to {last.step}"
 

@@ -119,7 +119,10 @@ class Section:
 
 
 def sections(trace: Trace, findings: Sequence[Finding]) -> tuple[Section, ...]:
-    """Lays out the trace: a slice for every record, and one for every finding about a part of a tensor in the trace."""
+    """The sections of the picture of a load: one per layer, for the embedding, and for norm and head.
+
+    A tensor is a figure with a bar per rank; each copied, padded, faulty or read part is a slice of a bar.
+    """
     figures = _figures(trace, findings)
     stacks = len({match[1] for figure in figures if (match := LAYER.match(figure.name))})
     by_title: dict[str, list[Figure]] = defaultdict(list)
