@@ -118,7 +118,7 @@ def huggingface_name(name: str) -> str:
             return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
         case [part, "weight"] if part in OTHER_NAMES:
             return f"{OTHER_NAMES[part]}.weight"
-    raise UserError(f"the GGUF file holds a tensor {name!r}, for which this converter has no Hugging Face name; add it to LAYER_NAMES")
+    raise UserError(f"the GGUF file has a tensor {name!r}, which has no Hugging Face name here; add it to LAYER_NAMES")
 
 
 def config_of(keys: dict[str, Any], *, tied: bool) -> dict[str, Any]:

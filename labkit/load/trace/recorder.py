@@ -30,7 +30,8 @@ class Copy:
     """One ``copy_`` from a part of a checkpoint tensor (``source``) into a part of a parameter (``destination``).
 
     ``shard`` is the attribute ``shard_id`` that vLLM's WeightsMapper set on the tensor, or None. ``changed``: the loader copied
-    new values computed from the tensor's, such as ``weight + 1``; a cast, transpose or slice does not count. ``views``: tensor views of destination and source, elements in the same order.
+    new values computed from the tensor's, such as ``weight + 1``; a cast, transpose or slice does not count. ``views``: tensor
+    views of destination and source, elements in the same order.
     """
 
     tensor: str

@@ -155,7 +155,7 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, file_size_limit: Callable[[in
 def test_what_is_no_llama_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="architecture 'falcon' and tokenizer 'smollm'"):
         convert(write_gguf(tmp_path / "tiny.gguf", random_weights(), architecture="falcon"), tmp_path)
-    with pytest.raises(UserError, match=r"'blk.0.ssm_in.weight', for which this converter has no Hugging Face name"):
+    with pytest.raises(UserError, match=r"'blk.0.ssm_in.weight', which has no Hugging Face name here"):
         huggingface_name("blk.0.ssm_in.weight")
 
 
