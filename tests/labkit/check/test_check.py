@@ -88,7 +88,7 @@ def test_an_endless_loop_is_ended_and_its_line_named(tmp_path: Path) -> None:
     assert first.line == SOLUTION.read_text(encoding="utf-8").splitlines().index("        return self.table[tokens]") + 1
 
 
-@pytest.mark.parametrize(("choice", "sentence"), [("solutoin", "must be 'solution'"), ("no/such.py", "there is no such file")])
+@pytest.mark.parametrize(("choice", "sentence"), [("solutoin", "give 'solution'"), ("no/such.py", "there is no file")])
 def test_an_implementation_that_is_none(choice: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check(find_lab("1"), choice)
