@@ -141,7 +141,7 @@ def test_a_step_that_fails_stops_it(tmp_path: Path) -> None:
     done = machine.run()
     assert done.returncode == 1
     assert "E: no such package" in done.stdout
-    assert "that step failed; its reason is above" in done.stdout
+    assert "that step failed; the reason is above" in done.stdout
     assert not [line for line in machine.called() if line.startswith("nvidia-ctk")]
 
 
