@@ -58,12 +58,12 @@ class Results:
         return Report.of_results(self.lab, self.graded, self.tests, self.broken)
 
     def feed(self, chunk: bytes) -> None:
-        """Parses the next bytes from the reporter; a line that is not JSON is taken for a line of faulthandler's stack."""
+        """Parses the next bytes from the reporter; any other line is taken for one of faulthandler's stack."""
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         for line in lines:
             try:
                 self._take(json.loads(line))
-            except ValueError:
+            except (ValueError, TypeError, KeyError):
                 self._stack.append(line.decode(errors="replace"))
 
     def end(self, status: int, retry: str = "check again") -> None:

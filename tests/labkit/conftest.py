@@ -14,8 +14,25 @@ from pathlib import Path
 
 import pytest
 
+from labkit.cli import main as cli
 from labkit.system.installer import uv_path
 from labkit.system.labs import ROOT
+
+Lab = Callable[..., tuple[int, str]]
+"""Runs ``./lab WORDS...`` in this process; returns the exit status and the output."""
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lab:
+    def run(*words: str | Path) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["lab", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            return int(ended.code or 0), capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture

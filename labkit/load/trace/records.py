@@ -205,6 +205,14 @@ def _read(kind: Callable[..., Any], data: Mapping[str, Any]) -> Any:
     return kind(**{each.name: _READERS.get(each.name, _as_tuples)(data[each.name]) for each in fields(kind)})  # type: ignore[arg-type]
 
 
+def _shapes(data: Mapping[str, Any]) -> dict[str, Shape]:
+    return {name: tuple(shape) for name, shape in data.items()}
+
+
+def _box(data: Any) -> Box:
+    return tuple((start, stop) for start, stop in data)
+
+
 def _as_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _as_tuples(each) for name, each in value.items()}
@@ -219,4 +227,10 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "records": lambda data: tuple(_read(Record, each) for each in data),
     "fills": lambda data: tuple(_read(Fill, each) for each in data),
     "mapping": lambda data: data and MappingRow(data["from"], data["to"], data["shard"]),
+    "shape": tuple,
+    "parameter_shape": tuple,
+    "checkpoint_shapes": _shapes,
+    "parameter_shapes": _shapes,
+    "destination": _box,
+    "source": _box,
 }

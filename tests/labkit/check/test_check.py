@@ -15,6 +15,7 @@ import pytest
 from labkit.check.check import check
 from labkit.check.report import Report, read_report
 from labkit.check.reporter import clean_message
+from labkit.check.results import Results
 from labkit.system.errors import UserError
 from labkit.system.labs import ROOT, Lab, all_labs, find_lab
 
@@ -135,3 +136,9 @@ def test_the_command_grades_the_starter_unless_another_file_is_named(tmp_path: P
         assert (status, "100 of 100 points" in output) == (0, True), (arguments, implementation)
     assert lab_check("03", "--solution", "--impl", "starter")[0] == 1
     assert "name two files" in lab_check("03", "--solution", "--impl", "starter")[1]
+
+
+def test_a_line_that_the_reporter_did_not_write_changes_no_result() -> None:
+    results = Results(find_lab("01"), SOLUTION)
+    results.feed(b'{"running": "test_a"}\n5\n{"other": 1}\n["running"]\nnot JSON\n{"finished": true}\n')
+    assert (results.tests, results.finished) == ({}, True)

@@ -23,7 +23,6 @@ from torch import Tensor
 from labkit.checkpoints.faults import FAULTS, inject_fault
 from labkit.checkpoints.headers import read_checkpoint
 from labkit.checkpoints.known_models import implied_shapes
-from labkit.cli import main as cli
 from labkit.system.errors import UserError
 
 Lab = Callable[..., tuple[int, str]]
@@ -80,21 +79,6 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     return write(tmp_path / "source", TINY)
-
-
-@pytest.fixture
-def lab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lab:
-    """Types ``./lab ...``; gives the exit status and what was printed."""
-
-    def run(*words: str | Path) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["lab", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as ended:
-            return int(ended.code or 0), capsys.readouterr().out
-        return 0, capsys.readouterr().out
-
-    return run
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from labkit.checkpoints import logits
 from labkit.checkpoints.faults import inject_fault
 from labkit.checkpoints.known_models import implied_shapes
 from labkit.checkpoints.logits import ROUNDING, compare
-from labkit.cli import main as cli
 from labkit.system.errors import UserError
 
 QWEN2 = TINY | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True}
@@ -80,14 +80,9 @@ def test_what_does_not_belong_together_is_refused(llama: Path, tmp_path: Path) -
         compare(tmp_path / "nowhere", llama)
 
 
-def test_the_exit_status_says_whether_they_are_the_same(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exit_status_says_whether_they_are_the_same(llama: Path, tmp_path: Path, lab: Callable[..., tuple[int, str]]) -> None:
     inject_fault(llama, "swapped-kv", tmp_path / "faulty")
     for directory, status, words in ((tmp_path / "faulty", 1, "\nnot the same: "), (llama, 0, "\nthe same: ")):
-        monkeypatch.setattr("sys.argv", ["lab", "logits", str(directory), str(llama)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr().out
-        assert (ended.value.code or 0, words in said) == (status, True)
+        ended, said = lab("logits", directory, llama)
+        assert (ended, words in said) == (status, True)
         assert all(len(line) <= 80 for line in said.splitlines())

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from captured import CAPTURED_FILES, captured
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -19,8 +20,6 @@ from labkit.load.trace.boxes import covered, describe_box, without
 from labkit.load.trace.coverage import Finding, find_faults
 from labkit.load.trace.records import Fill
 from labkit.system.labs import find_lab, load_implementation
-
-CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 
 SPAN = st.tuples(st.integers(0, 5), st.integers(0, 5)).map(lambda pair: (min(pair), max(pair)))
 BOXES = st.lists(st.tuples(SPAN, SPAN, SPAN), max_size=5)
@@ -51,7 +50,7 @@ def test_neighbours_come_back_as_one() -> None:
     assert without((), [()]) == []
 
 
-@pytest.mark.parametrize("path", sorted(CAPTURED.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CAPTURED_FILES, ids=lambda path: path.stem)
 def test_the_lab_and_the_tool_find_the_same(path: Path) -> None:
     """Lab 02's solution counts the cells of a grid and computes the padding; ``find_faults`` subtracts boxes."""
     trace = Trace.read(path)
@@ -64,7 +63,7 @@ def test_the_lab_and_the_tool_find_the_same(path: Path) -> None:
 
 def test_a_vocabularys_padding_is_no_fault_if_it_was_filled() -> None:
     """131 rows on two ranks of 96: rank 1 has 35 of them and 61 of zeros."""
-    trace = Trace.read(CAPTURED / "tiny-tp2.json")
+    trace = captured("tiny-tp2")
     heads = [fill for fill in trace.fills if fill.parameter == "lm_head.weight"]
     assert heads == [Fill("lm_head.weight", ((35, 96), (0, 64)), 1)]
     unfilled = replace(trace, fills=tuple(fill for fill in trace.fills if fill not in heads))
@@ -72,7 +71,7 @@ def test_a_vocabularys_padding_is_no_fault_if_it_was_filled() -> None:
 
 
 def test_cut_off_is_reported_only_for_all_ranks_together() -> None:
-    trace = Trace.read(CAPTURED / "fault-mha-into-gqa.json")
+    trace = captured("fault-mha-into-gqa")
     assert [finding.fault for finding in find_faults(trace)] == ["cut off", "cut off"]
     assert find_faults(trace.of_rank(1)) == []
 
@@ -92,7 +91,7 @@ def test_messages_have_the_numbers() -> None:
 
 def verdict(name: str) -> tuple[bool, str]:
     console = Console(width=80, highlight=False, record=True, file=io.StringIO())
-    return print_coverage(Trace.read(CAPTURED / f"{name}.json"), console), console.export_text()
+    return print_coverage(captured(name), console), console.export_text()
 
 
 def test_the_verdict_is_describe_box() -> None:
@@ -112,7 +111,7 @@ def test_the_verdict_is_describe_box() -> None:
 
 def test_every_element_of_a_whole_load_is_accounted_for() -> None:
     """Elements copied and filled on a rank are together those of its parameters."""
-    trace = Trace.read(CAPTURED / "tiny-tp2.json")
+    trace = captured("tiny-tp2")
     for rank in (0, 1):
         mine = trace.of_rank(rank)
         boxes = [record.destination for record in mine.records] + [fill.destination for fill in mine.fills]

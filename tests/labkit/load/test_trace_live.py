@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from captured import CAPTURED, captured
 from recordings import RECORDINGS, TINY, Recording, write_checkpoint
 from safetensors.torch import save_file
 
@@ -28,7 +29,6 @@ from labkit.system.labs import load_implementation
 vllm = pytest.importorskip("vllm", reason="needs the real vLLM, which is not installed in this environment")
 
 ROOT = Path(__file__).parents[3]
-CAPTURED = ROOT / "labs" / "lab-02-trace-weight-loading" / "captured"
 LAYER = "model.layers.0"
 
 
@@ -93,7 +93,7 @@ def test_rows_of_qkv_per_rank(tp_size: int, rows: int) -> None:
 
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_recordings_are_what_the_tool_records_now(name: str) -> None:
-    recorded = Trace.read(CAPTURED / f"{name}.json")
+    recorded = captured(name)
     # What is made of a loaded parameter before it serves is the machine's choice, and no part of the load.
     now = replace(RECORDINGS[name].run("cpu"), repacked=recorded.repacked)
     assert now == replace(recorded, torch=torch.__version__)
@@ -316,4 +316,4 @@ def test_parameters_on_cuda_hold_what_the_records_say() -> None:
         pytest.skip("needs a CUDA device, and torch finds none here")
     on_cuda = RECORDINGS["tiny-tp2"].run("cuda")
     assert on_cuda.device.startswith("cuda:0 (")
-    assert on_cuda.records == Trace.read(CAPTURED / "tiny-tp2.json").records
+    assert on_cuda.records == captured("tiny-tp2").records

@@ -9,23 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from captured import captured, page
 from playwright.sync_api import sync_playwright
 
-from labkit.load.trace import Trace
-from labkit.load.trace.coverage import find_faults
-from labkit.load.trace.picture import draw_html
-
-CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 QKV = "model.layers.1.self_attn.qkv_proj.weight"
 HOSTILE_NAME = '</script><script>document.title="taken"</script><img src=x onerror=alert(1)>.weight'
-
-
-def captured(name: str) -> Trace:
-    return Trace.read(CAPTURED / f"{name}.json")
-
-
-def page(trace: Trace) -> str:
-    return draw_html(trace, find_faults(trace))
 
 
 @pytest.fixture(scope="module")

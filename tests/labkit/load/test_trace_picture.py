@@ -12,29 +12,20 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from captured import CAPTURED, captured, page
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.cli import main as cli
 from labkit.load.trace import EXAMPLE_TENSORS, MappingRow, Record, Trace, select_parameters_of
 from labkit.load.trace.coverage import find_faults
-from labkit.load.trace.picture import captions, draw_html, draw_svg
+from labkit.load.trace.picture import captions, draw_svg
 from labkit.load.trace.picture.layout import Figure, sections, short_name
 from labkit.system.errors import UserError
 
-CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 ALL = sorted(path.stem for path in CAPTURED.glob("*.json"))
 SVG = "{http://www.w3.org/2000/svg}"
 QKV = "model.layers.0.self_attn.qkv_proj.weight"
 CUT = "model.layers.1.self_attn.o_proj.weight"
-
-
-def captured(name: str) -> Trace:
-    return Trace.read(CAPTURED / f"{name}.json")
-
-
-def page(trace: Trace) -> str:
-    return draw_html(trace, find_faults(trace))
 
 
 def figure(trace: Trace, name: str, what: str = "parameter") -> Figure:
@@ -353,8 +344,8 @@ def test_select_parameters_of_keeps_all_records_of_the_parameters() -> None:
 
 
 @pytest.fixture
-def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Runs ``./lab trace`` on a captured load instead of vLLM; ``traced`` has an entry for each load."""
+def trace_tiny(lab: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs ``./lab trace`` on a captured load instead of vLLM; returns exit status, output, and an entry for each load."""
     traced: list[str] = []
 
     def load(*_: object, **__: object) -> Trace:
@@ -363,18 +354,11 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.setattr("labkit.system.environment.ensure", lambda _: None)
     monkeypatch.setattr("labkit.load.trace.trace_load", load)
-
-    def run(*arguments: str) -> tuple[int, list[str]]:
-        monkeypatch.setattr("sys.argv", ["lab", "trace", "tiny", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), traced
-
-    return run
+    return lambda *arguments: (*lab("trace", "tiny", *arguments), traced)
 
 
-def test_the_command_writes_both(lab: Any, tmp_path: Path) -> None:
-    status, _ = lab("--tp", "2", "--all-ranks", "--html", str(tmp_path / "a.html"), "--svg", str(tmp_path / "a.svg"))
+def test_the_command_writes_both(trace_tiny: Any, tmp_path: Path) -> None:
+    status, *_ = trace_tiny("--tp", "2", "--all-ranks", "--html", str(tmp_path / "a.html"), "--svg", str(tmp_path / "a.svg"))
     assert status == 0
     trace = captured("tiny-tp2")
     assert (tmp_path / "a.html").read_text() == page(trace)
@@ -382,13 +366,15 @@ def test_the_command_writes_both(lab: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.svg"]
 
 
-def test_a_wrong_output_path_is_refused_before_the_load(lab: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_output_path_is_refused_before_the_load(
+    trace_tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for option, file, sentence in [
         ("--html", "a.txt", "should end in .html; name it a.html"),
         ("--svg", "a.html", "should end in .svg; name it a.svg"),
         ("--svg", "absent/a.svg", "there is no folder"),
     ]:
-        status, traced = lab(option, str(tmp_path / file))
+        status, output, traced = trace_tiny(option, str(tmp_path / file))
         assert (status, traced) == (1, [])
-        assert sentence in capsys.readouterr().out
+        assert sentence in output
     assert list(tmp_path.iterdir()) == []

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from captured import CAPTURED, CAPTURED_FILES, captured
 from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.load.trace import EXAMPLE_TENSORS, MappingRow, Record, Trace, select
 from labkit.load.trace.records import Fill
 from labkit.system.errors import UserError
-
-CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 
 SPANS = st.lists(st.tuples(st.integers(0, 9), st.integers(10, 20)), min_size=1, max_size=2).map(tuple)
 SHAPES = st.lists(st.integers(1, 200000), min_size=1, max_size=2).map(tuple)
@@ -84,7 +83,7 @@ def test_the_file_form_is_the_documented_one_with_a_record_on_a_line() -> None:
     assert lines == data["records"]
 
 
-@pytest.mark.parametrize("path", sorted(CAPTURED.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CAPTURED_FILES, ids=lambda path: path.stem)
 def test_every_recording_is_complete_and_names_no_folder_of_a_machine(path: Path) -> None:
     trace = Trace.read(path)
     assert trace.to_json() == path.read_text()
@@ -110,8 +109,18 @@ def test_other_json_is_refused_with_a_sentence(tmp_path: Path, text: str, said: 
     assert "record it again" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("shape", 5), ("parameter_shape", None), ("source", [5]), ("destination", [[0, 1, 2]]), ("source", None)]
+)
+def test_a_record_with_a_malformed_shape_or_part_is_refused(field: str, value: object) -> None:
+    data = json.loads((CAPTURED / "tiny-tp2.json").read_text())
+    data["records"][0][field] = value
+    with pytest.raises(UserError, match="not a trace"):
+        Trace.from_json(json.dumps(data))
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, file_size_limit: Callable[[int], None]) -> None:
-    trace, path = Trace.read(CAPTURED / "tiny-tp2.json"), tmp_path / "a.json"
+    trace, path = captured("tiny-tp2"), tmp_path / "a.json"
     trace.write(path)
     assert Trace.read(path) == trace
     with pytest.raises(UserError, match="cannot write"):
@@ -124,7 +133,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, file_size_limit: 
 
 
 def test_select_keeps_the_order_asked_for_on_every_rank() -> None:
-    chosen = select(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), EXAMPLE_TENSORS)
+    chosen = select(captured("llama-3-8b-tp2"), EXAMPLE_TENSORS)
     assert [record.tensor for record in chosen.records] == [*EXAMPLE_TENSORS, *EXAMPLE_TENSORS]
     assert [record.tp_rank for record in chosen.records] == [0] * 5 + [1] * 5
     assert list(chosen.checkpoint_shapes) == list(EXAMPLE_TENSORS)
@@ -132,7 +141,7 @@ def test_select_keeps_the_order_asked_for_on_every_rank() -> None:
 
 
 def test_select_names_the_nearest_when_there_is_no_such_tensor() -> None:
-    trace = Trace.read(CAPTURED / "smollm2-tp3.json")
+    trace = captured("smollm2-tp3")
     with pytest.raises(
         UserError, match=r"smollm2.* has no tensor 'model.layers.0.self_atn.q_proj.weight'; nearest: .*q_proj.weight"
     ):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from captured import captured
 from rich.console import Console
 
 from labkit.load.trace import EXAMPLE_TENSORS, Trace, print_trace, select
-
-CAPTURED = Path(__file__).parents[3] / "labs" / "lab-02-trace-weight-loading" / "captured"
 
 
 def printed(trace: Trace, width: int) -> str:
@@ -22,7 +20,7 @@ def printed(trace: Trace, width: int) -> str:
 
 @pytest.fixture(scope="module")
 def five() -> Trace:
-    return select(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), EXAMPLE_TENSORS)
+    return select(captured("llama-3-8b-tp2"), EXAMPLE_TENSORS)
 
 
 def test_eighty_columns_are_enough(five: Trace) -> None:
@@ -43,7 +41,7 @@ def test_eighty_columns_are_enough(five: Trace) -> None:
 
 def test_the_longest_names_and_numbers_fit_too() -> None:
     """Layer 125 of a model as wide as Llama-3.1-405B, one rank of two."""
-    record = next(r for r in Trace.read(CAPTURED / "llama-3-8b-tp2.json").records if "v_proj" in r.tensor)
+    record = next(r for r in captured("llama-3-8b-tp2").records if "v_proj" in r.tensor)
     record = replace(
         record,
         tensor="model.layers.125.self_attn.v_proj.weight",
@@ -51,7 +49,7 @@ def test_the_longest_names_and_numbers_fit_too() -> None:
         shape=(128256, 16384),
         source=((0, 128256), (26624, 53248)),
     )
-    trace = replace(Trace.read(CAPTURED / "llama-3-8b-tp2.json"), records=(record,), checkpoint_shapes={})
+    trace = replace(captured("llama-3-8b-tp2"), records=(record,), checkpoint_shapes={})
     text = printed(trace, 80)
     assert max(map(len, text.splitlines())) <= 80
     assert record.parameter in text
@@ -73,6 +71,6 @@ def test_a_wide_terminal_has_one_line_per_tensor(five: Trace) -> None:
 
 
 def test_a_tensor_that_no_rank_read_is_named() -> None:
-    trace = Trace.read(CAPTURED / "fault-bias-unread.json")
+    trace = captured("fault-bias-unread")
     assert "not read by vLLM: model.layers.1.self_attn.q_proj.bias (128,)" in printed(trace, 80)
-    assert "not read" not in printed(Trace.read(CAPTURED / "tiny-tp2.json"), 80)
+    assert "not read" not in printed(captured("tiny-tp2"), 80)
